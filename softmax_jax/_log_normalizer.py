@@ -1,0 +1,90 @@
+"""The log-normaliser of softmax to the last digits, whatever the offset and the margin.
+
+With ``m = max_k o_k``, every surprisal is a sum of two terms that are never negative::
+
+    -log softmax(o)_j = (m - o_j) + r,    r = log Σ_k exp(o_k - m) = log1p(S) >= 0,
+
+where ``S`` sums ``exp(o_k - m)`` over all classes but one that attains the maximum. Nothing
+cancels: not a common offset of 1e6 against itself, and not 1 + S for a confident prediction,
+where the familiar ``logsumexp(o) - o_j`` loses every digit of a loss of 1e-9.
+
+Three roundings are left that a float32 loss would show; each is kept small in its own function
+below. The effort is O(q) elementwise work beside the O(d q) of the logits.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+_LOG2 = math.log(2.0)
+# log 2 in two parts (Cody and Waite): the first has so few bits that its multiples are exact.
+_LOG2_HIGH = 0.693359375
+_LOG2_LOW = _LOG2 - _LOG2_HIGH
+# Below exp(-87) float32 is subnormal, which XLA's devices flush to zero.
+_FLOAT32_LOWEST_EXPONENT = -87.0
+
+
+def log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns ``m = max_k o_k`` and ``r = log Σ_k exp(o_k - m)``, so ``logsumexp(o) = m + r``.
+
+    Args:
+      logits: ``[..., q]``, float32 or float64. Entries of ``-inf`` are impossible classes.
+
+    Returns:
+      ``m`` and ``r``, both ``[...]``; NaN where the largest logit is not finite.
+    """
+    q = logits.shape[-1]
+    m = jnp.max(logits, axis=-1)
+    top = jnp.broadcast_to(m[..., None], logits.shape)
+    gap = logits - top
+    # What the subtraction rounded away (Knuth's TwoSum): exp would multiply it by |gap|.
+    back = logits - gap
+    lost = (logits - (gap + back)) + (back - top)
+
+    high, low = _exp(gap, lost)
+    attains = gap == 0
+    high = jnp.where(attains, 0, high)
+    low = jnp.where(attains, 0, low)
+    ties = jnp.sum(attains, axis=-1, dtype=logits.dtype) - 1
+
+    # Error-free splitting (Rump, Ogita and Oishi 2008): with M a power of two above the sum, the
+    # leading parts (t + M) - M are multiples of one unit and add up exactly, in any order.
+    # `frexp` gives the exponent that bounds the largest term; q terms need log2(q) more bits.
+    _, exponent = jnp.frexp(jnp.max(high, axis=-1))
+    shift = jnp.ldexp(jnp.ones_like(m), exponent + math.ceil(math.log2(q)))
+    shift = jnp.broadcast_to(shift[..., None], logits.shape)
+    leading = (high + shift) - shift
+    rest = (high - leading) + low
+    others = jnp.sum(leading, axis=-1) + jnp.sum(rest, axis=-1) + ties
+    return m, jnp.where(jnp.isfinite(m), _log1p(others), jnp.nan)
+
+
+def _exp(x: jax.Array, correction: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``exp(x + correction)`` for ``x <= 0`` as an unevaluated sum of a large and a small part."""
+    if x.dtype != jnp.float32:
+        e = jnp.exp(x)
+        return e, jnp.where(e > 0, e * correction, 0)
+    # exp(x) = 2^k exp(s) with |s| <= log(2) / 2, and exp(s) - 1 by its Taylor polynomial, whose
+    # remainder is below 2^-27. The leading 2^k is exact, so only the smaller part is rounded.
+    inside = x >= _FLOAT32_LOWEST_EXPONENT
+    x = jnp.where(inside, x, 0)
+    k = jnp.round(x * (1 / _LOG2))
+    s_high = x - k * _LOG2_HIGH
+    s_low = correction - k * _LOG2_LOW
+    s = s_high + s_low
+    series = jnp.full_like(s, 1 / math.factorial(7))
+    for n in range(6, 1, -1):
+        series = series * s + 1 / math.factorial(n)
+    two_to_k = jax.lax.bitcast_convert_type((k.astype(jnp.int32) + 127) << 23, jnp.float32)
+    small = two_to_k * (s_high + (s_low + s * s * series))
+    return jnp.where(inside, two_to_k, 0), jnp.where(inside, small, 0)
+
+
+def _log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)`` for ``x >= 0``, keeping XLA's log1p in its good range.
+
+    XLA's float32 log1p is right to 0.8 ulp below sqrt(2) - 1 and to 2.4 ulp just above, so there
+    ``log(1 + x) = log 2 + log1p((x - 1) / 2)`` is used, whose subtraction is exact.
+    """
+    return jnp.where(x < 0.4142, jnp.log1p(x), _LOG2 + jnp.log1p((x - 1) / 2))

@@ -1,0 +1,88 @@
+"""Surprisal, entropy, cross-entropy and divergence of distributions, in nats or in bits.
+
+All take probabilities along the last axis; 0 · log 0 is 0, as in the limit. Bits are nats over
+``log 2``: 1 nat = 1.4427 bit.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Unit = Literal["nats", "bits"]
+
+NATS_PER_BIT = math.log(2.0)
+
+
+def to_bits(nats: jax.Array | float) -> jax.Array | float:
+    """``nats / log 2``."""
+    return nats / NATS_PER_BIT
+
+
+def surprisal(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
+    """``-log P(j)``, the information in seeing an event of probability ``p``: elementwise.
+
+    Infinite for an impossible event. From logits, `softmax_jax.losses.cross_entropy` gives the
+    surprisal of a label without forming its probability.
+    """
+    return _in_unit(-jnp.log(p), unit)
+
+
+def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
+    """``H[P] = -Σ_j P(j) log P(j)``, eq. 3.4.11, the expected surprisal: ``[..., q] -> [...]``.
+
+    Between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to the
+    gradient: derivatives are taken along the support of ``p``.
+    """
+    return _in_unit(jnp.sum(_xlogy(p, p), axis=-1) * -1, unit)
+
+
+def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
+    """``H(P, Q) = -Σ_j P(j) log Q(j)``: the cost of coding draws from P with the code for Q.
+
+    Never below ``H[P]``, and equal to it only for ``Q = P``; infinite where Q rules out what P
+    allows. ``[..., q] -> [...]``. Classes with ``P(j) = 0`` take no part, in the gradient either.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    _check_same_shape(p, q)
+    return _in_unit(jnp.sum(_xlogy(p, q), axis=-1) * -1, unit)
+
+
+def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
+    """``KL(P, Q) = H(P, Q) - H[P] = Σ_j P(j) log(P(j) / Q(j))``: ``[..., q] -> [...]``.
+
+    Summed as ``Σ_j P(j) log(P(j) / Q(j)) - P(j) + Q(j)``, the same for distributions, whose terms
+    are each non-negative: the result is never below zero by rounding, and nearby distributions
+    keep their digits.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    _check_same_shape(p, q)
+    # With t = (q - p) / p a term is p (t - log1p(t)): no cancellation of nearly equal logarithms.
+    support = p > 0
+    safe_p = jnp.where(support, p, 1)
+    t = jnp.where(support, (q - safe_p) / safe_p, 0)
+    terms = jnp.where(support, p * (t - jnp.log1p(t)), q)
+    return _in_unit(jnp.sum(jnp.maximum(terms, 0), axis=-1), unit)
+
+
+def _xlogy(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``p log q``, with value and derivatives 0 where ``p = 0``."""
+    support = p > 0
+    # The inner `where` keeps log(0) out of the derivative, the outer one out of the value.
+    return jnp.where(support, p * jnp.log(jnp.where(support, q, 1)), 0)
+
+
+def _check_same_shape(p: jax.Array, q: jax.Array) -> None:
+    if jnp.shape(p) != jnp.shape(q):
+        raise ValueError(f"P has shape {jnp.shape(p)} but Q has shape {jnp.shape(q)}")
+
+
+def _in_unit(nats: jax.Array, unit: Unit) -> jax.Array:
+    if unit not in ("nats", "bits"):
+        raise ValueError(f"unit must be 'nats' or 'bits', got {unit!r}")
+    return nats / NATS_PER_BIT if unit == "bits" else nats

@@ -1,0 +1,248 @@
+"""Losses of softmax regression, their derivatives in closed form, and the objective.
+
+Losses are per example, in nats and unreduced; the mean lives in `objective`. A target is either a
+class id (an integer, ``labels: [...]``) or a distribution over the classes (``targets: [..., q]``;
+one-hot is the special case). Which one is meant is read off the number of axes.
+
+The surprisals carry their closed-form derivative as a `jax.custom_jvp`, so that ``jax.grad`` of
+the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes follow from it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax import model
+from softmax_jax._log_normalizer import log_normalizer
+from softmax_jax.model import Params
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    r"""Cross-entropy of softmax predictions with their targets, in nats.
+
+    .. math:: l(y, o) = -\sum_j y_j \log \mathrm{softmax}(o)_j
+        = \log\sum_k e^{o_k} - \sum_j y_j o_j,
+
+    eqs. 3.4.8 and 3.4.9 (the second form for targets that sum to one), never through
+    ``log(softmax(o))``. For float32 logits the value for a class id is within 2 ulp of the exact
+    value for those numbers, whatever their common offset and however small the loss, down to
+    1e-30; see `softmax_jax._log_normalizer`.
+
+    Args:
+      logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
+        class: the loss is ``inf`` where the target gives it weight, and 0 · inf counts as 0.
+      targets: class ids ``[...]`` (integers), or probabilities ``[..., q]``.
+      label_smoothing: ``ε`` in [0, 1): targets become ``(1 - ε) y + ε / q``.
+
+    Returns:
+      ``[...]`` losses. NaN where the largest logit is not finite: NaN, ``+inf`` or all ``-inf``.
+
+    Raises:
+      ValueError: on shapes that do not fit, on class ids outside [0, q), and on ``ε`` outside
+        [0, 1). Under a jax transformation values cannot raise: there, an id out of range gives
+        NaN for its own row, in the loss and in its gradient.
+    """
+    logits = _at_least_float32(logits)
+    y = _distribution(logits, targets, label_smoothing)
+    surprisal = surprisals(logits)
+    impossible_and_irrelevant = (y == 0) & jnp.isinf(surprisal)
+    return jnp.sum(y * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
+
+
+def cross_entropy_gradient(
+    logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    r"""First derivative of `cross_entropy` in the logits, eq. 3.4.10: ``[..., q]``.
+
+    .. math:: \partial l / \partial o_j = \mathrm{softmax}(o)_j - y_j,
+
+    the error of the prediction, as in linear regression. (Times ``Σ_k y_k`` on the softmax, for
+    targets that do not sum to one.)
+    """
+    logits = _at_least_float32(logits)
+    y = _distribution(logits, targets, label_smoothing)
+    mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
+    return mass * jax.nn.softmax(logits, axis=-1) - y
+
+
+def cross_entropy_hessian(logits: jax.Array) -> jax.Array:
+    r"""Second derivative of `cross_entropy` in the logits: ``[..., q, q]``.
+
+    .. math:: \partial^2 l / \partial o_i \partial o_j = p_i \delta_{ij} - p_i p_j,
+        \qquad p = \mathrm{softmax}(o),
+
+    the covariance of the predicted class: positive semi-definite, so the loss is convex, and the
+    same for every target that sums to one, hence no ``targets`` argument.
+    """
+    p = jax.nn.softmax(_at_least_float32(logits), axis=-1)
+    identity = jnp.eye(p.shape[-1], dtype=p.dtype)
+    return jnp.einsum("...i,ij->...ij", p, identity) - jnp.einsum("...i,...j->...ij", p, p)
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """``Σ_i s_i v_i / Σ_i s_i`` over all axes; rows of weight zero do not count, whatever ``v_i``.
+
+    Where every weight is zero there is nothing to average and the mean is 0, so that a batch of
+    padding moves no parameter.
+    """
+    if weights is None:
+        return jnp.mean(values)
+    weights = weights.astype(values.dtype)
+    total = jnp.sum(weights)
+    weighted = jnp.sum(jnp.where(weights == 0, 0, weights * values))
+    return weighted / jnp.where(total == 0, 1, total)
+
+
+def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> jax.Array:
+    """Elastic net ``l2/2 |W|² + l1 |W|_1`` on the weights; the bias is never penalised."""
+    w = _at_least_float32(w)
+    return 0.5 * l2 * jnp.sum(w * w) + l1 * jnp.sum(jnp.abs(w))
+
+
+def objective(
+    params: Params,
+    x: jax.Array,
+    targets: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    l2: float | jax.Array = 0.0,
+    l1: float | jax.Array = 0.0,
+    label_smoothing: float | jax.Array = 0.0,
+) -> jax.Array:
+    r"""What training minimises: the mean loss plus the penalty, in nats.
+
+    .. math:: F(W, b) = \frac{\sum_i s_i l_i}{\sum_i s_i}
+        + \frac{l_2}{2} \|W\|^2 + l_1 \|W\|_1
+
+    With unit weights and no penalty, ``n F`` is minus the log of the likelihood
+    ``P(Y | X) = Π_i P(y_i | x_i)`` (eqs. 3.4.6 and 3.4.7).
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[n, d]`` features.
+      targets: class ids ``[n]`` or probabilities ``[n, q]``.
+      weights: ``[n]`` example weights ``s_i >= 0``; None means 1.
+      l2: strength of the squared penalty (glmnet's convention: scikit-learn's
+        ``C = 1 / (n l2)``).
+      l1: strength of the absolute penalty.
+      label_smoothing: see `cross_entropy`.
+    """
+    losses = cross_entropy(model.logits(params, x), targets, label_smoothing=label_smoothing)
+    return weighted_mean(losses, weights) + penalty(params.w, l2=l2, l1=l1)
+
+
+def objective_gradient(
+    params: Params,
+    x: jax.Array,
+    targets: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    l2: float | jax.Array = 0.0,
+    l1: float | jax.Array = 0.0,
+    label_smoothing: float | jax.Array = 0.0,
+) -> Params:
+    r"""Gradient of `objective` in closed form; the arguments are the same.
+
+    .. math:: \nabla_W F = X^\top R + l_2 W + l_1 \mathrm{sign}(W), \qquad
+        \nabla_b F = \sum_i R_i, \qquad
+        R_i = \frac{s_i}{\sum_k s_k} (\mathrm{softmax}(o_i) - y_i)
+
+    At a zero weight the l1 part is the subgradient 0.
+    """
+    scores = model.logits(params, x)
+    error = cross_entropy_gradient(scores, targets, label_smoothing=label_smoothing)
+    if weights is None:
+        weights = jnp.ones(error.shape[0], error.dtype)
+    total = jnp.sum(weights)
+    share = weights.astype(error.dtype) / jnp.where(total == 0, 1, total)
+    residual = share[:, None] * error
+    # X^T R as the transpose of R^T X, which XLA's CPU backend computes in half the time; without
+    # the barrier its simplifier turns the one into the other.
+    data_part = jax.lax.optimization_barrier(residual.T @ x.astype(error.dtype)).T
+    w = _at_least_float32(params.w)
+    w_gradient = data_part + l2 * w
+    if not (isinstance(l1, float) and l1 == 0):
+        w_gradient += l1 * jnp.sign(w)
+    return Params(
+        w=w_gradient.astype(params.w.dtype),
+        b=jnp.sum(residual, axis=0).astype(params.b.dtype),
+    )
+
+
+def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
+    """True where ``targets`` are class ids, False where they are probabilities.
+
+    Raises:
+      ValueError: if they are neither, or if concrete class ids lie outside [0, q).
+    """
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits need a last axis of classes, got shape {logits.shape}")
+    if targets.shape == logits.shape:
+        return False
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets of shape {targets.shape} fit logits of shape {logits.shape} neither as class "
+            f"ids, of shape {logits.shape[:-1]}, nor as probabilities, of shape {logits.shape}"
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(
+            f"class ids must be integers, got {targets.dtype}: use labels.astype('int32'), or give "
+            f"probabilities of shape {logits.shape}"
+        )
+    q = logits.shape[-1]
+    if not isinstance(targets, jax.core.Tracer) and targets.size:
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= q:
+            raise ValueError(
+                f"class ids must lie in [0, {q}) for {q} classes, got {low if low < 0 else high}"
+            )
+    return True
+
+
+@jax.custom_jvp
+def surprisals(logits: jax.Array) -> jax.Array:
+    r"""``-log softmax(o)_j`` in nats for every class, a sum of two non-negative terms: ``[..., q]``.
+
+    .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
+
+    See `softmax_jax._log_normalizer` for its accuracy. Its derivative is ``p_k - δ_jk``.
+    """
+    m, r = log_normalizer(logits)
+    below_top = jnp.broadcast_to(m[..., None], logits.shape) - logits
+    return below_top + jnp.broadcast_to(r[..., None], logits.shape)
+
+
+@surprisals.defjvp
+def _(primals, tangents):
+    (logits,), (tangent,) = primals, tangents
+    surprisal = surprisals(logits)
+    mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
+    return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
+
+
+def _distribution(
+    logits: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array
+) -> jax.Array:
+    """Targets of either kind as (smoothed) probabilities ``[..., q]``.
+
+    A row of NaN for a label out of range: under a transformation it could not raise.
+    """
+    targets = jnp.asarray(targets)
+    q = logits.shape[-1]
+    if are_labels(logits, targets):
+        y = jax.nn.one_hot(targets, q, dtype=logits.dtype)
+        y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
+    else:
+        y = targets.astype(logits.dtype)
+    if not isinstance(label_smoothing, jax.core.Tracer):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        if label_smoothing == 0:
+            return y
+    return (1 - label_smoothing) * y + label_smoothing / q
+
+
+def _at_least_float32(a: jax.Array) -> jax.Array:
+    a = jnp.asarray(a)
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -1,0 +1,144 @@
+"""What a model scores on data, as sums that merge over batches, blocks and hosts.
+
+`measure` turns the logits of one batch into `Metrics`, a pytree of sums; adding two of them
+(`merge`) measures both batches; `summarize` divides. With soft targets every score is its
+expectation under the target distribution, which for one-hot targets is the usual count.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax import information, losses
+
+
+class Metrics(NamedTuple):
+    """Weighted sums over examples; all scalars but ``confusion``."""
+
+    weight: jax.Array
+    """``Σ s_i``; the number of examples where they are not weighted."""
+    negative_log_likelihood: jax.Array
+    """``Σ s_i l_i`` in nats: minus the log of the likelihood, eqs. 3.4.6 and 3.4.7."""
+    correct: jax.Array
+    """``Σ s_i`` of the examples whose most probable class is the target."""
+    top_k_correct: jax.Array
+    """``Σ s_i`` of the examples whose target is among the k most probable classes."""
+    squared_error: jax.Array
+    """``Σ s_i |ŷ_i - y_i|²``, the Brier score before division."""
+    confusion: jax.Array | None
+    """``[q, q]``, or None: weight of the examples of class (row) predicted as class (column)."""
+
+
+def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
+    """Per example, 1 if the target is among the ``k`` largest logits, else 0: ``[...]``.
+
+    With probabilities as targets, the probability they give to those ``k`` classes. Among equal
+    logits the lower class comes first. A row with a NaN logit predicts nothing and counts 0.
+
+    Raises:
+      ValueError: if ``k`` is not positive, or as `losses.are_labels`.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if k == 1:
+        chosen = jnp.argmax(logits, axis=-1)[..., None]
+    else:
+        chosen = jax.lax.top_k(logits, min(k, logits.shape[-1]))[1]
+    if losses.are_labels(logits, targets):
+        hit = jnp.any(chosen == targets[..., None], axis=-1)
+    else:
+        hit = jnp.sum(jnp.take_along_axis(targets, chosen, axis=-1), axis=-1)
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), 0, hit.astype(jnp.float32))
+
+
+def accuracy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None, *, k: int = 1
+) -> jax.Array:
+    """Correct predictions over predictions, weighted; among the ``k`` best classes for ``k > 1``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(accuracy(jnp.array([[2.0, 0.0], [1.0, 3.0]]), jnp.array([0, 0])))
+      0.5
+    """
+    return losses.weighted_mean(correct(logits, targets, k=k), weights)
+
+
+def squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Per example ``|softmax(o) - y|²``, whose mean is the Brier score (Brier 1950): ``[...]``."""
+    error = losses.cross_entropy_gradient(logits, targets)
+    return jnp.sum(error * error, axis=-1)
+
+
+def measure(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    k: int = 5,
+    confusion: bool = False,
+) -> Metrics:
+    """Sums the scores of one batch.
+
+    Args:
+      logits: ``[n, q]``.
+      targets: class ids ``[n]`` or probabilities ``[n, q]``.
+      weights: ``[n]`` example weights, None for 1; rows of weight zero take no part.
+      k: for the top-k accuracy (at most ``q`` counts).
+      confusion: whether to fill the ``[q, q]`` confusion matrix.
+    """
+    if weights is None:
+        weights = jnp.ones(logits.shape[0], jnp.float32)
+    weights = weights.astype(jnp.float32)
+
+    def total(values):
+        return jnp.sum(jnp.where(weights == 0, 0, weights * values))
+
+    return Metrics(
+        weight=jnp.sum(weights),
+        negative_log_likelihood=total(losses.cross_entropy(logits, targets)),
+        correct=total(correct(logits, targets)),
+        top_k_correct=total(correct(logits, targets, k=k)),
+        squared_error=total(squared_error(logits, targets)),
+        confusion=_confusion(logits, targets, weights) if confusion else None,
+    )
+
+
+def _confusion(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    q = logits.shape[-1]
+    predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), q)
+    if losses.are_labels(logits, targets):
+        targets = jax.nn.one_hot(targets, q)
+    return jnp.einsum("n,ni,nj->ij", weights, targets, predicted)
+
+
+def merge(a: Metrics, b: Metrics) -> Metrics:
+    """The sums over both; associative and commutative up to rounding."""
+    return jax.tree.map(lambda u, v: u + v, a, b)
+
+
+def summarize(metrics: Metrics) -> dict[str, float]:
+    """Means from sums, as plain numbers.
+
+    Returns:
+      ``examples`` (total weight), ``nats`` and ``bits`` (mean negative log-likelihood),
+      ``perplexity`` (``exp(nats)``), ``accuracy``, ``top_k_accuracy`` and ``brier``.
+
+    Raises:
+      ValueError: if the total weight is zero: nothing was measured.
+    """
+    weight = float(metrics.weight)
+    if weight == 0:
+        raise ValueError("the examples measured have a total weight of zero, so they have no mean")
+    nats = float(metrics.negative_log_likelihood) / weight
+    return {
+        "examples": weight,
+        "nats": nats,
+        "bits": float(information.to_bits(nats)),
+        "perplexity": float(np.exp(nats)),
+        "accuracy": float(metrics.correct) / weight,
+        "top_k_accuracy": float(metrics.top_k_correct) / weight,
+        "brier": float(metrics.squared_error) / weight,
+    }

@@ -1,0 +1,100 @@
+"""The model: an affine map from features to one logit per class, and softmax on top.
+
+Shapes: ``x: [..., d]``, ``w: [d, q]``, ``b: [q]``, logits ``[..., q]``. Leading axes are batch
+axes, so each function serves one example, a minibatch, or anything under ``jax.vmap``.
+Equation numbers are those of *Dive into Deep Learning*, section 3.4.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ABSTAIN = -1
+"""What `predict` answers where it does not commit itself to a class."""
+
+
+class Params(NamedTuple):
+    """Weights ``w: [d, q]`` and biases ``b: [q]``; 4 features and 3 classes: 12 and 3 numbers."""
+
+    w: jax.Array
+    b: jax.Array
+
+
+def init(
+    key: jax.Array,
+    *,
+    num_features: int,
+    num_classes: int,
+    scale: float = 0.01,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Params:
+    """Draws ``w ~ Normal(0, scale²)`` and sets ``b = 0``.
+
+    The loss is convex in the parameters, so any start finds the optimum; a small one starts from
+    nearly uniform predictions, a loss of about ``log q`` nats.
+
+    Raises:
+      ValueError: if ``num_features`` or ``num_classes`` is not positive.
+    """
+    if num_features < 1 or num_classes < 1:
+        raise ValueError(
+            "num_features and num_classes must be at least 1, "
+            f"got {num_features} features and {num_classes} classes"
+        )
+    w = scale * jax.random.normal(key, (num_features, num_classes), dtype)
+    return Params(w=w, b=jnp.zeros((num_classes,), dtype))
+
+
+def logits(params: Params, x: jax.Array) -> jax.Array:
+    """Affine scores ``o = x W + b``, eqs. 3.4.2 (one example) and 3.4.5 (a minibatch).
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[..., d]`` features; integers, such as uint8 pixels, are read as the numbers they are.
+
+    Returns:
+      ``[..., q]`` logits in float32 at least: bfloat16 inputs are multiplied as such and summed
+      in float32. On a GPU or TPU ``jax_default_matmul_precision`` rules the products of float32.
+
+    Raises:
+      ValueError: if the last axis of ``x`` is not ``d`` long.
+    """
+    if x.ndim == 0 or x.shape[-1] != params.w.shape[0]:
+        raise ValueError(
+            f"x has shape {x.shape}, but the last axis must hold the {params.w.shape[0]} features "
+            f"that w, of shape {params.w.shape}, was made for"
+        )
+    dtype = jnp.promote_types(jnp.result_type(x, params.w), jnp.float32)
+    scores = jnp.matmul(x, params.w, preferred_element_type=dtype)
+    return scores + jnp.broadcast_to(params.b.astype(dtype), scores.shape)
+
+
+def probabilities(params: Params, x: jax.Array) -> jax.Array:
+    """Predicted probabilities ``ŷ_j = exp(o_j) / Σ_k exp(o_k)``, eq. 3.4.3: ``[..., q]``.
+
+    Non-negative and summing to one for any finite logits; a NaN or ``+inf`` logit has no softmax
+    and gives NaN.
+    """
+    return jax.nn.softmax(logits(params, x), axis=-1)
+
+
+def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0) -> jax.Array:
+    """The most probable class, or `ABSTAIN` where its probability is below ``threshold``.
+
+    ``argmax_j ŷ_j = argmax_j o_j`` (eq. 3.4.4): softmax keeps the order. Of equally probable
+    classes the first is taken.
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[..., d]`` features.
+      threshold: least probability, in [0, 1], on which to commit; 0 never abstains.
+
+    Returns:
+      ``[...]`` int32 class ids; `ABSTAIN` (-1) below the threshold and where there is no
+      prediction at all, because the logits are NaN.
+    """
+    scores = logits(params, x)
+    confidence = jnp.max(jax.nn.softmax(scores, axis=-1), axis=-1)
+    # A NaN confidence fails the comparison too, which is what we want of it.
+    return jnp.where(confidence >= threshold, jnp.argmax(scores, axis=-1), ABSTAIN)

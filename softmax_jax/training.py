@@ -1,0 +1,229 @@
+"""Minibatch training: one update step, a whole epoch as one program, evaluation in blocks.
+
+All are pure: the state goes in and comes out. What a sweep varies is in arrays of the state
+(``l2``, ``label_smoothing``, and the learning rate under `optax.inject_hyperparams`), so that a
+new value compiles nothing and ``jax.vmap`` over states trains many models at once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from softmax_jax import losses, metrics, model
+from softmax_jax.metrics import Metrics
+from softmax_jax.model import Params
+from softmax_jax.permutation import permutation
+
+
+class Batch(NamedTuple):
+    """Examples as they are stored, and how to read their features; a whole data set is one too."""
+
+    x: jax.Array
+    """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
+    targets: jax.Array
+    """Class ids ``[n]`` or probabilities ``[n, q]``."""
+    weights: jax.Array | None = None
+    """``[n]`` example weights; None means 1."""
+    scale: float | jax.Array | None = None
+    """Scalar or ``[d]``; None means 1."""
+    shift: float | jax.Array | None = None
+    """Scalar or ``[d]``; None means 0."""
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step, and the strengths it is trained with."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    l2: jax.Array
+    label_smoothing: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """Scores of a batch under the parameters before its step: float32 scalars."""
+
+    loss: jax.Array
+    """Mean cross-entropy with the (smoothed) targets in nats, without the penalty."""
+    accuracy: jax.Array
+
+
+def init(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    l2: float | jax.Array = 0.0,
+    label_smoothing: float | jax.Array = 0.0,
+) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+      ValueError: if ``l2`` is negative or ``label_smoothing`` outside [0, 1).
+    """
+    if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
+        raise ValueError(f"l2 must not be negative, got {l2}")
+    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        l2=jnp.asarray(l2, jnp.float32),
+        label_smoothing=jnp.asarray(label_smoothing, jnp.float32),
+    )
+
+
+def features(batch: Batch) -> jax.Array:
+    """``x * scale + shift`` as the model sees it: floating point, float32 for integers."""
+    x = batch.x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(jnp.float32)
+    if batch.scale is not None:
+        x = x * _like_rows_of(x, batch.scale)
+    if batch.shift is not None:
+        x = x + _like_rows_of(x, batch.shift)
+    return x
+
+
+def _like_rows_of(x: jax.Array, value: float | jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+
+
+def make_update(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """``update(state, batch) -> (state, metrics)``, jitted: one step of any optax optimiser.
+
+    Call it once and keep the result; it compiles once for each batch shape.
+    """
+    return jax.jit(partial(_update, optimizer))
+
+
+def _update(
+    optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+) -> tuple[TrainState, StepMetrics]:
+    x, targets, weights = features(batch), batch.targets, batch.weights
+    # The gradient in closed form, eq. 3.4.10; `experiments/gradcheck.py` holds it to `jax.grad`.
+    # Both lines need the logits; the compiler computes them once.
+    scores = model.logits(state.params, x)
+    gradient = losses.objective_gradient(
+        state.params,
+        x,
+        targets,
+        weights=weights,
+        l2=state.l2,
+        label_smoothing=state.label_smoothing,
+    )
+    loss = losses.cross_entropy(scores, targets, label_smoothing=state.label_smoothing)
+    step_metrics = StepMetrics(
+        loss=losses.weighted_mean(loss, weights),
+        accuracy=metrics.accuracy(scores, targets, weights),
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), step_metrics
+
+
+def make_epoch(
+    optimizer: optax.GradientTransformation, *, batch_size: int
+) -> Callable[[jax.Array, TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """``epoch(key, state, data) -> (state, metrics)``, jitted: a pass over ``data`` in one program.
+
+    The rows are shuffled by ``key`` and scanned in minibatches of ``batch_size``; each row is seen
+    once. If they do not divide evenly, the last minibatch is filled up with rows of weight zero.
+    The metrics are stacked, ``[ceil(n / batch_size)]``. With the data on the device, Python is not
+    involved between the first step and the last.
+
+    Raises:
+      ValueError: if ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+    @jax.jit
+    def epoch(key, state, data):
+        n = data.x.shape[0]
+        steps = -(-n // batch_size)
+        order = permutation(key, n)
+        filling = steps * batch_size - n
+        order = jnp.pad(order, (0, filling)).reshape(steps, batch_size)
+        if filling:
+            real = (jnp.arange(steps * batch_size) < n).reshape(steps, batch_size)
+        else:
+            real = None
+
+        def step(state, rows_and_real):
+            rows, real = rows_and_real
+            return _update(optimizer, state, _take(data, rows, real))
+
+        return jax.lax.scan(step, state, (order, real))
+
+    return epoch
+
+
+def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
+    """The batch of the given rows; those not ``real`` get weight zero."""
+
+    def at(a):
+        return a.at[rows].get(mode="promise_in_bounds")
+
+    weights = None if data.weights is None else at(data.weights)
+    if real is not None:
+        weights = real.astype(jnp.float32) if weights is None else jnp.where(real, weights, 0)
+    return data._replace(x=at(data.x), targets=at(data.targets), weights=weights)
+
+
+def evaluate(
+    params: Params, data: Batch, *, block_size: int = 8192, k: int = 5, confusion: bool = False
+) -> Metrics:
+    """Measures ``params`` on all of ``data``, a block of rows at a time.
+
+    The features of one block only are converted to floating point at a time, and the logits of one
+    block only exist. Each block is summed on the device in float32 and the blocks on the host in
+    float64. Metrics of further data, on this host or another, are added by `metrics.merge`.
+
+    Args:
+      params: the model.
+      data: ``n`` examples, on the device or the host.
+      block_size: rows at a time; the result depends on it by rounding only.
+      k: see `metrics.measure`.
+      confusion: see `metrics.measure`.
+
+    Returns:
+      `Metrics` of NumPy float64 sums.
+
+    Raises:
+      ValueError: if there are no examples.
+    """
+    n = data.x.shape[0]
+    if n == 0:
+        raise ValueError("there are no examples to evaluate: x has 0 rows")
+    sums = _evaluate_blocks(params, data, min(block_size, n), k, confusion)
+    return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), sums)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _evaluate_blocks(params, data, block_size, k, confusion):
+    """`Metrics` with a leading axis of blocks."""
+    n = data.x.shape[0]
+
+    def block(first):
+        # The last block is moved back to end with the data; what it repeats has weight zero.
+        start = jnp.minimum(first, n - block_size)
+
+        def rows(a):
+            return jax.lax.dynamic_slice_in_dim(a, start, block_size)
+
+        is_new = start + jnp.arange(block_size) >= first
+        weights = is_new.astype(jnp.float32)
+        if data.weights is not None:
+            weights = weights * rows(data.weights)
+        scores = model.logits(params, features(data._replace(x=rows(data.x))))
+        return metrics.measure(scores, rows(data.targets), weights, k=k, confusion=confusion)
+
+    return jax.lax.map(block, jnp.arange(0, n, block_size))
