@@ -119,6 +119,11 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
     return jax.tree.map(lambda u, v: u + v, a, b)
 
 
+def total(stacked: Metrics) -> Metrics:
+    """The sum over a leading axis, of blocks or of hosts, in NumPy float64; waits for the device."""
+    return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), stacked)
+
+
 def summarize(metrics: Metrics) -> dict[str, float]:
     """Means from sums, as plain numbers.
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from softmax_jax import losses, metrics, model
@@ -183,14 +182,14 @@ def evaluate(
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
-    The features of one block only are converted to floating point at a time, and the logits of one
-    block only exist. Each block is summed on the device in float32 and the blocks on the host in
-    float64. Metrics of further data, on this host or another, are added by `metrics.merge`.
+    Each block is summed on the device in float32, and the blocks on the host in float64. Metrics
+    of further data, on this host or another, are added by `metrics.merge`.
 
     Args:
       params: the model.
       data: ``n`` examples, on the device or the host.
-      block_size: rows at a time; the result depends on it by rounding only.
+      block_size: rows at a time: as many are floating-point features and logits at once. The
+        result depends on it by rounding only.
       k: see `metrics.measure`.
       confusion: see `metrics.measure`.
 
@@ -198,19 +197,28 @@ def evaluate(
       `Metrics` of NumPy float64 sums.
 
     Raises:
-      ValueError: if there are no examples.
+      ValueError: if there are no examples, or ``block_size`` is not positive.
+    """
+    return metrics.total(
+        measure_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
+    )
+
+
+@partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
+def measure_blocks(
+    params: Params, data: Batch, *, block_size: int = 8192, k: int = 5, confusion: bool = False
+) -> Metrics:
+    """The part of `evaluate` on the device, which need not be waited for.
+
+    Returns:
+      `Metrics` with a leading axis of blocks, for `metrics.total`.
     """
     n = data.x.shape[0]
     if n == 0:
         raise ValueError("there are no examples to evaluate: x has 0 rows")
-    sums = _evaluate_blocks(params, data, min(block_size, n), k, confusion)
-    return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), sums)
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _evaluate_blocks(params, data, block_size, k, confusion):
-    """`Metrics` with a leading axis of blocks."""
-    n = data.x.shape[0]
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    block_size = min(block_size, n)
 
     def block(first):
         # The last block is moved back to end with the data; what it repeats has weight zero.
@@ -222,7 +230,7 @@ def _evaluate_blocks(params, data, block_size, k, confusion):
         is_new = start + jnp.arange(block_size) >= first
         weights = is_new.astype(jnp.float32)
         if data.weights is not None:
-            weights = weights * rows(data.weights)
+            weights = jnp.where(is_new, rows(data.weights), 0)
         scores = model.logits(params, features(data._replace(x=rows(data.x))))
         return metrics.measure(scores, rows(data.targets), weights, k=k, confusion=confusion)
 

@@ -1,0 +1,267 @@
+"""Holds the analytic derivatives of softmax regression to automatic and numerical ones.
+
+    python experiments/gradcheck.py
+
+Five comparisons:
+
+* ``dl/do``: `jax.grad` of the cross-entropy, and of the textbook's -Σ y log softmax(o), against
+  softmax(o) - y (eq. 3.4.10);
+* ``dF/dW`` and ``dF/db``: `jax.grad` of the objective against X^T (softmax(O) - Y) / n and
+  its row sums;
+* ``finite``: central finite differences in float64 against the same closed forms;
+* ``d²l/do²``: `jax.hessian` against diag(p) - p p^T.
+
+Each over types, sizes of logits, hard and soft targets, weights or none; plain, jitted, and example
+by example under `jax.vmap`. Errors are in ulps of the type at the size of the terms that are
+summed, for finite differences relative to that size. The exit code is 1 if any is beyond its limit.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, logging
+
+from softmax_jax import losses, model
+from softmax_jax.model import Params
+from softmax_jax.training import Batch, features
+
+# Both sides round each of about ten operations.
+ULPS = 8.0
+# A central difference of step h errs by about h² |l'''| / 6 and eps |l| / h.
+RELATIVE = 1e-8
+STEP = 1e-5
+
+DTYPES = ("float32", "bfloat16", "float64")
+SIZES = {"moderate": 1.0, "large": 50.0, "huge": 1e30, "impossible class": 1.0}
+ROWS, FEATURES, CLASSES = 6, 5, 4
+L2 = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """The largest error of a comparison, beside what is allowed."""
+
+    error: float
+    limit: float
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        """False for an error of NaN too."""
+        return self.error <= self.limit
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        return f"{self.error:.2g} {self.unit} of {self.limit:g} allowed: {verdict}"
+
+
+class Problem(NamedTuple):
+    """The arguments of `losses.objective`."""
+
+    params: Params
+    x: jax.Array
+    targets: jax.Array
+    weights: jax.Array | None
+    l2: float
+
+
+def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -> Problem:
+    """A random problem whose logits are of the given size."""
+    rng = np.random.default_rng(seed)
+    w = SIZES[size] * rng.normal(size=(FEATURES, CLASSES))
+    b = SIZES[size] * rng.normal(size=CLASSES)
+    possible = CLASSES
+    if size == "impossible class":
+        b[-1] = -np.inf
+        possible = CLASSES - 1
+    if soft:
+        targets = np.zeros((ROWS, CLASSES))
+        targets[:, :possible] = rng.dirichlet(np.ones(possible), size=ROWS)
+    else:
+        targets = rng.integers(possible, size=ROWS)
+    return Problem(
+        params=Params(jnp.asarray(w, dtype), jnp.asarray(b, dtype)),
+        x=jnp.asarray(rng.normal(size=(ROWS, FEATURES)), dtype),
+        # In bfloat16 they would not sum to one.
+        targets=jnp.asarray(targets, jnp.promote_types(dtype, jnp.float32) if soft else jnp.int32),
+        weights=jnp.asarray(rng.uniform(0.5, 2, size=ROWS), dtype) if weighted else None,
+        # A penalty on weights of 1e30 would drown the data.
+        l2=L2 if SIZES[size] == 1.0 else 0.0,
+    )
+
+
+def objective(params: Params, problem: Problem) -> jax.Array:
+    """`losses.objective` as a function of its parameters."""
+    return losses.objective(
+        params, problem.x, problem.targets, weights=problem.weights, l2=problem.l2
+    )
+
+
+def closed_gradient(problem: Problem) -> Params:
+    return losses.objective_gradient(
+        problem.params, problem.x, problem.targets, weights=problem.weights, l2=problem.l2
+    )
+
+
+def gradient_by_examples(problem: Problem) -> Params:
+    """The gradient of the objective from `jax.grad` of each example's loss, under `jax.vmap`."""
+    params, x, targets, weights, l2 = problem
+
+    def loss(params, x, target):
+        return losses.cross_entropy(model.logits(params, x), target)
+
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(params, x, targets)
+    weights = jnp.ones(len(x), x.dtype) if weights is None else weights
+    mean = jax.tree.map(
+        lambda g: jnp.tensordot(weights, g.astype(jnp.promote_types(g.dtype, jnp.float32)), axes=1)
+        / jnp.sum(weights),
+        gradients,
+    )
+    return mean._replace(w=mean.w + l2 * params.w)
+
+
+def terms(problem: Problem) -> Params:
+    """``|X|^T |R| + l2 |W|`` and the same for b: how large the terms of the gradient are."""
+    params, x, targets, weights, l2 = problem
+    error = jnp.abs(losses.cross_entropy_gradient(model.logits(params, x), targets))
+    weights = jnp.ones(len(x), error.dtype) if weights is None else weights
+    error = error * jnp.broadcast_to((weights / jnp.sum(weights))[:, None], error.shape)
+    return Params(jnp.abs(x).T @ error + l2 * jnp.abs(params.w), jnp.sum(error, axis=0))
+
+
+def in_ulps(actual: jax.Array, expected: jax.Array, size: jax.Array) -> float:
+    """The largest difference, in ulps of the expected array's type at the given size."""
+    eps = float(jnp.finfo(expected.dtype).eps)
+    return relative(actual, expected, size) / eps
+
+
+def relative(actual: jax.Array, expected: jax.Array, size: jax.Array) -> float:
+    difference = np.max(np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64)))
+    largest = float(np.max(np.asarray(size, np.float64)))
+    return float(difference) / max(largest, float(jnp.finfo(expected.dtype).tiny))
+
+
+def check_model(params: Params, data: Batch, *, l2: float, rows: int = 1024) -> Check:
+    """`jax.grad` against the closed form at trained parameters, on the first ``rows`` of data."""
+    data = data._replace(x=data.x[:rows], targets=data.targets[:rows])
+    problem = Problem(params, features(data), data.targets, None, l2)
+    return Check(max(parameter_errors(problem).values()), ULPS, "ulp")
+
+
+def parameter_errors(problem: Problem) -> dict[str, float]:
+    """Of ``dF/dW`` and ``dF/db`` by autodiff, in ulps: the largest of all ways to evaluate."""
+    closed, size = jax.jit(closed_gradient)(problem), terms(problem)
+    ways = [
+        jax.grad(objective)(problem.params, problem),
+        jax.jit(jax.grad(objective))(problem.params, problem),
+        jax.jit(gradient_by_examples)(problem),
+    ]
+    return {
+        name: max(in_ulps(getattr(w, part), getattr(closed, part), getattr(size, part)) for w in ways)
+        for name, part in (("dF/dW", "w"), ("dF/db", "b"))
+    }
+
+
+def total_loss(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.sum(losses.cross_entropy(scores, targets))
+
+
+def total_textbook_loss(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """``-Σ y log softmax(o)`` as the textbook writes it, differentiated by jax's own rules."""
+    y = targets if targets.ndim == scores.ndim else jax.nn.one_hot(targets, scores.shape[-1])
+    log_p = jax.nn.log_softmax(scores)
+    return -jnp.sum(jnp.where(y == 0, 0, y * log_p))
+
+
+def logit_errors(problem: Problem) -> dict[str, float]:
+    """Of ``dl/do`` and ``d²l/do²`` by autodiff, in ulps: the largest of all ways to evaluate."""
+    scores, targets = model.logits(problem.params, problem.x), problem.targets
+    closed = losses.cross_entropy_gradient(scores, targets)
+    ways = [
+        jax.jit(losses.cross_entropy_gradient)(scores, targets),
+        jax.grad(total_loss)(scores, targets),
+        jax.jit(jax.grad(total_loss))(scores, targets),
+        jax.jit(jax.vmap(jax.grad(losses.cross_entropy)))(scores, targets),
+        jax.jit(jax.grad(total_textbook_loss))(scores, targets),
+    ]
+    hessian = losses.cross_entropy_hessian(scores)
+    automatic = jax.jit(jax.vmap(jax.hessian(losses.cross_entropy)))(scores, targets)
+    one = jnp.ones(())
+    return {
+        "dl/do": max(in_ulps(way, closed, one) for way in ways),
+        "d²l/do²": in_ulps(automatic, hessian, one),
+    }
+
+
+def finite_difference_error(problem: Problem, size: str) -> float:
+    """Of the closed gradient of the objective, relative; in float64."""
+    closed, scale = closed_gradient(problem), terms(problem)
+    value = jax.jit(objective)
+    # Logits of 1e30 do not see a step of 1e-5; there the loss is linear and any step will do.
+    step = STEP * SIZES[size] if SIZES[size] > 1e6 else STEP
+    worst = 0.0
+    for part in ("w", "b"):
+        array = np.asarray(getattr(problem.params, part))
+        slopes = np.empty_like(array)
+        for i in np.ndindex(array.shape):
+            moved = []
+            for sign in (1, -1):
+                shifted = array.copy()
+                shifted[i] += sign * step
+                params = problem.params._replace(**{part: jnp.asarray(shifted)})
+                moved.append(float(value(params, problem)))
+            slopes[i] = (moved[0] - moved[1]) / (2 * step)
+        worst = max(worst, relative(slopes, getattr(closed, part), getattr(scale, part)))
+    return worst
+
+
+def check(dtype: str, size: str, soft: bool) -> dict[str, Check]:
+    """All comparisons on problems of one kind, with weights and without."""
+    worst: dict[str, Check] = {}
+    with jax.enable_x64(dtype == "float64"):
+        for weighted in (False, True):
+            problem = make_problem(0, dtype, size, soft, weighted)
+            found = {
+                name: Check(error, ULPS, "ulp")
+                for name, error in {**logit_errors(problem), **parameter_errors(problem)}.items()
+            }
+            if dtype == "float64":
+                error = finite_difference_error(problem, size)
+                found["finite"] = Check(error, RELATIVE, "relative")
+            for name, result in found.items():
+                if name not in worst or not result.error <= worst[name].error:
+                    worst[name] = result
+    return worst
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; there are none")
+    columns = ("dl/do", "dF/dW", "dF/db", "d²l/do²", "finite")
+    print(f"{'type':10}{'logits':18}{'targets':9}" + "".join(f"{c:>10}" for c in columns))
+    failed = False
+    for dtype, size, soft in itertools.product(DTYPES, SIZES, (False, True)):
+        results = check(dtype, size, soft)
+        failed |= not all(r.passed for r in results.values())
+        cells = [
+            f"{results[c].error:.2g}" + ("" if results[c].passed else " !") if c in results else "-"
+            for c in columns
+        ]
+        name = "soft" if soft else "hard"
+        print(f"{dtype:10}{size:18}{name:9}" + "".join(f"{c:>10}" for c in cells), flush=True)
+    print(
+        f"\nlimits: {ULPS:g} ulp of the type, finite differences {RELATIVE:g} relative; "
+        + ("some errors are beyond them (!)" if failed else "all errors are within them")
+    )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)

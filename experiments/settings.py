@@ -1,0 +1,114 @@
+"""The settings of an experiment: one frozen, validated dataclass, the only place of defaults.
+
+A file in `experiments/configs` overrides some of them and returns the whole as a `ConfigDict`, so
+that ``--config.key=value`` can change any; `from_config` turns that back into the dataclass.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+OPTIMIZERS = ("sgd", "momentum", "adam")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to train on; see `softmax_jax.data.load`."""
+
+    name: str = "digits"
+    folder: str = ""
+    data_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Settings of `experiments/train.py`."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 256
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    schedule: str = "constant"
+    """``constant``, or ``cosine`` from the learning rate to zero over the run."""
+    l2: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        _require(math.isfinite(self.learning_rate), "learning_rate", self.learning_rate, "finite")
+        _require(0 <= self.l2 < math.inf, "l2", self.l2, "0 or more, and finite")
+        _require(
+            0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
+        )
+        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _require_choice("schedule", self.schedule, SCHEDULES)
+
+
+def to_config(settings: Train) -> ConfigDict:
+    """The settings as nested `ConfigDict`, for ``--config.key=value``."""
+    return ConfigDict(dataclasses.asdict(settings))
+
+
+def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "config") -> Any:
+    """The settings of a config, with every key known and every value of its type.
+
+    Raises:
+      ValueError: names the key, and for a misspelt one the likeliest meaning.
+    """
+    types = typing.get_type_hints(cls)
+    values = {}
+    for key, value in dict(config).items():
+        if key not in types:
+            close = difflib.get_close_matches(key, types, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
+            raise ValueError(f"{prefix}.{key}: there is no such key; {hint}")
+        expected = types[key]
+        if dataclasses.is_dataclass(expected):
+            values[key] = from_config(value, expected, f"{prefix}.{key}")  # type: ignore[arg-type]
+            continue
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise ValueError(
+                f"{prefix}.{key}={value!r} is of type {type(value).__name__}; expected "
+                f"{expected.__name__}"
+            )
+        values[key] = value
+    return cls(**values)
+
+
+def _require(condition: bool, key: str, value: Any, what: str) -> None:
+    if not condition:
+        raise ValueError(f"config.{key}={value!r}: it must be {what}")
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"config.{key}={value!r}: choose one of {', '.join(choices)}{hint}")
+
+
+def vary(config: ConfigDict, variant: str, **variants: Mapping[str, Any]) -> ConfigDict:
+    """Applies the named variant, as in ``--config=experiments/configs/digits.py:smoke``.
+
+    Raises:
+      ValueError: if there is no such variant.
+    """
+    if not variant:
+        return config
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r}; there is {', '.join(variants)}")
+    config.update(variants[variant])
+    return config

@@ -1,0 +1,163 @@
+"""A data set in memory, and the checks it passes at the door."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# float32 probabilities of a million classes still sum to one this well.
+_SUM_TOLERANCE = 1e-3
+
+
+class Split(NamedTuple):
+    """``x: [n, d]`` raw features, and class ids ``[n]`` or probabilities ``[n, q]``."""
+
+    x: np.ndarray
+    targets: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Train and test examples with what is needed to read and to name them."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    scale: float = 1.0
+    """The model sees ``x * scale``: 1/255 takes 8-bit pixels to [0, 1]."""
+    image_shape: tuple[int, int] | None = None
+    """Height and width if the features are the pixels of a grey image, row by row."""
+
+
+def from_arrays(
+    train_x: np.ndarray,
+    train_targets: np.ndarray,
+    test_x: np.ndarray,
+    test_targets: np.ndarray,
+    *,
+    class_names: Sequence[str] | None = None,
+    scale: float = 1.0,
+) -> Dataset:
+    """Checks four arrays and makes them a `Dataset`.
+
+    Args:
+      train_x: ``[n, d]`` features, or ``[n, height, width]`` images; uint8, float16, bfloat16,
+        float32 stay as they are, other numbers become float32.
+      train_targets: class ids ``[n]``, integers from 0; or probabilities ``[n, q]``.
+      test_x: as ``train_x``.
+      test_targets: as ``train_targets``.
+      class_names: one name a class; by default as many numbers as there are classes.
+      scale: see `Dataset`.
+
+    Raises:
+      ValueError: on any defect; the message names the split, the first row at fault and a remedy.
+    """
+    image_shape = None
+    if np.ndim(train_x) == 3:
+        _, height, width = np.shape(train_x)
+        image_shape = (int(height), int(width))
+    splits = []
+    for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
+        x = _checked_features(np.asarray(x), name)
+        splits.append(Split(x, _checked_targets(np.asarray(targets), len(x), name)))
+    train, test = splits
+    if train.x.shape[1] != test.x.shape[1]:
+        raise ValueError(
+            f"train has {train.x.shape[1]} features a row and test {test.x.shape[1]}; both splits "
+            "must be cut from the same table"
+        )
+    if train.targets.ndim != test.targets.ndim:
+        raise ValueError("one split has class ids and the other probabilities; give both the same")
+    names = _checked_class_names(class_names, train, test)
+    return Dataset(train, test, names, scale=scale, image_shape=image_shape)
+
+
+def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            f"{split}: features of shape {x.shape}; expected [n, d], or images [n, height, width], "
+            "with at least one row and one feature"
+        )
+    # Extension types such as bfloat16 are of kind V, which plain structured data is too.
+    is_number = x.dtype.kind in "buif" or x.dtype.name == "bfloat16"
+    if not is_number:
+        raise ValueError(f"{split}: features of type {x.dtype}; expected real numbers")
+    x = x.reshape(len(x), -1)
+    if x.dtype.name not in ("uint8", "float16", "bfloat16", "float32"):
+        _refuse_not_finite(x, split)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+    _refuse_not_finite(x, split)
+    return x
+
+
+def _refuse_not_finite(x: np.ndarray, split: str) -> None:
+    if x.dtype.kind in "bui":
+        return
+    finite = np.isfinite(x)
+    if not finite.all():
+        rows = np.flatnonzero(~finite.all(axis=1))
+        column = int(np.flatnonzero(~finite[rows[0]])[0])
+        raise ValueError(
+            f"{split}: row {rows[0]}, feature {column} is {float(x[rows[0], column])} as {x.dtype} "
+            f"({len(rows)} of {len(x)} rows have such values); drop these rows or fill the gaps"
+        )
+
+
+def _checked_targets(targets: np.ndarray, rows: int, split: str) -> np.ndarray:
+    if targets.ndim not in (1, 2) or len(targets) != rows:
+        raise ValueError(
+            f"{split}: targets of shape {targets.shape} for {rows} rows; expected class ids "
+            f"[{rows}] or probabilities [{rows}, q]"
+        )
+    if targets.ndim == 1:
+        if targets.dtype.kind not in "ui":
+            raise ValueError(
+                f"{split}: class ids of type {targets.dtype}; expected integers from 0: number the "
+                "classes first, with np.unique(labels, return_inverse=True) for example"
+            )
+        if targets.min() < 0:
+            row = int(np.argmax(targets < 0))
+            raise ValueError(f"{split}: row {row} has class id {targets[row]}; ids start at 0")
+        if targets.max() > np.iinfo(np.int32).max:
+            row = int(np.argmax(targets))
+            raise ValueError(f"{split}: row {row} has class id {targets[row]}, above 2**31 - 1")
+        return targets.astype(np.int32)
+    probabilities = targets.astype(np.float32)
+    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
+    bad |= ~(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{split}: the targets of row {row} are not probabilities: {targets[row]} with sum "
+            f"{targets[row].sum()}; they must be non-negative and sum to 1"
+        )
+    return probabilities
+
+
+def _checked_class_names(
+    class_names: Sequence[str] | None, train: Split, test: Split
+) -> tuple[str, ...]:
+    counts = []
+    for split in (train, test):
+        ids = split.targets.ndim == 1
+        counts.append(int(split.targets.max()) + 1 if ids else split.targets.shape[1])
+    if class_names is None:
+        class_names = [str(i) for i in range(max(counts))]
+    q = len(class_names)
+    if q < 2:
+        raise ValueError("there is a single class, so there is nothing to tell apart")
+    for split, count, name in ((train, counts[0], "train"), (test, counts[1], "test")):
+        if split.targets.ndim == 2 and count != q:
+            raise ValueError(f"{name}: probabilities of {count} classes, but there are {q}")
+        if count > q:
+            row = int(np.argmax(split.targets >= q))
+            raise ValueError(
+                f"{name}: row {row} has class id {split.targets[row]}, but there are {q} classes, "
+                f"with ids 0 to {q - 1}"
+            )
+    if train.targets.ndim == 1 and np.all(train.targets == train.targets[0]):
+        raise ValueError(
+            f"train: all {len(train.targets)} rows are of class {train.targets[0]}; training needs "
+            "rows of two classes at least"
+        )
+    return tuple(class_names)

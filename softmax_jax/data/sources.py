@@ -1,0 +1,204 @@
+"""Where data sets come from: a name, an ``.npz`` file, or a folder that TFDS prepared."""
+
+import contextlib
+import io
+import os
+import pathlib
+import queue
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+
+import numpy as np
+
+from softmax_jax.data.classroom import classroom
+from softmax_jax.data.dataset import Dataset, from_arrays
+
+NAMES = ("classroom", "digits", "mnist", "fashion_mnist")
+FOLDER_VARIABLE = "SOFTMAX_JAX_DATA"
+"""Names a folder with ``mnist/`` and ``fashion_mnist/`` in it, each of four IDX files."""
+
+_CONNECT_SECONDS = 3.0
+_NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+      name: one of `NAMES`, the path of an ``.npz`` file, or that of a folder prepared by TFDS.
+      folder: for ``mnist`` and ``fashion_mnist``, where the IDX files are. By default the folder
+        of that name in ``$SOFTMAX_JAX_DATA``; without one they are downloaded.
+      data_dir: where TFDS keeps what it prepared; by default ``$TFDS_DATA_DIR`` or
+        ``~/tensorflow_datasets``.
+
+    Raises:
+      ValueError: on an unknown name or defective data.
+      FileNotFoundError: if files are missing.
+      ConnectionError: if a download is needed and its host cannot be reached, within seconds.
+    """
+    if name == "classroom":
+        return classroom()
+    if name in NAMES:
+        return _load_builder(name, folder, data_dir)
+    if folder:
+        raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist, not for {name!r}")
+    if name.endswith(".npz"):
+        return load_npz(name)
+    if pathlib.Path(name, "dataset_info.json").is_file():
+        return load_prepared(name)
+    raise ValueError(
+        f"unknown data set {name!r}; expected one of {', '.join(NAMES)}, the path of an existing "
+        ".npz file, or a folder prepared by TFDS (one with a dataset_info.json)"
+    )
+
+
+def load_npz(path: str | os.PathLike[str]) -> Dataset:
+    """Reads ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras names them.
+
+    ``class_names`` is read too if there; uint8 features are scaled by 1/255.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no ``.npz`` file, an array is missing or defective.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} is not an .npz file of plain arrays: {e}") from e
+    with file:
+        missing = [key for key in _NPZ_KEYS if key not in file]
+        if missing:
+            raise ValueError(
+                f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}. "
+                f"Save it with np.savez(path, {', '.join(f'{k}=...' for k in _NPZ_KEYS)})"
+            )
+        arrays = [file[key] for key in _NPZ_KEYS]
+        names = [str(n) for n in file["class_names"]] if "class_names" in file else None
+    scale = 1 / 255 if arrays[0].dtype == np.uint8 else 1.0
+    try:
+        return from_arrays(*arrays, class_names=names, scale=scale)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
+    """Reads the ``train`` and ``test`` splits of a data set that TFDS has prepared.
+
+    It must be stored as ArrayRecord, with features ``image`` (an array of one shape) and ``label``
+    (a class). TensorFlow is not needed.
+
+    Raises:
+      ValueError: if it is stored or shaped otherwise.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(os.fspath(directory))
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise ValueError(
+            f"{directory} has the features {', '.join(features)}; expected 'image' and 'label'"
+        )
+    if builder.info.file_format.value != "array_record":
+        raise ValueError(
+            f"{directory} is stored as {builder.info.file_format.value}, which needs TensorFlow; "
+            "prepare it with file_format='array_record'"
+        )
+    arrays = []
+    for split in ("train", "test"):
+        if split not in builder.info.splits:
+            raise ValueError(f"{directory} has no split {split!r}")
+        source = builder.as_data_source(split=split)
+        rows = source.__getitems__(range(len(source)))
+        arrays += [np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows])]
+    # TFDS gives back what it reads from JSON as it was written: numbers as strings, in part.
+    largest = float((builder.info.metadata or {}).get("largest_pixel", 255))
+    images = arrays[0]
+    return from_arrays(
+        *arrays,
+        class_names=features["label"].names,
+        scale=1 / largest if images.dtype == np.uint8 else 1.0,
+    )
+
+
+def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
+    import tensorflow_datasets as tfds
+
+    from softmax_jax.data import builders
+
+    cls = {
+        "digits": builders.SoftmaxJaxDigits,
+        "mnist": builders.SoftmaxJaxMnist,
+        "fashion_mnist": builders.SoftmaxJaxFashionMnist,
+    }[name]
+    if name == "digits" and folder:
+        raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist; digits need no files")
+    if not folder and name != "digits":
+        candidate = pathlib.Path(os.environ.get(FOLDER_VARIABLE, ""), name)
+        folder = str(candidate) if os.environ.get(FOLDER_VARIABLE) and candidate.is_dir() else ""
+
+    builder = cls(data_dir=data_dir or None, file_format="array_record")
+    if not builder.data_path.joinpath("dataset_info.json").exists():
+        if name != "digits" and not folder:
+            _check_reachable(name, cls.URL, builder.data_path)
+        if folder:
+            cls.read_folder(folder)  # the same checks, before TFDS begins to write
+        manual_dir = os.path.abspath(folder) if folder else None
+        # What TFDS prints speaks of a download whether there is one or not; its bars tell enough.
+        show_bars = name != "digits"  # which take a tenth of a second
+        with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
+    elif folder:
+        given = builders.content_digests(cls.read_folder(folder))
+        if dict(builder.info.metadata["sha256"]) != given:
+            raise ValueError(
+                f"{folder} holds other data than {builder.data_path} was prepared from; remove the "
+                "latter, or give another data_dir"
+            )
+    return load_prepared(builder.data_path)
+
+
+@contextlib.contextmanager
+def _progress_bars(show: bool):
+    import tensorflow_datasets as tfds
+
+    if not show:
+        tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _check_reachable(name: str, url: str, prepared: os.PathLike[str]) -> None:
+    """Looks before TFDS leaps: it would retry for minutes."""
+    # In a thread, for no timeout bounds the look-up of a name; urllib heeds proxies.
+    answer: queue.Queue[Exception | None] = queue.Queue()
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
+            answer.put(None)
+        except urllib.error.HTTPError:
+            answer.put(None)  # a refusal is an answer: the host is there
+        except OSError as e:
+            answer.put(e)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = answer.get(timeout=_CONNECT_SECONDS + 1)
+    except queue.Empty:
+        problem = TimeoutError("no answer")
+    if problem is None:
+        return
+    raise ConnectionError(
+        f"{name} is not prepared in {prepared}, no folder of its files was given, and {url} "
+        f"cannot be reached ({problem}).\n"
+        f"Fetch the four *-ubyte.gz files from there on a machine with a network, put them in a "
+        f"folder, and name it with --config.data.folder=FOLDER (folder=... in Python); or set "
+        f"${FOLDER_VARIABLE} to the folder that has them in {name}/."
+    ) from problem
