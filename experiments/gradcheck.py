@@ -103,12 +103,14 @@ def objective(params: Params, problem: Problem) -> jax.Array:
     )
 
 
+@jax.jit
 def closed_gradient(problem: Problem) -> Params:
     return losses.objective_gradient(
         problem.params, problem.x, problem.targets, weights=problem.weights, l2=problem.l2
     )
 
 
+@jax.jit
 def gradient_by_examples(problem: Problem) -> Params:
     """The gradient of the objective from `jax.grad` of each example's loss, under `jax.vmap`."""
     params, x, targets, weights, l2 = problem
@@ -126,6 +128,7 @@ def gradient_by_examples(problem: Problem) -> Params:
     return mean._replace(w=mean.w + l2 * params.w)
 
 
+@jax.jit
 def terms(problem: Problem) -> Params:
     """``|X|^T |R| + l2 |W|`` and the same for b: how large the terms of the gradient are."""
     params, x, targets, weights, l2 = problem
@@ -156,11 +159,11 @@ def check_model(params: Params, data: Batch, *, l2: float, rows: int = 1024) -> 
 
 def parameter_errors(problem: Problem) -> dict[str, float]:
     """Of ``dF/dW`` and ``dF/db`` by autodiff, in ulps: the largest of all ways to evaluate."""
-    closed, size = jax.jit(closed_gradient)(problem), terms(problem)
+    closed, size = closed_gradient(problem), terms(problem)
     ways = [
         jax.grad(objective)(problem.params, problem),
-        jax.jit(jax.grad(objective))(problem.params, problem),
-        jax.jit(gradient_by_examples)(problem),
+        jitted_gradient(problem.params, problem),
+        gradient_by_examples(problem),
     ]
     return {
         name: max(in_ulps(getattr(w, part), getattr(closed, part), getattr(size, part)) for w in ways)
@@ -179,30 +182,35 @@ def total_textbook_loss(scores: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.where(y == 0, 0, y * log_p))
 
 
+# Jitted once, here, so that problems of one shape share the compiled functions.
+jitted_objective = jax.jit(objective)
+jitted_gradient = jax.jit(jax.grad(objective))
+jitted_hessian = jax.jit(jax.vmap(jax.hessian(losses.cross_entropy)))
+LOGIT_GRADIENTS = (
+    jax.jit(losses.cross_entropy_gradient),
+    jax.grad(total_loss),
+    jax.jit(jax.grad(total_loss)),
+    jax.jit(jax.vmap(jax.grad(losses.cross_entropy))),
+    jax.jit(jax.grad(total_textbook_loss)),
+)
+
+
 def logit_errors(problem: Problem) -> dict[str, float]:
     """Of ``dl/do`` and ``d²l/do²`` by autodiff, in ulps: the largest of all ways to evaluate."""
     scores, targets = model.logits(problem.params, problem.x), problem.targets
     closed = losses.cross_entropy_gradient(scores, targets)
-    ways = [
-        jax.jit(losses.cross_entropy_gradient)(scores, targets),
-        jax.grad(total_loss)(scores, targets),
-        jax.jit(jax.grad(total_loss))(scores, targets),
-        jax.jit(jax.vmap(jax.grad(losses.cross_entropy)))(scores, targets),
-        jax.jit(jax.grad(total_textbook_loss))(scores, targets),
-    ]
-    hessian = losses.cross_entropy_hessian(scores)
-    automatic = jax.jit(jax.vmap(jax.hessian(losses.cross_entropy)))(scores, targets)
     one = jnp.ones(())
     return {
-        "dl/do": max(in_ulps(way, closed, one) for way in ways),
-        "d²l/do²": in_ulps(automatic, hessian, one),
+        "dl/do": max(in_ulps(way(scores, targets), closed, one) for way in LOGIT_GRADIENTS),
+        "d²l/do²": in_ulps(
+            jitted_hessian(scores, targets), losses.cross_entropy_hessian(scores), one
+        ),
     }
 
 
 def finite_difference_error(problem: Problem, size: str) -> float:
     """Of the closed gradient of the objective, relative; in float64."""
     closed, scale = closed_gradient(problem), terms(problem)
-    value = jax.jit(objective)
     # Logits of 1e30 do not see a step of 1e-5; there the loss is linear and any step will do.
     step = STEP * SIZES[size] if SIZES[size] > 1e6 else STEP
     worst = 0.0
@@ -215,7 +223,7 @@ def finite_difference_error(problem: Problem, size: str) -> float:
                 shifted = array.copy()
                 shifted[i] += sign * step
                 params = problem.params._replace(**{part: jnp.asarray(shifted)})
-                moved.append(float(value(params, problem)))
+                moved.append(float(jitted_objective(params, problem)))
             slopes[i] = (moved[0] - moved[1]) / (2 * step)
         worst = max(worst, relative(slopes, getattr(closed, part), getattr(scale, part)))
     return worst

@@ -7,10 +7,13 @@ that ``--config.key=value`` can change any; `from_config` turns that back into t
 import dataclasses
 import difflib
 import math
+import pathlib
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from absl import app
 from ml_collections import ConfigDict
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
@@ -98,6 +101,24 @@ def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(value, choices, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"config.{key}={value!r}: choose one of {', '.join(choices)}{hint}")
+
+
+def parse_flags(argv: list[str], *, default: str) -> list[str]:
+    """For `absl.app.run`: without ``--config`` takes the config of the ``default`` name.
+
+    An unknown ``--config.key`` ends in a line with the likeliest key, not in a traceback.
+    """
+    if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
+        path = pathlib.Path(__file__).parent / "configs" / f"{default}.py"
+        argv = [argv[0], f"--config={path}", *argv[1:]]
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as e:
+        # ConfigDict wraps one error in another; the innermost names the key and the nearest known.
+        message: Any = e
+        while isinstance(message, Exception):
+            message = message.args[0]
+        sys.exit("error: there is no --config key " + ". ".join(str(message).splitlines()))
 
 
 def vary(config: ConfigDict, variant: str, **variants: Mapping[str, Any]) -> ConfigDict:

@@ -17,6 +17,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -33,8 +34,9 @@ from softmax_jax.training import Batch
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(pathlib.Path(__file__).parent / "configs" / "digits.py"),
-    "Config file, FILE.py or FILE.py:VARIANT; --config.KEY=VALUE changes a setting of it.",
+    None,
+    "Config file, FILE.py or FILE.py:VARIANT, by default experiments/configs/digits.py; "
+    "--config.KEY=VALUE changes a setting of it.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -202,4 +204,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    app.run(main, flags_parser=partial(settings.parse_flags, default="digits"))

@@ -1,0 +1,45 @@
+"""Strictness for all tests, and what several of them share."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def count_compilations():
+    """A function that runs another and returns how many programs XLA compiled meanwhile."""
+    events = []
+
+    def listener(event, duration, **kwargs):
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+
+    def count(function):
+        before = events.count(COMPILED)
+        jax.block_until_ready(function())
+        return events.count(COMPILED) - before
+
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.fixture(scope="session")
+def idx_folder():
+    """A function from ``mnist`` or ``fashion_mnist`` to the folder of its IDX files, or a skip."""
+    root = pathlib.Path(os.environ.get("SOFTMAX_JAX_DATA", REPOSITORY.parent / "shared" / "data"))
+
+    def find(name):
+        folder = root / name
+        if not folder.is_dir():
+            pytest.skip(f"the IDX files of {name} are not here; $SOFTMAX_JAX_DATA can name them")
+        return folder
+
+    return find
