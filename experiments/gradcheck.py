@@ -80,16 +80,16 @@ def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -
     if size == "impossible class":
         b[-1] = -np.inf
         possible = CLASSES - 1
-    if soft:
-        targets = np.zeros((ROWS, CLASSES))
-        targets[:, :possible] = rng.dirichlet(np.ones(possible), size=ROWS)
-    else:
-        targets = rng.integers(possible, size=ROWS)
+    # Float32 for bfloat16 too, in which they would not sum to one.
+    soft_targets = np.zeros((ROWS, CLASSES))
+    soft_targets[:, :possible] = rng.dirichlet(np.ones(possible), size=ROWS)
+    labels = rng.integers(possible, size=ROWS)
     return Problem(
         params=Params(jnp.asarray(w, dtype), jnp.asarray(b, dtype)),
         x=jnp.asarray(rng.normal(size=(ROWS, FEATURES)), dtype),
-        # In bfloat16 they would not sum to one.
-        targets=jnp.asarray(targets, jnp.promote_types(dtype, jnp.float32) if soft else jnp.int32),
+        targets=jnp.asarray(soft_targets, jnp.promote_types(dtype, jnp.float32))
+        if soft
+        else jnp.asarray(labels, jnp.int32),
         weights=jnp.asarray(rng.uniform(0.5, 2, size=ROWS), dtype) if weighted else None,
         # A penalty on weights of 1e30 would drown the data.
         l2=L2 if SIZES[size] == 1.0 else 0.0,
@@ -121,8 +121,10 @@ def gradient_by_examples(problem: Problem) -> Params:
     gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(params, x, targets)
     weights = jnp.ones(len(x), x.dtype) if weights is None else weights
     mean = jax.tree.map(
-        lambda g: jnp.tensordot(weights, g.astype(jnp.promote_types(g.dtype, jnp.float32)), axes=1)
-        / jnp.sum(weights),
+        lambda g: (
+            jnp.tensordot(weights, g.astype(jnp.promote_types(g.dtype, jnp.float32)), axes=1)
+            / jnp.sum(weights)
+        ),
         gradients,
     )
     return mean._replace(w=mean.w + l2 * params.w)
@@ -144,7 +146,7 @@ def in_ulps(actual: jax.Array, expected: jax.Array, size: jax.Array) -> float:
     return relative(actual, expected, size) / eps
 
 
-def relative(actual: jax.Array, expected: jax.Array, size: jax.Array) -> float:
+def relative(actual: np.typing.ArrayLike, expected: jax.Array, size: jax.Array) -> float:
     difference = np.max(np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64)))
     largest = float(np.max(np.asarray(size, np.float64)))
     return float(difference) / max(largest, float(jnp.finfo(expected.dtype).tiny))
@@ -166,7 +168,9 @@ def parameter_errors(problem: Problem) -> dict[str, float]:
         gradient_by_examples(problem),
     ]
     return {
-        name: max(in_ulps(getattr(w, part), getattr(closed, part), getattr(size, part)) for w in ways)
+        name: max(
+            in_ulps(getattr(w, part), getattr(closed, part), getattr(size, part)) for w in ways
+        )
         for name, part in (("dF/dW", "w"), ("dF/db", "b"))
     }
 

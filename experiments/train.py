@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
@@ -69,32 +70,28 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     write_atomically(workdir / "config.json", to_json(dataclasses.asdict(config)))
 
     train_data, test_data = (
-        jax.device_put(Batch(split.x, split.targets, scale=np.float32(dataset.scale)))
+        Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
         for split in (dataset.train, dataset.test)
     )
     steps_per_epoch = -(-num_train // config.batch_size)
     optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
     init_key, order_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(
-        init_key, num_features=num_features, num_classes=len(dataset.class_names)
-    )
-    state = training.init(
-        params, optimizer, l2=config.l2, label_smoothing=config.label_smoothing
-    )
+    params = model.init(init_key, num_features=num_features, num_classes=len(dataset.class_names))
+    state = training.init(params, optimizer, l2=config.l2, label_smoothing=config.label_smoothing)
 
     start = time.perf_counter()
-    run_epoch = training.make_epoch(optimizer, batch_size=config.batch_size)
-    run_epoch = run_epoch.lower(order_key, state, train_data).compile()
+    epoch_program = training.make_epoch(optimizer, batch_size=config.batch_size)
+    run_epoch = epoch_program.lower(order_key, state, train_data).compile()
     measure = training.measure_blocks.lower(params, test_data).compile()
     compile_seconds = time.perf_counter() - start
 
     def epochs():
-        """Yields each epoch's (epoch, state, step metrics, blocks of test metrics), unwaited."""
-        running = state
+        """Yields the state after each epoch and its metrics, none of them waited for."""
+        nonlocal state
         for epoch in range(1, config.epochs + 1):
             key = jax.random.fold_in(order_key, epoch)
-            running, step_metrics = run_epoch(key, running, train_data)
-            yield epoch, running, step_metrics, measure(running.params, test_data)
+            state, step_metrics = run_epoch(key, state, train_data)
+            yield epoch, step_metrics, measure(state.params, test_data)
 
     start = time.perf_counter()
     rows = []
@@ -103,7 +100,7 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
         tqdm(total=config.epochs, desc="epochs") as bar,
     ):
         # One epoch late, so that the device has the next one to do while this one is written down.
-        for epoch, state, step_metrics, test_blocks in one_late(epochs()):
+        for epoch, step_metrics, test_blocks in one_late(epochs()):
             scores = metrics.summarize(metrics.total(test_blocks))
             row = {
                 "epoch": epoch,
@@ -172,7 +169,9 @@ def create_workdir(workdir: pathlib.Path) -> None:
     """Makes the folder, and refuses one that already holds a run."""
     workdir.mkdir(parents=True, exist_ok=True)
     if (workdir / "config.json").exists():
-        raise FileExistsError(f"{workdir} already holds a run: give another --workdir, or remove it")
+        raise FileExistsError(
+            f"{workdir} already holds a run: give another --workdir, or remove it"
+        )
 
 
 def to_json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
 BLUE, ORANGE = "#0072B2", "#D55E00"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -31,7 +31,10 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots(1, 2)
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) < 3 else None
-        for ax, score, unit in ((axes[0], "loss", "loss (nats)"), (axes[1], "accuracy", "accuracy")):
+        for ax, score, unit in (
+            (axes[0], "loss", "loss (nats)"),
+            (axes[1], "accuracy", "accuracy"),
+        ):
             for split, colour, line in (("train", BLUE, "-"), ("test", ORANGE, "--")):
                 values = [row[f"{split}_{score}"] for row in rows]
                 ax.plot(epochs, values, line, color=colour, label=split, marker=marker)
@@ -43,7 +46,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def weight_images(
-    w: np.ndarray, image_shape: tuple[int, int], class_names: Sequence[str]
+    w: np.typing.ArrayLike, image_shape: tuple[int, int], class_names: Sequence[str]
 ) -> Figure:
     """The weights of each class as an image: which pixels speak for it and which against.
 
@@ -52,20 +55,20 @@ def weight_images(
       image_shape: height and width.
       class_names: ``q`` names.
     """
-    w = np.asarray(w, np.float32)
-    q = w.shape[1]
+    weights = np.asarray(w, np.float32)
+    q = weights.shape[1]
     columns = min(q, 5)
     rows = -(-q // columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.6 * columns + 0.8, 1.75 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
-        largest = float(np.max(np.abs(w))) or 1.0
+        largest = float(np.max(np.abs(weights))) or 1.0
         for ax in axes.flat[q:]:
             ax.set_visible(False)
         for j, name in enumerate(class_names):
             ax = axes.flat[j]
             shown = ax.imshow(
-                w[:, j].reshape(image_shape), cmap="PuOr", vmin=-largest, vmax=largest
+                weights[:, j].reshape(image_shape), cmap="PuOr", vmin=-largest, vmax=largest
             )
             ax.set_title(name, fontsize=10)
             ax.set_axis_off()

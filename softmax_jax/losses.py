@@ -202,7 +202,7 @@ def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
 
 @jax.custom_jvp
 def surprisals(logits: jax.Array) -> jax.Array:
-    r"""``-log softmax(o)_j`` in nats for every class, a sum of two non-negative terms: ``[..., q]``.
+    r"""``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
 
     .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
 

@@ -120,7 +120,7 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 
 def total(stacked: Metrics) -> Metrics:
-    """The sum over a leading axis, of blocks or of hosts, in NumPy float64; waits for the device."""
+    """The sum over a leading axis, of blocks or hosts, in NumPy float64; waits for the device."""
     return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), stacked)
 
 

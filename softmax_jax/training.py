@@ -5,7 +5,6 @@ All are pure: the state goes in and comes out. What a sweep varies is in arrays 
 new value compiles nothing and ``jax.vmap`` over states trains many models at once.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -93,9 +92,7 @@ def _like_rows_of(x: jax.Array, value: float | jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
 
 
-def make_update(
-    optimizer: optax.GradientTransformation,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+def make_update(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
     """``update(state, batch) -> (state, metrics)``, jitted: one step of any optax optimiser.
 
     Call it once and keep the result; it compiles once for each batch shape.
@@ -128,9 +125,7 @@ def _update(
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), step_metrics
 
 
-def make_epoch(
-    optimizer: optax.GradientTransformation, *, batch_size: int
-) -> Callable[[jax.Array, TrainState, Batch], tuple[TrainState, StepMetrics]]:
+def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> jax.stages.Wrapped:
     """``epoch(key, state, data) -> (state, metrics)``, jitted: a pass over ``data`` in one program.
 
     The rows are shuffled by ``key`` and scanned in minibatches of ``batch_size``; each row is seen
@@ -151,10 +146,8 @@ def make_epoch(
         order = permutation(key, n)
         filling = steps * batch_size - n
         order = jnp.pad(order, (0, filling)).reshape(steps, batch_size)
-        if filling:
-            real = (jnp.arange(steps * batch_size) < n).reshape(steps, batch_size)
-        else:
-            real = None
+        is_real = (jnp.arange(steps * batch_size) < n).reshape(steps, batch_size)
+        real = is_real if filling else None
 
         def step(state, rows_and_real):
             rows, real = rows_and_real

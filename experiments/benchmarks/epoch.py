@@ -1,0 +1,168 @@
+"""An epoch as one program against the same update called from a Python loop.
+
+    python experiments/benchmarks/epoch.py
+    python experiments/benchmarks/epoch.py --folder=FOLDER_OF_FASHION_MNIST
+
+On Fashion-MNIST where its files are at hand, else on random pixels of the same shape (the time does
+not depend on the values). All variants train 60,000 x 784 with batches of 256 and plain SGD; they
+take turns, and the median of the rounds is shown. Compilation is timed apart and left out.
+
+The loops differ in what they do beside the update, which decides what they cost:
+
+* ``uint8, unwaited``: hands the update raw pixels and never looks at a result: the least that a
+  loop in Python can do.
+* ``uint8, loss read``: reads the loss of each step, as a progress bar or a log does.
+* ``float32, loss read``: the batches are converted to [0, 1] in NumPy first.
+* ``torch``: `torch.nn.Linear`, cross-entropy and `torch.optim.SGD` over float32 tensors that are
+  in memory already, the loss never read; only if torch is installed.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+
+from softmax_jax import model, training
+from softmax_jax.data import load
+from softmax_jax.training import Batch
+
+_FOLDER = flags.DEFINE_string("folder", "", "Folder with the IDX files of Fashion-MNIST.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each variant runs.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Rows a step.", lower_bound=1)
+
+LEARNING_RATE = 0.1
+SCALE = 1 / 255
+
+
+def pixels_and_labels(folder: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Fashion-MNIST, or random numbers of its shape, and which of them it is."""
+    try:
+        split = load("fashion_mnist", folder=folder).train
+    except (ConnectionError, ImportError):
+        if folder:
+            raise
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 256, size=(60_000, 784), dtype=np.uint8)
+        return x, rng.integers(10, size=60_000).astype(np.int32), "random pixels"
+    return split.x, split.targets, "Fashion-MNIST"
+
+
+def rows_of_batches(seed: int, n: int, batch_size: int) -> list[np.ndarray]:
+    """Shuffled row numbers, cut into full batches."""
+    order = np.random.default_rng(seed).permutation(n)
+    return np.split(order[: n - n % batch_size], n // batch_size)
+
+
+def python_loop(update, state, x, y, batch_size, *, convert: bool, read: bool) -> Callable:
+    """An epoch by calls of ``update`` on NumPy batches."""
+
+    def run(seed):
+        running = state
+        for rows in rows_of_batches(seed, len(x), batch_size):
+            if convert:
+                batch = Batch(x[rows].astype(np.float32) / np.float32(255), y[rows])
+            else:
+                batch = Batch(x[rows], y[rows], scale=SCALE)
+            running, step_metrics = update(running, batch)
+            if read:
+                float(step_metrics.loss)
+        jax.block_until_ready(running)
+
+    return run
+
+
+def torch_loop(x: np.ndarray, y: np.ndarray, batch_size: int) -> Callable | None:
+    """The same training in PyTorch, or None without it."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    x_tensor = torch.from_numpy(x.astype(np.float32) / np.float32(255))
+    y_tensor = torch.from_numpy(y.astype(np.int64))
+    linear = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=LEARNING_RATE)
+
+    def run(seed):
+        for rows in rows_of_batches(seed, len(x), batch_size):
+            index = torch.from_numpy(rows)
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(linear(x_tensor[index]), y_tensor[index])
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    x, y, name = pixels_and_labels(_FOLDER.value)
+    batch_size = _BATCH_SIZE.value
+    optimizer = optax.sgd(LEARNING_RATE)
+    params = model.init(jax.random.key(0), num_features=x.shape[1], num_classes=10)
+    state = training.init(params, optimizer)
+    data = Batch(jnp.asarray(x), jnp.asarray(y), scale=jnp.float32(SCALE))
+
+    epoch = training.make_epoch(optimizer, batch_size=batch_size)
+    update = training.make_update(optimizer)
+
+    def one_program(seed):
+        jax.block_until_ready(epoch(jax.random.key(seed), state, data))
+
+    variants: dict[str, Callable | None] = {
+        "one program (ours)": one_program,
+        "loop, uint8, unwaited": python_loop(
+            update, state, x, y, batch_size, convert=False, read=False
+        ),
+        "loop, uint8, loss read": python_loop(
+            update, state, x, y, batch_size, convert=False, read=True
+        ),
+        "loop, float32, loss read": python_loop(
+            update, state, x, y, batch_size, convert=True, read=True
+        ),
+        "torch": torch_loop(x, y, batch_size),
+    }
+    running = {k: v for k, v in variants.items() if v is not None}
+
+    start = time.perf_counter()
+    one_program(0)
+    compile_seconds = time.perf_counter() - start
+    seconds: dict[str, list[float]] = {key: [] for key in running}
+    for round_number in range(_ROUNDS.value + 1):
+        for key, run in running.items():
+            start = time.perf_counter()
+            run(round_number)
+            if round_number > 0:  # the first one compiles and warms up
+                seconds[key].append(time.perf_counter() - start)
+
+    # Every step must at least read its pixels and multiply twice by [784, 10].
+    flop = 2 * 2 * x.size * 10
+    print(
+        f"{name}: {x.shape[0]:,} x {x.shape[1]}, batch {batch_size}, on "
+        f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}); "
+        f"median of {_ROUNDS.value} rounds; first call with compilation {compile_seconds:.2f} s"
+    )
+    print(f"{'':28}{'s / epoch':>12}{'examples / s':>14}{'GFLOP/s':>9}{'ours is faster by':>20}")
+    ours = statistics.median(seconds["one program (ours)"])
+    for key, times in seconds.items():
+        median = statistics.median(times)
+        ratio = statistics.median(
+            [t / u for t, u in zip(times, seconds["one program (ours)"], strict=True)]
+        )
+        print(
+            f"{key:28}{median:12.4f}{len(x) / median:14,.0f}{flop / median / 1e9:9.1f}"
+            + (f"{ratio:19.2f}x" if median != ours else "")
+        )
+    if variants["torch"] is None:
+        print("torch: not installed, not measured")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)

@@ -1,0 +1,100 @@
+"""The float32 log-normaliser against extended precision of the very same numbers."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from softmax_jax._log_normalizer import log_normalizer
+
+# A loss below this is made of terms that float32 flushes to zero.
+SMALLEST = 1e-30
+
+
+def exact_losses(logits, labels):
+    """Losses in extended precision (np.longdouble), by a sum in which nothing cancels."""
+    o = logits.astype(np.longdouble)
+    top = o.argmax(axis=-1)[:, None]
+    m = np.take_along_axis(o, top, axis=-1)
+    terms = np.exp(o - m)
+    np.put_along_axis(terms, top, 0, axis=-1)
+    label_logit = np.take_along_axis(o, labels[:, None], axis=-1)
+    return (m - label_logit)[:, 0] + np.log1p(terms.sum(axis=-1))
+
+
+def losses(logits, labels):
+    m, r = jax.jit(log_normalizer)(logits)
+    return (m - np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]) + r
+
+
+def ulps(actual, exact):
+    exact32 = exact.astype(np.float32)
+    error = np.abs(np.asarray(actual).astype(np.longdouble) - exact) / np.spacing(exact32)
+    return np.where(exact > SMALLEST, error, 0).astype(np.float64)
+
+
+def random_logits(rng, rows, classes, scale, offset):
+    return (rng.normal(size=(rows, classes)) * scale + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, -1e6])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("classes", [2, 3, 10, 100, 1000])
+def test_losses_are_within_two_ulps(classes, scale, offset):
+    rng = np.random.default_rng(0)
+    logits = random_logits(rng, 100_000 // classes, classes, scale, offset)
+    for labels in (rng.integers(classes, size=len(logits)), logits.argmax(axis=-1)):
+        assert ulps(losses(logits, labels), exact_losses(logits, labels)).max() <= 2
+
+
+def test_a_confident_prediction_keeps_its_digits():
+    for margin in (5.0, 20.0, 40.0, 65.0):
+        logits = np.array([[margin, 0.1, 0.0]], np.float32)
+        exact = mpmath.log1p(sum(mpmath.exp(mpmath.mpf(float(o)) - margin) for o in logits[0, 1:]))
+        actual = losses(logits, np.array([0]))[0]
+        assert abs(mpmath.mpf(float(actual)) - exact) / exact < 2 * np.finfo(np.float32).eps
+
+
+def test_the_reference_agrees_with_mpmath():
+    mpmath.mp.dps = 50
+    logits = random_logits(np.random.default_rng(1), 20, 7, 5.0, 1e6)
+    for row, reference in zip(logits, exact_losses(logits, logits.argmax(-1)), strict=True):
+        numbers = [mpmath.mpf(float(o)) for o in row]
+        value = mpmath.log(sum(mpmath.exp(o - max(numbers)) for o in numbers))
+        assert abs(mpmath.mpf(float(reference)) - value) <= 1e-15 * value
+
+
+def test_float64_is_as_accurate():
+    mpmath.mp.dps = 50
+    logits = np.random.default_rng(2).normal(size=(50, 5)) * 8
+    with jax.enable_x64(True):
+        _, r = log_normalizer(jnp.asarray(logits))
+    for row, value in zip(logits, np.asarray(r), strict=True):
+        numbers = sorted((mpmath.mpf(float(o)) for o in row), reverse=True)
+        exact = mpmath.log1p(sum(mpmath.exp(o - numbers[0]) for o in numbers[1:]))
+        assert abs(mpmath.mpf(float(value)) - exact) <= 4 * np.finfo(np.float64).eps * exact
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 64, 100_003])
+def test_equal_logits_give_the_log_of_their_number(classes):
+    m, r = log_normalizer(jnp.full((classes,), 3.0, jnp.float32))
+    assert m == 3
+    np.testing.assert_allclose(r, np.log(classes), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "m", "r"),
+    [
+        ([0.0, -np.inf], 0.0, 0.0),
+        ([1e30, -1e30], 1e30, 0.0),
+        ([-1e30, -1e30], -1e30, np.log(2)),
+        ([3e38, -3e38], 3e38, 0.0),
+        ([-np.inf, -np.inf], -np.inf, np.nan),
+        ([np.inf, 0.0], np.inf, np.nan),
+        ([np.nan, 0.0], np.nan, np.nan),
+    ],
+)
+def test_extremes(logits, m, r):
+    actual = log_normalizer(jnp.array(logits, jnp.float32))
+    np.testing.assert_allclose(actual, np.array([m, r], np.float32), rtol=1e-7)

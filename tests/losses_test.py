@@ -1,0 +1,320 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from softmax_jax import losses, model
+from softmax_jax.losses import cross_entropy
+
+INF = np.inf
+
+
+def reference(logits, targets, label_smoothing=0.0):
+    """Cross-entropy in float64 NumPy."""
+    logits = np.asarray(logits, np.float64)
+    q = logits.shape[-1]
+    y = np.asarray(targets)
+    y = np.eye(q)[y] if y.ndim < logits.ndim else y.astype(np.float64)
+    y = (1 - label_smoothing) * y + label_smoothing / q
+    return -np.sum(y * scipy.special.log_softmax(logits, axis=-1), axis=-1)
+
+
+@pytest.fixture
+def logits():
+    return 3 * jax.random.normal(jax.random.key(0), (8, 5))
+
+
+@pytest.fixture
+def labels():
+    return jax.random.randint(jax.random.key(1), (8,), 0, 5)
+
+
+@pytest.fixture
+def soft():
+    return jax.nn.softmax(jax.random.normal(jax.random.key(2), (8, 5)))
+
+
+@pytest.fixture(params=["labels", "soft"])
+def targets(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.9])
+def test_value(logits, targets, label_smoothing):
+    actual = cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    expected = reference(logits, targets, label_smoothing)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_one_hot_targets_are_the_special_case_of_labels(logits, labels):
+    np.testing.assert_array_equal(
+        cross_entropy(logits, labels), cross_entropy(logits, jax.nn.one_hot(labels, 5))
+    )
+
+
+def test_a_textbook_target():
+    loss = cross_entropy(jnp.zeros(3), jnp.array([0.1, 0.2, 0.7]))
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-7)
+
+
+def test_soft_losses_are_accurate_at_a_common_offset():
+    rng = np.random.default_rng(0)
+    shifted = (3 * rng.normal(size=(1000, 10)) + 1e6).astype(np.float32)
+    y = rng.dirichlet(np.ones(10), size=1000).astype(np.float32)
+    np.testing.assert_allclose(
+        cross_entropy(jnp.asarray(shifted), jnp.asarray(y)),
+        # Targets rounded to float32 do not quite sum to one, hence the product form.
+        -np.sum(y * scipy.special.log_softmax(shifted.astype(np.float64), -1), -1),
+        rtol=4e-7,
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_logits_are_widened(logits, targets, dtype):
+    narrow = logits.astype(dtype)
+    loss = cross_entropy(narrow, targets)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_array_equal(loss, cross_entropy(narrow.astype(jnp.float32), targets))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(jax.jit, id="jit"),
+        pytest.param(jax.vmap, id="vmap"),
+        pytest.param(lambda f: jax.jit(jax.vmap(f)), id="jit of vmap"),
+    ],
+)
+@pytest.mark.parametrize(
+    "function", [cross_entropy, losses.cross_entropy_gradient], ids=["loss", "gradient"]
+)
+def test_transformations_change_nothing_but_rounding(logits, targets, function, transform):
+    np.testing.assert_allclose(
+        transform(function)(logits, targets), function(logits, targets), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_closed_gradient_is_softmax_minus_target(logits, targets, label_smoothing):
+    f = partial(cross_entropy, label_smoothing=label_smoothing)
+    closed = losses.cross_entropy_gradient(logits, targets, label_smoothing=label_smoothing)
+    np.testing.assert_allclose(jax.vmap(jax.grad(f))(logits, targets), closed, atol=3e-7)
+    y = jax.nn.one_hot(targets, 5) if targets.ndim == 1 else targets
+    y = (1 - label_smoothing) * y + label_smoothing / 5
+    np.testing.assert_allclose(closed, jax.nn.softmax(logits) - y, atol=3e-7)
+
+
+def test_gradient_for_targets_that_do_not_sum_to_one(logits, soft):
+    automatic = jax.vmap(jax.grad(cross_entropy))(logits, 3 * soft)
+    np.testing.assert_allclose(
+        losses.cross_entropy_gradient(logits, 3 * soft), automatic, atol=1e-6
+    )
+
+
+def test_closed_hessian(logits, targets):
+    automatic = jax.vmap(jax.hessian(cross_entropy))(logits, targets)
+    np.testing.assert_allclose(losses.cross_entropy_hessian(logits), automatic, atol=3e-7)
+
+
+def test_the_hessian_is_positive_semi_definite_with_the_offset_in_its_kernel(logits):
+    hessian = np.asarray(losses.cross_entropy_hessian(logits))
+    assert np.linalg.eigvalsh(hessian).min() > -1e-6
+    np.testing.assert_allclose(hessian.sum(axis=-1), 0, atol=1e-6)
+
+
+def test_every_order_of_modes_gives_the_same_second_derivative(logits, labels):
+    o, y = logits[0], labels[0]
+    hessians = [
+        outer(inner(cross_entropy))(o, y)
+        for outer in (jax.jacfwd, jax.jacrev)
+        for inner in (jax.jacfwd, jax.jacrev)
+    ]
+    for hessian in hessians[1:]:
+        np.testing.assert_allclose(hessian, hessians[0], atol=1e-6)
+
+
+def test_the_derivative_in_the_targets_is_the_surprisal(logits, soft):
+    slope = jax.vmap(jax.grad(cross_entropy, argnums=1))(logits, soft)
+    np.testing.assert_allclose(slope, -jax.nn.log_softmax(logits), rtol=2e-6)
+
+
+def test_derivatives_agree_with_finite_differences(logits, soft):
+    with jax.enable_x64(True):
+        check_grads(
+            cross_entropy,
+            (jnp.asarray(logits, jnp.float64), jnp.asarray(soft, jnp.float64)),
+            order=2,
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "expected"),
+    [
+        ([1e30, -1e30, 0.0], 0, 0.0),
+        ([1e30, -1e30, 0.0], 1, 2e30),
+        ([-1e30, -1e30, -1e30], 2, np.log(3)),
+        ([3e38, -3e38, 0.0], 1, INF),
+        ([0.0, 0.0, -INF], 1, np.log(2)),
+        ([0.0, 0.0, -INF], 2, INF),
+        ([0.0, -INF, -INF], 0, 0.0),
+        ([0.0, 0.0, -INF], [0.5, 0.5, 0.0], np.log(2)),
+        ([0.0, 0.0, -INF], [0.5, 0.0, 0.5], INF),
+        ([1e30, 0.0, -INF], [1.0, 0.0, 0.0], 0.0),
+    ],
+)
+def test_extreme_logits_give_the_right_value_and_finite_gradients(logits, target, expected):
+    o = jnp.array(logits, jnp.float32)
+    y = jnp.array(target)
+    np.testing.assert_allclose(cross_entropy(o, y), expected, rtol=1e-6)
+    for gradient in (jax.grad(cross_entropy), jax.jit(jax.grad(cross_entropy))):
+        assert np.isfinite(gradient(o, y)).all()
+    assert np.isfinite(losses.cross_entropy_gradient(o, y)).all()
+    assert np.isfinite(jax.hessian(cross_entropy)(o, y)).all()
+    assert np.isfinite(jax.jvp(lambda o: cross_entropy(o, y), (o,), (jnp.ones(3),))[1])
+
+
+def test_label_smoothing_puts_infinite_loss_on_an_impossible_class():
+    logits = jnp.array([0.0, 0.0, -INF])
+    assert cross_entropy(logits, jnp.array(0), label_smoothing=0.1) == INF
+    traced = jax.jit(lambda e: cross_entropy(logits, jnp.array(0), label_smoothing=e))
+    np.testing.assert_allclose(traced(0.0), np.log(2), rtol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [INF, np.nan])
+def test_logits_without_a_softmax_give_nan(bad):
+    assert np.isnan(cross_entropy(jnp.array([bad, 0.0]), jnp.array(1)))
+
+
+def test_one_class_costs_nothing():
+    assert cross_entropy(jnp.array([5.0]), jnp.array(0)) == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-100, 100, width=32), st.integers(0, 2**32 - 1))
+def test_a_common_offset_that_is_representable_changes_nothing(offset, seed):
+    logits = np.random.default_rng(seed).integers(-20, 20, size=6).astype(np.float32)
+    offset = np.float32(round(offset))
+    np.testing.assert_array_equal(
+        cross_entropy(jnp.asarray(logits), jnp.array(2)),
+        cross_entropy(jnp.asarray(logits + offset), jnp.array(2)),
+    )
+
+
+def test_gibbs_inequality(logits, soft):
+    own = cross_entropy(jnp.log(soft), soft)
+    assert (cross_entropy(logits, soft) >= own).all()
+
+
+@pytest.mark.parametrize("label", [-1, 5, 100])
+def test_a_label_out_of_range_is_an_error_outside_and_nan_inside_a_transformation(logits, label):
+    labels = jnp.array([0, label, 1], jnp.int32)
+    with pytest.raises(ValueError, match=rf"\[0, 5\) for 5 classes, got {label}"):
+        cross_entropy(logits[:3], labels)
+    loss = jax.jit(cross_entropy)(logits[:3], labels)
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+    gradient = jax.jit(jax.vmap(jax.grad(cross_entropy)))(logits[:3], labels)
+    np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(gradient).any(axis=1), [False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((7,), jnp.int32, "fit logits"),
+        ((8, 4), jnp.float32, "fit logits"),
+        ((8,), jnp.float32, "must be integers"),
+        ((8, 5, 1), jnp.float32, "fit logits"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(logits, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(logits, jnp.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.0, np.nan])
+def test_label_smoothing_out_of_range_is_refused(logits, labels, label_smoothing):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+class TestObjective:
+    @pytest.fixture
+    def params(self):
+        return model.init(jax.random.key(3), num_features=4, num_classes=5, scale=1.0)
+
+    @pytest.fixture
+    def x(self):
+        return jax.random.normal(jax.random.key(4), (8, 4))
+
+    def test_value(self, params, x, targets):
+        weights = jnp.arange(1.0, 9.0)
+        value = losses.objective(params, x, targets, weights=weights, l2=0.3, l1=0.2)
+        w = np.asarray(params.w, np.float64)
+        loss = reference(np.asarray(x, np.float64) @ w, targets)
+        mean = np.sum(np.arange(1, 9) * loss) / 36
+        expected = mean + 0.15 * np.sum(w**2) + 0.2 * np.sum(np.abs(w))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+    def test_it_is_minus_the_log_likelihood_per_example(self, params, x, labels):
+        p = model.probabilities(params, x)
+        likelihood = np.prod(np.take_along_axis(np.asarray(p, np.float64), labels[:, None], 1))
+        value = losses.objective(params, x, labels)
+        np.testing.assert_allclose(8 * value, -np.log(likelihood), rtol=1e-5)
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    def test_closed_gradient(self, params, x, targets, weighted, label_smoothing):
+        options = {
+            "weights": jnp.arange(8.0) if weighted else None,
+            "l2": 0.3,
+            "l1": 0.2,
+            "label_smoothing": label_smoothing,
+        }
+        automatic = jax.grad(losses.objective)(params, x, targets, **options)
+        closed = losses.objective_gradient(params, x, targets, **options)
+        for a, c in zip(automatic, closed, strict=True):
+            np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+
+    def test_a_weight_of_two_is_the_example_twice(self, params, x, labels):
+        twice = losses.objective(
+            params, jnp.concatenate([x, x[:1]]), jnp.concatenate([labels, labels[:1]])
+        )
+        weighted = losses.objective(params, x, labels, weights=jnp.ones(8).at[0].set(2))
+        np.testing.assert_allclose(weighted, twice, rtol=1e-6)
+
+    def test_no_weight_at_all_leaves_the_penalty(self, params, x, labels):
+        options = {"weights": jnp.zeros(8), "l2": 0.5}
+        value = losses.objective(params, x, labels, **options)
+        np.testing.assert_allclose(value, 0.25 * np.sum(np.square(params.w)), rtol=1e-6)
+        gradient = losses.objective_gradient(params, x, labels, **options)
+        np.testing.assert_allclose(gradient.w, 0.5 * params.w, rtol=1e-6)
+        np.testing.assert_array_equal(gradient.b, 0)
+
+    def test_the_bias_is_not_penalised(self, params, x, labels):
+        moved = params._replace(b=params.b + 7)
+        difference = losses.objective(moved, x, labels, l2=1.0, l1=1.0) - losses.objective(
+            params, x, labels, l2=1.0, l1=1.0
+        )
+        np.testing.assert_allclose(difference, 0, atol=2e-6)
+
+    def test_the_gradient_has_the_types_of_the_parameters(self, x, labels):
+        params = model.init(jax.random.key(0), num_features=4, num_classes=5, dtype=jnp.bfloat16)
+        gradient = losses.objective_gradient(params, x.astype(jnp.bfloat16), labels, l2=0.1)
+        assert gradient.w.dtype == gradient.b.dtype == jnp.bfloat16
+
+    def test_convexity_along_a_line(self, params, x, targets):
+        other = model.init(jax.random.key(9), num_features=4, num_classes=5, scale=2.0)
+
+        def at(t):
+            return losses.objective(
+                jax.tree.map(lambda a, b: (1 - t) * a + t * b, params, other), x, targets
+            )
+
+        assert at(0.5) <= 0.5 * (at(0.0) + at(1.0)) + 1e-6

@@ -1,0 +1,253 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from softmax_jax import losses, metrics, model, training
+from softmax_jax.training import Batch
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.01),
+    "adamw": optax.adamw(0.01, weight_decay=0.1),
+    "lion": optax.lion(0.001),
+    "schedule": optax.sgd(optax.cosine_decay_schedule(0.1, 100)),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)),
+    "injected": optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+}
+GOLDEN_LOSSES = [1.097919, 1.100636, 1.060495, 1.038925, 0.913216]
+
+
+@pytest.fixture
+def params():
+    return model.init(jax.random.key(0), num_features=5, num_classes=3)
+
+
+@pytest.fixture
+def data():
+    """103 rows of uint8 pixels, so that no batch size divides them."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=103)
+    x = rng.integers(0, 100, size=(103, 5)) + 50 * labels[:, None]
+    return Batch(
+        jnp.asarray(x, jnp.uint8), jnp.asarray(labels, jnp.int32), scale=np.float32(1 / 255)
+    )
+
+
+def assert_trees_close(a, b, **tolerances):
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, **tolerances), a, b)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+class TestEveryOptimizer:
+    def test_the_state_keeps_structure_dtypes_and_weak_types(self, optimizer, params, data):
+        state = training.init(params, optimizer)
+        update = training.make_update(optimizer)
+        after, _ = update(state, data)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+            assert (jnp.shape(a), jnp.result_type(a)) == (b.shape, b.dtype)
+        again, _ = update(after, data)
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(again), strict=True):
+            assert (a.dtype, a.weak_type) == (b.dtype, b.weak_type)
+
+    def test_the_loss_falls(self, optimizer, params, data):
+        epoch = training.make_epoch(optimizer, batch_size=20)
+        state = training.init(params, optimizer)
+        key = jax.random.key(1)
+        _, first = epoch(key, state, data)
+        for i in range(5):
+            state, last = epoch(jax.random.fold_in(key, i), state, data)
+        assert np.mean(last.loss) < np.mean(first.loss)
+
+    def test_jitted_equals_eager(self, optimizer, params, data):
+        state = training.init(params, optimizer, l2=0.1, label_smoothing=0.1)
+        with jax.disable_jit():
+            eager = training.make_update(optimizer)(state, data)
+        assert_trees_close(
+            training.make_update(optimizer)(state, data), eager, rtol=1e-5, atol=1e-6
+        )
+
+    def test_many_steps_compile_once(self, optimizer, params, data, count_compilations):
+        update = training.make_update(optimizer)
+        epoch = training.make_epoch(optimizer, batch_size=20)
+        state = training.init(params, optimizer)
+        keys = jax.random.split(jax.random.key(0), 4)
+        keys = [keys[i] for i in range(4)]
+
+        def run():
+            s = state
+            for key in keys:
+                s, _ = update(s, data)
+                s, _ = epoch(key, s, data)
+            return s
+
+        assert count_compilations(run) >= 2
+        assert update._cache_size() == epoch._cache_size() == 1
+        assert count_compilations(run) == 0
+
+
+def test_an_update_of_sgd_is_a_step_against_the_gradient_of_the_objective(params, data):
+    optimizer = optax.sgd(0.5)
+    weights = jnp.arange(103.0)
+    data = data._replace(weights=weights)
+    state = training.init(params, optimizer, l2=0.1, label_smoothing=0.2)
+    after, step_metrics = training.make_update(optimizer)(state, data)
+    x = data.x / 255.0
+
+    def objective(params):
+        return losses.objective(
+            params, x, data.targets, weights=weights, l2=0.1, label_smoothing=0.2
+        )
+
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(objective)(params))
+    assert_trees_close(after.params, expected, rtol=1e-5, atol=1e-6)
+    assert after.step == 1
+    penalty = losses.penalty(params.w, l2=0.1, l1=0.0)
+    np.testing.assert_allclose(step_metrics.loss, objective(params) - penalty, rtol=1e-5)
+    scores = model.logits(params, x)
+    np.testing.assert_allclose(
+        step_metrics.accuracy, metrics.accuracy(scores, data.targets, weights), rtol=1e-6
+    )
+
+
+def test_strengths_and_learning_rate_are_arrays_of_the_state(params, data, count_compilations):
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    update = training.make_update(optimizer)
+    states = [training.init(params, optimizer, l2=l2) for l2 in (0.0, 0.5)]
+    states[1].opt_state.hyperparams["learning_rate"] = jnp.float32(0.7)
+    after = [update(state, data)[0] for state in states]
+    assert update._cache_size() == 1
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    swept, _ = jax.vmap(update, in_axes=(0, None))(stacked, data)
+    for i in range(2):
+        assert_trees_close(
+            jax.tree.map(lambda a, i=i: a[i], swept.params), after[i].params, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 20, 103, 500])
+def test_an_epoch_sees_each_row_once(params, data, batch_size):
+    # With a learning rate of zero the step losses are those of one and the same model.
+    optimizer = optax.sgd(0.0)
+    state = training.init(params, optimizer)
+    after, steps = training.make_epoch(optimizer, batch_size=batch_size)(
+        jax.random.key(0), state, data
+    )
+    assert_trees_close(after.params, params)
+    sizes = np.full(-(-103 // batch_size), batch_size)
+    sizes[-1] -= sizes.sum() - 103
+    assert after.step == len(sizes) == len(steps.loss)
+    mean = np.average(steps.loss, weights=sizes)
+    expected = losses.objective(params, data.x / 255.0, data.targets)
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+def test_an_epoch_equals_its_updates_one_by_one(params, data):
+    optimizer = OPTIMIZERS["momentum"]
+    state = training.init(params, optimizer)
+    key = jax.random.key(5)
+    after, steps = training.make_epoch(optimizer, batch_size=20)(key, state, data)
+    update = training.make_update(optimizer)
+    order = np.asarray(training.permutation(key, 103))
+    for i, start in enumerate(range(0, 103, 20)):
+        rows = order[start : start + 20]
+        state, one = update(state, data._replace(x=data.x[rows], targets=data.targets[rows]))
+        np.testing.assert_allclose(one.loss, steps.loss[i], rtol=1e-5)
+    assert_trees_close(after, state, rtol=1e-5, atol=1e-6)
+
+
+def test_the_key_decides_the_order(params, data):
+    optimizer = optax.sgd(0.1)
+    epoch = training.make_epoch(optimizer, batch_size=20)
+    state = training.init(params, optimizer)
+    runs = [epoch(jax.random.key(seed), state, data)[1].loss for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_a_batch_of_weight_zero_moves_nothing(params, data):
+    optimizer = optax.sgd(0.1)
+    state = training.init(params, optimizer)
+    after, step_metrics = training.make_update(optimizer)(
+        state, data._replace(weights=jnp.zeros(103))
+    )
+    assert_trees_close(after.params, params)
+    assert step_metrics.loss == 0
+
+
+def test_golden_step(params, data):
+    """If this fails, training changed: if that was meant, put the new numbers above."""
+    optimizer = optax.sgd(0.5)
+    state = training.init(params, optimizer, l2=0.01)
+    state, steps = training.make_epoch(optimizer, batch_size=25)(jax.random.key(0), state, data)
+    np.testing.assert_allclose(steps.loss, GOLDEN_LOSSES, rtol=1e-5)
+
+
+class TestFeatures:
+    def test_scale_and_shift(self):
+        x = jnp.array([[0, 255], [51, 102]], jnp.uint8)
+        batch = Batch(x, jnp.zeros(2, jnp.int32), scale=1 / 255, shift=jnp.array([0.0, -1.0]))
+        np.testing.assert_allclose(training.features(batch), [[0, 0], [0.2, -0.6]], atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+    def test_floating_point_features_keep_their_type(self, dtype):
+        batch = Batch(jnp.ones((2, 2), dtype), jnp.zeros(2, jnp.int32), scale=2.0)
+        assert training.features(batch).dtype == dtype
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("block_size", [1, 7, 50, 102, 103, 104, 10_000])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_blocks_change_nothing_but_rounding(self, params, data, block_size, weighted):
+        if weighted:
+            data = data._replace(weights=jnp.arange(103.0))
+        measured = training.evaluate(params, data, block_size=block_size, k=2, confusion=True)
+        scores = model.logits(params, training.features(data))
+        whole = metrics.measure(scores, data.targets, data.weights, k=2, confusion=True)
+        assert_trees_close(measured, whole, rtol=1e-5)
+
+    def test_it_compiles_once_a_shape(self, params, data, count_compilations):
+        training.evaluate(params, data, block_size=13)
+        other = jax.tree.map(lambda a: a + 1, params)
+        assert count_compilations(lambda: training.evaluate(other, data, block_size=13)) == 0
+
+    def test_soft_targets(self, params, data):
+        soft = data._replace(targets=jax.nn.one_hot(data.targets, 3))
+        assert_trees_close(
+            training.evaluate(params, soft), training.evaluate(params, data), rtol=1e-6
+        )
+
+    def test_no_examples(self, params):
+        empty = Batch(jnp.zeros((0, 5)), jnp.zeros(0, jnp.int32))
+        with pytest.raises(ValueError, match="no examples"):
+            training.evaluate(params, empty)
+
+    def test_no_block(self, params, data):
+        with pytest.raises(ValueError, match="block_size"):
+            training.evaluate(params, data, block_size=0)
+
+
+@pytest.mark.parametrize("options", [{"l2": -1.0}, {"label_smoothing": 1.0}, {"l2": np.nan}])
+def test_bad_strengths_are_refused(params, options):
+    with pytest.raises(ValueError, match="must"):
+        training.init(params, optax.sgd(0.1), **options)
+
+
+def test_no_batch(params):
+    with pytest.raises(ValueError, match="batch_size"):
+        training.make_epoch(optax.sgd(0.1), batch_size=0)
+
+
+def test_wide_bfloat16_training_runs(data):
+    params = model.init(jax.random.key(0), num_features=5, num_classes=3, dtype=jnp.bfloat16)
+    optimizer = optax.sgd(0.1)
+    data = data._replace(x=(data.x / 255.0).astype(jnp.bfloat16), scale=None)
+    state, steps = training.make_epoch(optimizer, batch_size=20)(
+        jax.random.key(0), training.init(params, optimizer), data
+    )
+    assert state.params.w.dtype == jnp.bfloat16
+    assert steps.loss.dtype == jnp.float32
+    assert np.isfinite(steps.loss).all()
