@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app
+from absl import flags
 from ml_collections import ConfigDict
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
@@ -77,7 +77,7 @@ def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "con
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
             raise ValueError(f"{prefix}.{key}: there is no such key; {hint}")
         expected = types[key]
-        if dataclasses.is_dataclass(expected):
+        if dataclasses.is_dataclass(expected) and isinstance(value, (Mapping, ConfigDict)):
             values[key] = from_config(value, expected, f"{prefix}.{key}")  # type: ignore[arg-type]
             continue
         if expected is float and type(value) is int:
@@ -112,7 +112,11 @@ def parse_flags(argv: list[str], *, default: str) -> list[str]:
         path = pathlib.Path(__file__).parent / "configs" / f"{default}.py"
         argv = [argv[0], f"--config={path}", *argv[1:]]
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as e:
+        # Of an error in a config file, the last line says what it is.
+        text = str(e).strip()
+        sys.exit(f"error: {text.splitlines()[-1] if 'Traceback' in text else text}")
     except (AttributeError, KeyError) as e:
         # ConfigDict wraps one error in another; the innermost names the key and the nearest known.
         message: Any = e

@@ -1,4 +1,4 @@
-"""Trains softmax regression from a config and reports what came of it.
+r"""Trains softmax regression from a config and reports what came of it.
 
     python experiments/train.py
     python experiments/train.py --config=experiments/configs/fashion_mnist.py \
@@ -139,10 +139,10 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     params_file = io.BytesIO()
     np.savez(params_file, w=state.params.w, b=state.params.b, scale=dataset.scale)
     write_atomically(workdir / "params.npz", params_file.getvalue())
-    figures.save(figures.learning_curves(rows), workdir / "curves.png")
+    write_atomically(workdir / "curves.png", figures.to_png(figures.learning_curves(rows)))
     if dataset.image_shape is not None:
         figure = figures.weight_images(state.params.w, dataset.image_shape, dataset.class_names)
-        figures.save(figure, workdir / "weights.png")
+        write_atomically(workdir / "weights.png", figures.to_png(figure))
     write_atomically(workdir / "summary.json", to_json(summary))
     return summary
 
@@ -181,8 +181,12 @@ def to_json(value: Any) -> bytes:
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes under a temporary name and renames, so that no half of a file is ever left."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The pictures. Colours are told apart by colour-blind readers and in grey print."""
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,8 +76,8 @@ def weight_images(
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG under a temporary name, and renames it once it is whole."""
-    temporary = f"{os.fspath(path)}.tmp"
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file of 120 dots per inch."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()

@@ -1,4 +1,16 @@
-"""Handwritten digits of 8x8 pixels, shipped with scikit-learn: the default experiment."""
+"""Handwritten digits of 8x8 pixels, shipped with scikit-learn: the default experiment.
+
+    python experiments/train.py
+
+1,438 training and 359 test images. Seeds 0, 1, 2, mean ± standard deviation:
+
+    train loss     0.0875 ± 0.0000 nats
+    test loss      0.1236 ± 0.0001 nats
+    test accuracy  0.9638 ± 0.0000 (346 of 359 each time)
+
+The problem is convex, so seeds hardly matter: the cosine schedule ends near the one optimum.
+0.3 s of training after 1 s of compilation on two CPU cores.
+"""
 
 import settings
 

@@ -83,13 +83,17 @@ class _IdxImages(_GreyImages):
     SHAPE = (28, 28)
     URL: str
     SHA256: dict[str, str]
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "the four *-ubyte.gz (or unpacked *-ubyte) files"
+
+    def __init__(self, *, folder: str | os.PathLike[str] = "", **kwargs):
+        """Takes the folder of the files, if they need not be downloaded, and what TFDS takes."""
+        self._folder = folder
+        super().__init__(**kwargs)
 
     def _split_generators(self, dl_manager):
-        if dl_manager._manual_dir is None:  # its property `manual_dir` insists on a folder
-            arrays = {name: read_idx(path) for name, path in self._download(dl_manager).items()}
+        if self._folder:
+            arrays = self.read_folder(self._folder)
         else:
-            arrays = self.read_folder(dl_manager.manual_dir)
+            arrays = {name: read_idx(path) for name, path in self._download(dl_manager).items()}
         self.info.metadata["sha256"] = content_digests(arrays)
         return {
             split: self._generate_examples(
@@ -104,7 +108,8 @@ class _IdxImages(_GreyImages):
         for name, path in paths.items():
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if digest != self.SHA256[name]:
-                path.unlink()  # or the next try would find it in the cache
+                for cached in (path, path.with_name(path.name + ".INFO")):
+                    cached.unlink(missing_ok=True)  # or the next try would find it
                 raise ValueError(
                     f"{urls[name]} has SHA-256 {digest} instead of {self.SHA256[name]}: not the "
                     "published file, so it was removed; try again later, or give a folder of files"
@@ -134,7 +139,7 @@ class _IdxImages(_GreyImages):
                 arrays[f"{prefix}-images-idx3-ubyte"],
                 arrays[f"{prefix}-labels-idx1-ubyte"],
             )
-            if images.shape[1:] != cls.SHAPE or labels.shape != (len(images),):
+            if images.shape[1:] != cls.SHAPE or labels.shape != (len(images),) or not len(labels):
                 raise ValueError(
                     f"{folder}: {prefix} images of shape {images.shape} and labels of shape "
                     f"{labels.shape}; expected n images of {cls.SHAPE} and n labels"

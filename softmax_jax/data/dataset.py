@@ -7,6 +7,8 @@ import numpy as np
 
 # float32 probabilities of a million classes still sum to one this well.
 _SUM_TOLERANCE = 1e-3
+# More would be a mistake, an id of another table for example, and exhaust the memory.
+_MOST_UNNAMED_CLASSES = 2**24
 
 
 class Split(NamedTuple):
@@ -51,19 +53,24 @@ def from_arrays(
     Raises:
       ValueError: on any defect; the message names the split, the first row at fault and a remedy.
     """
+    train_x, test_x = np.asarray(train_x), np.asarray(test_x)
     image_shape = None
-    if np.ndim(train_x) == 3:
-        _, height, width = np.shape(train_x)
-        image_shape = (int(height), int(width))
+    if train_x.ndim == 3:
+        image_shape = (train_x.shape[1], train_x.shape[2])
     splits = []
     for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
-        x = _checked_features(np.asarray(x), name)
+        x = _checked_features(x, name)
         splits.append(Split(x, _checked_targets(np.asarray(targets), len(x), name)))
     train, test = splits
-    if train.x.shape[1] != test.x.shape[1]:
+    if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
-            f"train has {train.x.shape[1]} features a row and test {test.x.shape[1]}; both splits "
-            "must be cut from the same table"
+            f"train has {_counted(train_x)} a row and test {_counted(test_x)}; both splits must be "
+            "cut from the same table"
+        )
+    if train.x.dtype != test.x.dtype:
+        raise ValueError(
+            f"train features are {train.x.dtype} and test features {test.x.dtype}; give both the "
+            "same type, and so the same scale"
         )
     if train.targets.ndim != test.targets.ndim:
         raise ValueError("one split has class ids and the other probabilities; give both the same")
@@ -71,15 +78,17 @@ def from_arrays(
     return Dataset(train, test, names, scale=scale, image_shape=image_shape)
 
 
+def _counted(x: np.ndarray) -> str:
+    return f"{x.shape[1]} features" if x.ndim == 2 else f"{x.shape[1]} x {x.shape[2]} pixels"
+
+
 def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
-    if x.ndim < 2 or x.size == 0:
+    if x.ndim not in (2, 3) or x.size == 0:
         raise ValueError(
             f"{split}: features of shape {x.shape}; expected [n, d], or images [n, height, width], "
             "with at least one row and one feature"
         )
-    # Extension types such as bfloat16 are of kind V, which plain structured data is too.
-    is_number = x.dtype.kind in "buif" or x.dtype.name == "bfloat16"
-    if not is_number:
+    if not _is_real(x):
         raise ValueError(f"{split}: features of type {x.dtype}; expected real numbers")
     x = x.reshape(len(x), -1)
     if x.dtype.name not in ("uint8", "float16", "bfloat16", "float32"):
@@ -88,6 +97,11 @@ def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
             x = x.astype(np.float32)
     _refuse_not_finite(x, split)
     return x
+
+
+def _is_real(a: np.ndarray) -> bool:
+    # Extension types such as bfloat16 are of kind V, which plain structured data is too.
+    return a.dtype.kind in "buif" or a.dtype.name == "bfloat16"
 
 
 def _refuse_not_finite(x: np.ndarray, split: str) -> None:
@@ -122,7 +136,10 @@ def _checked_targets(targets: np.ndarray, rows: int, split: str) -> np.ndarray:
             row = int(np.argmax(targets))
             raise ValueError(f"{split}: row {row} has class id {targets[row]}, above 2**31 - 1")
         return targets.astype(np.int32)
-    probabilities = targets.astype(np.float32)
+    if not _is_real(targets):
+        raise ValueError(f"{split}: targets of type {targets.dtype}; expected probabilities")
+    with np.errstate(over="ignore"):  # an infinity is refused below
+        probabilities = targets.astype(np.float32)
     bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
     bad |= ~(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE)
     if bad.any():
@@ -141,6 +158,11 @@ def _checked_class_names(
     for split in (train, test):
         ids = split.targets.ndim == 1
         counts.append(int(split.targets.max()) + 1 if ids else split.targets.shape[1])
+    if class_names is None and max(counts) > _MOST_UNNAMED_CLASSES:
+        raise ValueError(
+            f"the largest class id is {max(counts) - 1}; number the classes from 0 without gaps, "
+            "with np.unique(labels, return_inverse=True) for example, or give class_names"
+        )
     if class_names is None:
         class_names = [str(i) for i in range(max(counts))]
     q = len(class_names)

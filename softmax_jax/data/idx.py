@@ -4,6 +4,7 @@ import gzip
 import math
 import os
 import pathlib
+import zlib
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
-        except (EOFError, OSError, ValueError) as e:
+        except (EOFError, OSError, zlib.error) as e:
             raise ValueError(f"{path}: the gzip file is damaged ({e}); fetch it again") from e
     if len(content) < 4 or content[:2] != b"\0\0":
         raise ValueError(f"{path}: not an IDX file, it starts with {content[:4].hex(' ')!r}")
@@ -32,10 +33,12 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     if kind != _UINT8:
         raise ValueError(f"{path}: elements of IDX type {kind:#04x}, but only uint8 (0x08) is read")
     start = 4 + 4 * axes
+    if len(content) < start:
+        raise ValueError(f"{path}: the header of {axes} axes is cut short; the file is damaged")
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
-    if len(shape) != axes or len(content) - start != math.prod(shape):
+    if len(content) - start != math.prod(shape):
         raise ValueError(
             f"{path}: the header announces {shape}, {math.prod(shape):,} bytes, but "
-            f"{max(len(content) - start, 0):,} follow it; the file is incomplete or damaged"
+            f"{len(content) - start:,} follow it; the file is incomplete or damaged"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -9,6 +9,8 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -38,12 +40,12 @@ def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
       FileNotFoundError: if files are missing.
       ConnectionError: if a download is needed and its host cannot be reached, within seconds.
     """
+    if folder and name not in ("mnist", "fashion_mnist"):
+        raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist, not for {name!r}")
     if name == "classroom":
         return classroom()
     if name in NAMES:
         return _load_builder(name, folder, data_dir)
-    if folder:
-        raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist, not for {name!r}")
     if name.endswith(".npz"):
         return load_npz(name)
     if pathlib.Path(name, "dataset_info.json").is_file():
@@ -64,23 +66,25 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
       ValueError: if it is no ``.npz`` file, an array is missing or defective.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} is not an .npz file of plain arrays: {e}") from e
-    with file:
-        missing = [key for key in _NPZ_KEYS if key not in file]
-        if missing:
-            raise ValueError(
-                f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}. "
-                f"Save it with np.savez(path, {', '.join(f'{k}=...' for k in _NPZ_KEYS)})"
-            )
-        arrays = [file[key] for key in _NPZ_KEYS]
-        names = [str(n) for n in file["class_names"]] if "class_names" in file else None
-    scale = 1 / 255 if arrays[0].dtype == np.uint8 else 1.0
-    try:
-        return from_arrays(*arrays, class_names=names, scale=scale)
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
+        # NumPy would leave a damaged file open if it had opened it itself.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            found = file.files
+            arrays = {key: file[key] for key in (*_NPZ_KEYS, "class_names") if key in found}
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path} is not a sound .npz file of plain arrays: {e}") from e
+    missing = [key for key in _NPZ_KEYS if key not in found]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}. Save it "
+            f"with np.savez(path, {', '.join(f'{k}=...' for k in _NPZ_KEYS)})"
+        )
+    names = arrays.get("class_names")
+    with _naming(path):
+        return from_arrays(
+            *(arrays[key] for key in _NPZ_KEYS),
+            class_names=None if names is None else [str(n) for n in names.ravel()],
+            scale=1 / 255 if arrays["x_train"].dtype == np.uint8 else 1.0,
+        )
 
 
 def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
@@ -91,6 +95,7 @@ def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
 
     Raises:
       ValueError: if it is stored or shaped otherwise.
+      OSError: if the folder holds no data set.
     """
     import tensorflow_datasets as tfds
 
@@ -99,6 +104,13 @@ def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
     if "image" not in features or "label" not in features:
         raise ValueError(
             f"{directory} has the features {', '.join(features)}; expected 'image' and 'label'"
+        )
+    if not isinstance(features["label"], tfds.features.ClassLabel):
+        raise ValueError(f"{directory}: 'label' is {features['label']}; expected a ClassLabel")
+    if None in features["image"].shape:
+        raise ValueError(
+            f"{directory}: 'image' has the shape {features['image'].shape}; all images must have "
+            "one and the same"
         )
     if builder.info.file_format.value != "array_record":
         raise ValueError(
@@ -112,19 +124,25 @@ def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
         source = builder.as_data_source(split=split)
         rows = source.__getitems__(range(len(source)))
         arrays += [np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows])]
-    # TFDS gives back what it reads from JSON as it was written: numbers as strings, in part.
-    largest = float((builder.info.metadata or {}).get("largest_pixel", 255))
-    images = arrays[0]
-    return from_arrays(
-        *arrays,
-        class_names=features["label"].names,
-        scale=1 / largest if images.dtype == np.uint8 else 1.0,
-    )
+    largest = (builder.info.metadata or {}).get("largest_pixel", 255)
+    with _naming(directory):
+        return from_arrays(
+            *arrays,
+            class_names=features["label"].names,
+            scale=1 / largest if arrays[0].dtype == np.uint8 else 1.0,
+        )
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Puts the path before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{os.fspath(path)}: {e}") from e
 
 
 def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
-    import tensorflow_datasets as tfds
-
     from softmax_jax.data import builders
 
     cls = {
@@ -132,25 +150,21 @@ def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
         "mnist": builders.SoftmaxJaxMnist,
         "fashion_mnist": builders.SoftmaxJaxFashionMnist,
     }[name]
-    if name == "digits" and folder:
-        raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist; digits need no files")
     if not folder and name != "digits":
         candidate = pathlib.Path(os.environ.get(FOLDER_VARIABLE, ""), name)
         folder = str(candidate) if os.environ.get(FOLDER_VARIABLE) and candidate.is_dir() else ""
 
-    builder = cls(data_dir=data_dir or None, file_format="array_record")
+    source = {"folder": folder} if name != "digits" else {}
+    builder = cls(data_dir=data_dir or None, file_format="array_record", **source)
     if not builder.data_path.joinpath("dataset_info.json").exists():
         if name != "digits" and not folder:
             _check_reachable(name, cls.URL, builder.data_path)
         if folder:
             cls.read_folder(folder)  # the same checks, before TFDS begins to write
-        manual_dir = os.path.abspath(folder) if folder else None
         # What TFDS prints speaks of a download whether there is one or not; its bars tell enough.
         show_bars = name != "digits"  # which take a tenth of a second
         with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-            )
+            builder.download_and_prepare()
     elif folder:
         given = builders.content_digests(cls.read_folder(folder))
         if dict(builder.info.metadata["sha256"]) != given:

@@ -1,0 +1,261 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from softmax_jax.data import from_arrays
+
+X = np.random.default_rng(0).uniform(size=(6, 4)).astype(np.float32)
+IDS = np.array([0, 1, 2, 0, 1, 2])
+PROBABILITIES = np.random.default_rng(1).dirichlet(np.ones(3), size=6)
+
+both_splits = pytest.mark.parametrize("split", ["train", "test"])
+
+
+def with_split(split, *, x=X, targets=IDS, other_targets=IDS, **kwargs):
+    """A data set with the given arrays in one split and good ones in the other."""
+    good = (X, other_targets)
+    arrays = (x, targets, *good) if split == "train" else (*good, x, targets)
+    return from_arrays(*arrays, **kwargs)
+
+
+def with_probabilities(split, row, values):
+    targets = PROBABILITIES.copy()
+    targets[row] = values
+    return with_split(split, targets=targets, other_targets=PROBABILITIES)
+
+
+def with_value(value, dtype=np.float32):
+    x = X.astype(dtype)
+    x[3, 2] = value
+    return x
+
+
+@both_splits
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_features_that_are_not_finite_are_refused(split, value, dtype):
+    with pytest.raises(ValueError, match=f"^{split}: row 3, feature 2 is {value}"):
+        with_split(split, x=with_value(value, dtype))
+
+
+@both_splits
+def test_features_beyond_float32_are_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: row 3, feature 2 is inf as float32"):
+        with_split(split, x=with_value(1e39, np.float64))
+
+
+@both_splits
+def test_the_number_of_bad_rows_is_told(split):
+    x = with_value(np.nan)
+    x[5] = np.nan
+    with pytest.raises(ValueError, match=f"^{split}: row 3.*2 of 6 rows"):
+        with_split(split, x=x)
+
+
+@both_splits
+@pytest.mark.parametrize("dtype", [object, complex, str, "M8[s]", [("field", "f4")]], ids=str)
+def test_features_that_are_no_real_numbers_are_refused(split, dtype):
+    with pytest.raises(ValueError, match=f"^{split}: features of type .*real numbers"):
+        with_split(split, x=np.zeros(X.shape, dtype))
+
+
+@both_splits
+@pytest.mark.parametrize("shape", [(), (6,), (6, 0), (0, 4)])
+def test_features_of_wrong_shape_are_refused(split, shape):
+    with pytest.raises(ValueError, match=f"^{split}: features of shape"):
+        with_split(split, x=np.zeros(shape, np.float32))
+
+
+@both_splits
+def test_features_of_four_axes_are_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: features of shape"):
+        with_split(split, x=X.reshape(6, 2, 2, 1))
+
+
+@both_splits
+def test_no_rows_are_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: .*at least one row"):
+        with_split(split, x=X[:0], targets=IDS[:0])
+
+
+@both_splits
+@pytest.mark.parametrize("shape", [(), (5,), (7,), (6, 1, 1), (5, 3)])
+def test_targets_of_wrong_shape_are_refused(split, shape):
+    with pytest.raises(ValueError, match=f"^{split}: targets of shape .*for 6 rows"):
+        with_split(split, targets=np.zeros(shape, np.int32))
+
+
+@both_splits
+def test_a_negative_id_is_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: row 2 has class id -1; ids start at 0"):
+        with_split(split, targets=np.array([0, 1, -1, 0, 1, 2]))
+
+
+@both_splits
+def test_an_id_without_a_name_is_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: row 4 has class id 3, but there are 3"):
+        with_split(split, targets=np.array([0, 1, 2, 0, 3, 2]), class_names="abc")
+
+
+@both_splits
+def test_an_id_beyond_int32_is_refused(split):
+    with pytest.raises(ValueError, match=f"^{split}: row 4 has class id {2**40}"):
+        with_split(split, targets=np.array([0, 1, 2, 0, 2**40, 2]))
+
+
+@both_splits
+@pytest.mark.parametrize("dtype", [np.float32, bool, str, object, complex])
+def test_ids_that_are_no_integers_are_refused(split, dtype):
+    with pytest.raises(ValueError, match=f"^{split}: class ids of type .*expected integers"):
+        with_split(split, targets=IDS.astype(dtype))
+
+
+@both_splits
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.5, 0.5, 0.5),
+        (0.3, 0.3, 0.3),
+        (0, 0, 0),
+        (1.5, -0.5, 0),
+        (np.nan, 0.5, 0.5),
+        (np.inf, 0, 0),
+        (1e300, 0, 0),
+    ],
+    ids=str,
+)
+def test_rows_that_are_no_probabilities_are_refused(split, values):
+    with pytest.raises(ValueError, match=f"^{split}: the targets of row 4 are not probabilities"):
+        with_probabilities(split, 4, values)
+
+
+@both_splits
+@pytest.mark.parametrize("dtype", [str, complex, object])
+def test_probabilities_that_are_no_real_numbers_are_refused(split, dtype):
+    with pytest.raises(ValueError, match=f"^{split}: "):
+        with_split(split, targets=PROBABILITIES.astype(dtype), other_targets=PROBABILITIES)
+
+
+def test_a_single_named_class_is_refused():
+    with pytest.raises(ValueError, match="a single class"):
+        from_arrays(X, 0 * IDS, X, 0 * IDS)
+
+
+def test_training_rows_of_a_single_class_are_refused():
+    with pytest.raises(ValueError, match=r"^train: all 6 rows are of class 1"):
+        with_split("train", targets=0 * IDS + 1)
+
+
+def test_splits_of_different_width_are_refused():
+    with pytest.raises(ValueError, match=r"^train has 4 features a row and test 3"):
+        with_split("test", x=X[:, :3])
+
+
+def test_images_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match=r"train.*test"):
+        from_arrays(X.reshape(6, 2, 2), IDS, X.reshape(6, 4, 1), IDS)
+
+
+def test_ids_beside_probabilities_are_refused():
+    with pytest.raises(ValueError, match="one split has class ids and the other probabilities"):
+        with_split("test", targets=PROBABILITIES)
+
+
+@both_splits
+def test_probabilities_over_different_classes_are_refused(split):
+    with pytest.raises(ValueError, match="probabilities of 3 classes, but there are 4"):
+        with_split(split, targets=PROBABILITIES, other_targets=np.eye(4)[IDS])
+
+
+def test_probabilities_beside_too_many_names_are_refused():
+    with pytest.raises(ValueError, match=r"^train: probabilities of 3 classes, but there are 4"):
+        from_arrays(X, PROBABILITIES, X, PROBABILITIES, class_names="abcd")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, ml_dtypes.bfloat16, np.float32])
+def test_compact_types_stay_as_they_are(dtype):
+    x = (10 * X).astype(dtype)
+    dataset = from_arrays(x, IDS, x, IDS)
+    assert dataset.train.x.dtype == dtype
+    np.testing.assert_array_equal(dataset.train.x, x)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint64, np.float64, bool])
+def test_other_numbers_become_float32(dtype):
+    x = (10 * X).astype(dtype)
+    dataset = from_arrays(x, IDS, x, IDS)
+    assert dataset.test.x.dtype == np.float32
+    np.testing.assert_array_equal(dataset.test.x, x.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_ids_become_int32(dtype):
+    targets = from_arrays(X, IDS.astype(dtype), X, IDS).train.targets
+    assert targets.dtype == np.int32
+    np.testing.assert_array_equal(targets, IDS)
+
+
+def test_one_hot_integers_become_probabilities():
+    one_hot = np.eye(3, dtype=np.int64)[IDS]
+    targets = from_arrays(X, one_hot, X, one_hot).train.targets
+    assert targets.dtype == np.float32
+    np.testing.assert_array_equal(targets, one_hot)
+
+
+def test_images_are_flattened_row_by_row():
+    images = np.arange(6 * 2 * 3, dtype=np.uint8).reshape(6, 2, 3)
+    dataset = from_arrays(images, IDS, images, IDS)
+    assert dataset.image_shape == (2, 3)
+    np.testing.assert_array_equal(dataset.train.x[1], [6, 7, 8, 9, 10, 11])
+
+
+def test_a_table_has_no_image_shape():
+    assert from_arrays(X, IDS, X, IDS).image_shape is None
+
+
+def test_names_are_numbers_by_default():
+    assert with_split("test", targets=IDS + 1).class_names == ("0", "1", "2", "3")
+
+
+def test_more_names_than_ids_are_kept():
+    assert from_arrays(X, IDS, X, IDS, class_names="abcd").class_names == ("a", "b", "c", "d")
+
+
+def test_a_test_split_of_one_class_is_accepted():
+    assert with_split("test", targets=0 * IDS).test.targets.tolist() == [0] * 6
+
+
+def test_the_scale_is_kept():
+    assert from_arrays(X, IDS, X, IDS, scale=0.25).scale == 0.25
+
+
+@st.composite
+def valid_arrays(draw):
+    d, q = draw(st.integers(1, 5)), draw(st.integers(2, 5))
+    dtype = draw(st.sampled_from([np.uint8, np.float16, np.float32]))
+    arrays = []
+    for least in (2, 1):
+        n = draw(st.integers(least, 8))
+        finite = {"allow_nan": False, "allow_infinity": False}
+        elements = hnp.from_dtype(np.dtype(dtype), **(finite if dtype != np.uint8 else {}))
+        arrays.append(draw(hnp.arrays(dtype, (n, d), elements=elements)))
+        ids = draw(hnp.arrays(np.int32, n, elements=st.integers(0, q - 1)))
+        arrays.append(ids)
+    arrays[1][:2] = (0, 1)
+    if draw(st.booleans()):
+        arrays[1], arrays[3] = (np.eye(q, dtype=np.float32)[ids] for ids in arrays[1::2])
+    return arrays, q
+
+
+@settings(derandomize=True, deadline=None)
+@given(valid_arrays())
+def test_a_valid_data_set_passes_unchanged(arrays_and_q):
+    arrays, q = arrays_and_q
+    dataset = from_arrays(*arrays, class_names=[f"class {j}" for j in range(q)])
+    passed = (*dataset.train, *dataset.test)
+    for before, after in zip(arrays, passed, strict=True):
+        assert after.dtype == before.dtype
+        np.testing.assert_array_equal(after, before)

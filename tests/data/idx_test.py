@@ -1,0 +1,111 @@
+import gzip
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from softmax_jax.data.idx import read_idx
+
+ARRAY = np.random.default_rng(0).integers(256, size=(3, 4, 5), dtype=np.uint8)
+HEADER = 4 + 4 * 3
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "some-idx-ubyte"
+
+
+def assert_refused(path, content, reason=""):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(path.name) + ".*" + reason):
+        read_idx(path)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (3, 4, 5), (0, 28, 28)])
+@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gz", "plain"])
+def test_what_is_written_is_read(path, encode_idx, shape, compress):
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    path.write_bytes(compress(encode_idx(array)))
+    read = read_idx(path)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, array)
+
+
+def test_the_content_decides_whether_it_is_gzipped(tmp_path, encode_idx):
+    (tmp_path / "plain.gz").write_bytes(encode_idx(ARRAY))
+    np.testing.assert_array_equal(read_idx(tmp_path / "plain.gz"), ARRAY)
+
+
+def test_axes_are_big_endian(path):
+    path.write_bytes(b"\0\0\x08\x01" + b"\0\0\x01\x02" + bytes(258))
+    assert read_idx(path).shape == (258,)
+
+
+def test_a_missing_file_is_not_found(path):
+    with pytest.raises(FileNotFoundError, match=path.name):
+        read_idx(path)
+
+
+def test_an_empty_file_is_refused(path):
+    assert_refused(path, b"", "not an IDX file")
+
+
+def test_a_wrong_magic_number_is_refused(path, encode_idx):
+    assert_refused(path, b"\x01" + encode_idx(ARRAY)[1:], "not an IDX file")
+
+
+@pytest.mark.parametrize("kind", [0x09, 0x0B, 0x0C, 0x0D, 0x0E])
+def test_elements_other_than_uint8_are_refused(path, encode_idx, kind):
+    content = encode_idx(ARRAY)
+    assert_refused(path, content[:2] + bytes([kind]) + content[3:], f"{kind:#04x}")
+
+
+@pytest.mark.parametrize("kept", range(4, HEADER))
+def test_a_truncated_header_is_refused(path, encode_idx, kept):
+    assert_refused(path, encode_idx(ARRAY)[:kept], "damaged")
+
+
+@pytest.mark.parametrize("kept", [HEADER, HEADER + 1, HEADER + ARRAY.size - 1])
+def test_truncated_elements_are_refused(path, encode_idx, kept):
+    assert_refused(path, encode_idx(ARRAY)[:kept], "incomplete")
+
+
+def test_extra_bytes_are_refused(path, encode_idx):
+    assert_refused(path, encode_idx(ARRAY) + b"\0", "60 bytes, but 61 follow")
+
+
+@pytest.mark.parametrize("kept", [2, 9, 10, 30, -8, -1])
+def test_a_truncated_gzip_file_is_refused(path, encode_idx, kept):
+    assert_refused(path, gzip.compress(encode_idx(ARRAY))[:kept], "gzip file is damaged")
+
+
+def test_extra_bytes_after_a_gzip_file_are_refused(path, encode_idx):
+    assert_refused(path, gzip.compress(encode_idx(ARRAY)) + b"more", "gzip file is damaged")
+
+
+@pytest.mark.parametrize("position", [3, 10, 20, 40, -8, -1])
+def test_a_flipped_byte_of_a_gzip_file_is_refused(path, encode_idx, position):
+    content = bytearray(gzip.compress(encode_idx(ARRAY)))
+    content[position] ^= 0xFF
+    assert_refused(path, bytes(content), "gzip file is damaged")
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True, deadline=None
+)
+@given(
+    start=st.sampled_from([b"", b"\0\0\x08", b"\0\0\x08\x01", b"\x1f\x8b", b"\x1f\x8b\x08\0"]),
+    rest=st.binary(max_size=60),
+)
+def test_random_bytes_are_refused_or_read_whole(path, start, rest):
+    path.write_bytes(start + rest)
+    try:
+        array = read_idx(path)
+    except ValueError as e:
+        message = str(e)
+    else:
+        message = path.name
+        assert (start + rest).endswith(array.tobytes())
+    assert path.name in message

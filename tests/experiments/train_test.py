@@ -1,0 +1,316 @@
+import dataclasses
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gradcheck
+import settings
+import train
+from softmax_jax import data
+
+SCRIPT = pathlib.Path(train.__file__)
+CONFIGS = SCRIPT.parent / "configs"
+FILES = {
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "params.npz",
+    "curves.png",
+    "weights.png",
+}
+
+
+def shipped(name, variant=""):
+    module = runpy.run_path(str(CONFIGS / f"{name}.py"))
+    return settings.from_config(module["get_config"](variant))
+
+
+def params_of(workdir):
+    with np.load(workdir / "params.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits):
+    """The settings of a short run, its folder and what it returned."""
+    config = digits()
+    workdir = tmp_path_factory.mktemp("train") / "new" / "folder"
+    return config, workdir, train.train(config, workdir)
+
+
+def test_a_run_writes_its_files_and_no_others(run):
+    assert {path.name for path in run[1].iterdir()} == FILES
+
+
+def test_pictures_are_png(run):
+    for name in ("curves.png", "weights.png"):
+        assert (run[1] / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_have_a_row_an_epoch(run):
+    rows = rows_of(run[1])
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [12, 24]
+
+
+def test_metrics_are_finite(run):
+    assert all(np.isfinite(value) for row in rows_of(run[1]) for value in row.values())
+
+
+def test_training_lowers_the_loss(run):
+    first, second = rows_of(run[1])
+    assert second["train_loss"] < first["train_loss"] < np.log(10)
+    assert second["test_loss"] < first["test_loss"]
+
+
+def test_the_config_file_reproduces_the_settings(run):
+    config, workdir, _ = run
+    assert settings.from_config(json.loads((workdir / "config.json").read_text())) == config
+
+
+def test_the_summary_file_is_what_is_returned(run):
+    _, workdir, summary = run
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+
+
+def test_the_last_row_agrees_with_the_summary(run):
+    _, workdir, summary = run
+    last = rows_of(workdir)[-1]
+    assert last["test_accuracy"] == pytest.approx(summary["test"]["accuracy"])
+    assert last["test_loss"] == pytest.approx(summary["test"]["nats"])
+
+
+def test_the_parameters_reproduce_the_test_accuracy(run, data_dir):
+    _, workdir, summary = run
+    test = data.load("digits", data_dir=data_dir).test
+    params = params_of(workdir)
+    scores = (test.x * params["scale"]) @ params["w"] + params["b"]
+    accuracy = np.mean(scores.argmax(axis=1) == test.targets)
+    assert accuracy == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+
+
+def test_the_gradients_of_the_trained_model_are_checked(run):
+    assert gradcheck.Check(**run[2]["gradient_check"]).passed
+
+
+def test_the_report_has_the_scores(run):
+    summary = run[2]
+    report = train.report(summary)
+    assert f"{summary['test']['accuracy']:.4f}" in report
+    assert f"{summary['train']['nats']:.4f}" in report
+    assert "gradient check" in report
+
+
+def test_the_same_seed_gives_the_same_parameters(run, tmp_path):
+    config, workdir, _ = run
+    train.train(config, tmp_path)
+    for name, array in params_of(tmp_path).items():
+        np.testing.assert_array_equal(array, params_of(workdir)[name])
+
+
+def test_another_seed_gives_other_parameters(run, tmp_path):
+    config, workdir, _ = run
+    train.train(dataclasses.replace(config, seed=1), tmp_path)
+    assert not np.array_equal(params_of(tmp_path)["w"], params_of(workdir)["w"])
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run):
+    config, workdir, _ = run
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train.train(config, workdir)
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+
+
+def test_divergence_is_reported_with_its_learning_rate(digits, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"in epoch 1: .*learning rate 1e\+38"):
+        train.train(digits(learning_rate=1e38), tmp_path)
+
+
+def test_a_run_that_diverged_has_no_summary(digits, tmp_path):
+    with pytest.raises(FloatingPointError):
+        train.train(digits(learning_rate=1e38), tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "params.npz").exists()
+
+
+@pytest.mark.parametrize("optimizer", settings.OPTIMIZERS)
+@pytest.mark.parametrize("schedule", settings.SCHEDULES)
+def test_every_optimizer_lowers_the_loss_on_every_schedule(digits, tmp_path, optimizer, schedule):
+    rate = 0.01 if optimizer == "adam" else 0.1
+    train.train(digits(optimizer=optimizer, schedule=schedule, learning_rate=rate), tmp_path)
+    first, second = rows_of(tmp_path)
+    assert second["train_loss"] < first["train_loss"] < np.log(10)
+
+
+def test_a_cosine_schedule_ends_at_zero(digits):
+    def first_and_last_step(schedule):
+        optimizer = train.make_optimizer(digits(schedule=schedule, learning_rate=0.5), 10)
+        gradient = np.float32(1)
+        state = optimizer.init(gradient)
+        steps = []
+        for _ in range(11):
+            update, state = optimizer.update(gradient, state)
+            steps.append(float(update))
+        return steps[0], steps[-1]
+
+    assert first_and_last_step("cosine") == (-0.5, pytest.approx(0))
+    assert first_and_last_step("constant") == (-0.5, -0.5)
+
+
+@pytest.mark.parametrize("change", [{"l2": 0.5}, {"label_smoothing": 0.5}], ids=str)
+def test_regularisation_makes_for_smaller_weights(run, digits, tmp_path, change):
+    train.train(digits(**change), tmp_path)
+    plain = np.linalg.norm(params_of(run[1])["w"])
+    assert np.linalg.norm(params_of(tmp_path)["w"]) < plain
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(digits, tmp_path):
+    train.train(digits(batch_size=5000), tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
+
+
+def test_data_without_images_has_no_picture_of_weights(tmp_path):
+    generator = np.random.default_rng(0)
+    x, ids = generator.normal(size=(20, 3)), np.arange(20) % 2
+    np.savez(tmp_path / "table.npz", x_train=x, y_train=ids, x_test=x, y_test=ids)
+    table = settings.Data(name=str(tmp_path / "table.npz"))
+    train.train(settings.Train(data=table, epochs=1), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"weights.png"}
+
+
+def test_bad_data_leaves_no_folder(tmp_path):
+    table = settings.Data(name=str(tmp_path / "absent.npz"))
+    with pytest.raises(FileNotFoundError):
+        train.train(settings.Train(data=table), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_compile_once(run, digits, tmp_path, count_compilations):
+    def compilations(epochs):
+        config = digits(epochs=epochs)
+        return count_compilations(lambda: train.train(config, tmp_path / str(epochs)))
+
+    assert compilations(6) == compilations(3) > 0
+
+
+def test_one_late_keeps_all_items_in_order():
+    assert list(train.one_late(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(train.one_late(iter("a"))) == ["a"]
+
+
+def test_one_late_asks_for_the_next_item_first():
+    asked = []
+
+    def items():
+        for i in range(3):
+            asked.append(i)
+            yield i
+
+    assert [(item, list(asked)) for item in train.one_late(items())] == [
+        (0, [0, 1]),
+        (1, [0, 1, 2]),
+        (2, [0, 1, 2]),
+    ]
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "summary.json"
+    train.write_atomically(path, b"older")
+    train.write_atomically(path, b"newer")
+    assert path.read_bytes() == b"newer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_digits_are_learned(tmp_path, data_dir):
+    config = shipped("digits")
+    config = dataclasses.replace(config, data=settings.Data("digits", data_dir=data_dir))
+    assert train.train(config, tmp_path)["test"]["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize(("name", "bar"), [("mnist", 0.922), ("fashion_mnist", 0.84)])
+def test_published_images_are_learned(tmp_path, data_dir, idx_folder, name, bar):
+    source = settings.Data(name, folder=str(idx_folder(name)), data_dir=data_dir)
+    config = dataclasses.replace(shipped(name), data=source)
+    assert train.train(config, tmp_path)["test"]["accuracy"] >= bar
+
+
+def test_the_classroom_is_learned(tmp_path):
+    assert train.train(shipped("classroom"), tmp_path)["test"]["accuracy"] >= 0.9
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.learning_rte=0.1"], "learning_rate"),
+        (["--config.data.foldr=here"], "folder"),
+        (["--config.epochs=many"], "config.epochs"),
+        (["--config.optimizer=adm"], "did you mean 'adam'"),
+        (["--config.data.name=cifar10"], "unknown data set 'cifar10'; expected one of classroom"),
+        ([f"--config={CONFIGS / 'digits.py'}:smok"], "no variant 'smok'; there is smoke"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        (["more"], "unexpected argument 'more'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_command_line_ends_in_a_line_of_advice(tmp_path, arguments, message):
+    result = command(*arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_tells_the_flags(tmp_path):
+    result = command("--help", cwd=tmp_path)
+    assert "--config" in result.stdout
+    assert "--workdir" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_line_changes_the_config(tmp_path):
+    config = f"--config={CONFIGS / 'classroom.py'}:smoke"
+    result = command(config, "--config.learning_rate=0.25", "--workdir=here", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "here" / "config.json").read_text())
+    expected = dataclasses.replace(shipped("classroom", "smoke"), learning_rate=0.25)
+    assert settings.from_config(written) == expected
+    assert "results in here" in result.stdout
+
+
+class TestWriteAtomically:
+    def test_a_file_is_replaced_whole(self, tmp_path):
+        path = tmp_path / "summary.json"
+        path.write_text("older")
+        train.write_atomically(path, b"newer")
+        assert path.read_bytes() == b"newer"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_failure_leaves_the_older_file_and_no_other(self, tmp_path, monkeypatch):
+        path = tmp_path / "summary.json"
+        path.write_text("older")
+
+        def fail_halfway(temporary, content):
+            temporary.open("wb").close()
+            raise OSError("disk full")
+
+        monkeypatch.setattr(pathlib.Path, "write_bytes", fail_halfway)
+        with pytest.raises(OSError, match="disk full"):
+            train.write_atomically(path, b"newer")
+        assert path.read_text() == "older"
+        assert list(tmp_path.iterdir()) == [path]
