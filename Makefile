@@ -14,7 +14,7 @@ train: $(VENV)/experiments.done
 	$(BIN)/python experiments/train.py
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8
 
 lint: $(VENV)/lint.done
 	$(BIN)/ruff check .
