@@ -136,15 +136,26 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
         "examples_per_second": config.epochs * num_train / train_seconds,
         "device": jax.devices()[0].device_kind,
     }
-    params_file = io.BytesIO()
-    np.savez(params_file, w=state.params.w, b=state.params.b, scale=dataset.scale)
-    write_atomically(workdir / "params.npz", params_file.getvalue())
+    write_results(workdir, dataset, state.params, rows, summary)
+    return summary
+
+
+def write_results(
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    params: model.Params,
+    rows: Sequence[dict[str, float]],
+    summary: dict[str, Any],
+) -> None:
+    """Writes the parameters, the pictures, and last, as a sign that the run is whole, the summary."""
+    stream = io.BytesIO()
+    np.savez(stream, w=params.w, b=params.b, scale=dataset.scale)
+    write_atomically(workdir / "params.npz", stream.getvalue())
     write_atomically(workdir / "curves.png", figures.to_png(figures.learning_curves(rows)))
     if dataset.image_shape is not None:
-        figure = figures.weight_images(state.params.w, dataset.image_shape, dataset.class_names)
-        write_atomically(workdir / "weights.png", figures.to_png(figure))
+        images = figures.weight_images(params.w, dataset.image_shape, dataset.class_names)
+        write_atomically(workdir / "weights.png", figures.to_png(images))
     write_atomically(workdir / "summary.json", to_json(summary))
-    return summary
 
 
 def one_late(iterator: Iterator[T]) -> Iterator[T]:

@@ -45,7 +45,7 @@ def cross_entropy(
     """
     logits = _at_least_float32(logits)
     y = _distribution(logits, targets, label_smoothing)
-    surprisal = surprisals(logits)
+    surprisal = _surprisals(logits)
     impossible_and_irrelevant = (y == 0) & jnp.isinf(surprisal)
     return jnp.sum(y * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
 
@@ -200,8 +200,14 @@ def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
     return True
 
 
+def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
+    """Raises a ValueError for a value, not under a transformation, outside [0, 1)."""
+    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+
+
 @jax.custom_jvp
-def surprisals(logits: jax.Array) -> jax.Array:
+def _surprisals(logits: jax.Array) -> jax.Array:
     r"""``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
 
     .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
@@ -213,10 +219,10 @@ def surprisals(logits: jax.Array) -> jax.Array:
     return below_top + jnp.broadcast_to(r[..., None], logits.shape)
 
 
-@surprisals.defjvp
+@_surprisals.defjvp
 def _(primals, tangents):
     (logits,), (tangent,) = primals, tangents
-    surprisal = surprisals(logits)
+    surprisal = _surprisals(logits)
     mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
     return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
 
@@ -235,11 +241,9 @@ def _distribution(
         y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
     else:
         y = targets.astype(logits.dtype)
-    if not isinstance(label_smoothing, jax.core.Tracer):
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-        if label_smoothing == 0:
-            return y
+    check_label_smoothing(label_smoothing)
+    if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing == 0:
+        return y
     return (1 - label_smoothing) * y + label_smoothing / q
 
 

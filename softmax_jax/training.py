@@ -65,8 +65,7 @@ def init(
     """
     if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
         raise ValueError(f"l2 must not be negative, got {l2}")
-    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    losses.check_label_smoothing(label_smoothing)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
