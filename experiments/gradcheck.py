@@ -69,6 +69,7 @@ class Problem(NamedTuple):
     targets: jax.Array
     weights: jax.Array | None
     l2: float
+    label_smoothing: float = 0.0
 
 
 def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -> Problem:
@@ -99,24 +100,36 @@ def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -
 def objective(params: Params, problem: Problem) -> jax.Array:
     """`losses.objective` as a function of its parameters."""
     return losses.objective(
-        params, problem.x, problem.targets, weights=problem.weights, l2=problem.l2
+        params,
+        problem.x,
+        problem.targets,
+        weights=problem.weights,
+        l2=problem.l2,
+        label_smoothing=problem.label_smoothing,
     )
 
 
 @jax.jit
 def closed_gradient(problem: Problem) -> Params:
     return losses.objective_gradient(
-        problem.params, problem.x, problem.targets, weights=problem.weights, l2=problem.l2
+        problem.params,
+        problem.x,
+        problem.targets,
+        weights=problem.weights,
+        l2=problem.l2,
+        label_smoothing=problem.label_smoothing,
     )
 
 
 @jax.jit
 def gradient_by_examples(problem: Problem) -> Params:
     """The gradient of the objective from `jax.grad` of each example's loss, under `jax.vmap`."""
-    params, x, targets, weights, l2 = problem
+    params, x, targets, weights, l2, label_smoothing = problem
 
     def loss(params, x, target):
-        return losses.cross_entropy(model.logits(params, x), target)
+        return losses.cross_entropy(
+            model.logits(params, x), target, label_smoothing=label_smoothing
+        )
 
     gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(params, x, targets)
     weights = jnp.ones(len(x), x.dtype) if weights is None else weights
@@ -133,16 +146,19 @@ def gradient_by_examples(problem: Problem) -> Params:
 @jax.jit
 def terms(problem: Problem) -> Params:
     """``|X|^T |R| + l2 |W|`` and the same for b: how large the terms of the gradient are."""
-    params, x, targets, weights, l2 = problem
-    error = jnp.abs(losses.cross_entropy_gradient(model.logits(params, x), targets))
+    params, x, targets, weights, l2, label_smoothing = problem
+    error = losses.cross_entropy_gradient(
+        model.logits(params, x), targets, label_smoothing=label_smoothing
+    )
+    error = jnp.abs(error)
     weights = jnp.ones(len(x), error.dtype) if weights is None else weights
     error = error * jnp.broadcast_to((weights / jnp.sum(weights))[:, None], error.shape)
     return Params(jnp.abs(x).T @ error + l2 * jnp.abs(params.w), jnp.sum(error, axis=0))
 
 
 def in_ulps(actual: jax.Array, expected: jax.Array, size: jax.Array) -> float:
-    """The largest difference, in ulps of the expected array's type at the given size."""
-    eps = float(jnp.finfo(expected.dtype).eps)
+    """The largest difference, in ulps of the narrower of both types at the given size."""
+    eps = max(float(jnp.finfo(a.dtype).eps) for a in (actual, expected))
     return relative(actual, expected, size) / eps
 
 
@@ -152,10 +168,12 @@ def relative(actual: np.typing.ArrayLike, expected: jax.Array, size: jax.Array) 
     return float(difference) / max(largest, float(jnp.finfo(expected.dtype).tiny))
 
 
-def check_model(params: Params, data: Batch, *, l2: float, rows: int = 1024) -> Check:
+def check_model(
+    params: Params, data: Batch, *, l2: float, label_smoothing: float, rows: int = 1024
+) -> Check:
     """`jax.grad` against the closed form at trained parameters, on the first ``rows`` of data."""
     data = data._replace(x=data.x[:rows], targets=data.targets[:rows])
-    problem = Problem(params, features(data), data.targets, None, l2)
+    problem = Problem(params, features(data), data.targets, None, l2, label_smoothing)
     return Check(max(parameter_errors(problem).values()), ULPS, "ulp")
 
 
@@ -202,6 +220,7 @@ LOGIT_GRADIENTS = (
 def logit_errors(problem: Problem) -> dict[str, float]:
     """Of ``dl/do`` and ``d²l/do²`` by autodiff, in ulps: the largest of all ways to evaluate."""
     scores, targets = model.logits(problem.params, problem.x), problem.targets
+    scores = scores.astype(problem.x.dtype)  # they are float32 for bfloat16 features
     closed = losses.cross_entropy_gradient(scores, targets)
     one = jnp.ones(())
     return {

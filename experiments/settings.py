@@ -45,12 +45,12 @@ class Train:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 or more and below 2**32")
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        _require(math.isfinite(self.learning_rate), "learning_rate", self.learning_rate, "finite")
-        _require(0 <= self.l2 < math.inf, "l2", self.l2, "0 or more, and finite")
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
+        _require(0 <= self.l2 < 1e30, "l2", self.l2, "0 or more, and below 1e30")
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
@@ -69,6 +69,8 @@ def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "con
     Raises:
       ValueError: names the key, and for a misspelt one the likeliest meaning.
     """
+    if not isinstance(config, (Mapping, ConfigDict)):
+        raise ValueError(f"{prefix} cannot be read: expected a ConfigDict, got {config!r}")
     types = typing.get_type_hints(cls)
     values = {}
     for key, value in dict(config).items():
@@ -122,7 +124,11 @@ def parse_flags(argv: list[str], *, default: str) -> list[str]:
         message: Any = e
         while isinstance(message, Exception):
             message = message.args[0]
-        sys.exit("error: there is no --config key " + ". ".join(str(message).splitlines()))
+        lines = str(message).splitlines()
+        is_key = isinstance(e.args[0], KeyError)
+        sys.exit(("error: there is no --config key " if is_key else "error: ") + ". ".join(lines))
+    except (TypeError, SyntaxError, OSError) as e:
+        sys.exit(f"error: the config cannot be read: {e}")
 
 
 def vary(config: ConfigDict, variant: str, **variants: Mapping[str, Any]) -> ConfigDict:

@@ -60,14 +60,16 @@ def make_optimizer(config: settings.Train, total_steps: int) -> optax.GradientTr
 
 def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the experiment; returns what it also writes to ``workdir/summary.json``."""
+    refuse_earlier_run(workdir)
     dataset = data.load(config.data.name, folder=config.data.folder, data_dir=config.data.data_dir)
     num_train, num_features = dataset.train.x.shape
     print(
         f"{config.data.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
         f"{num_features} features, {len(dataset.class_names)} classes"
     )
-    create_workdir(workdir)
-    write_atomically(workdir / "config.json", to_json(dataclasses.asdict(config)))
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here
+        file.write(to_json(dataclasses.asdict(config)))
 
     train_data, test_data = (
         Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
@@ -105,19 +107,22 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
             row = {
                 "epoch": epoch,
                 "step": epoch * steps_per_epoch,
-                "train_loss": float(np.mean(step_metrics.loss)),
-                "train_accuracy": float(np.mean(step_metrics.accuracy)),
+                "train_loss": float(np.average(step_metrics.loss, weights=step_metrics.weight)),
+                "train_accuracy": float(
+                    np.average(step_metrics.accuracy, weights=step_metrics.weight)
+                ),
                 "test_loss": scores["nats"],
                 "test_accuracy": scores["accuracy"],
                 "seconds": time.perf_counter() - start,
             }
-            if not np.isfinite(row["train_loss"]):
+            if not np.isfinite([row["train_loss"], row["test_loss"]]).all():
                 raise FloatingPointError(
-                    f"the training loss is {row['train_loss']} in epoch {epoch}: training diverged "
-                    f"at learning rate {config.learning_rate}; try a third of it"
+                    f"the loss is {row['train_loss']} on training and {row['test_loss']} on test "
+                    f"data in epoch {epoch}: training diverged at learning rate "
+                    f"{config.learning_rate} and l2 {config.l2}; try a third of the learning rate"
                 )
             rows.append(row)
-            print(json.dumps(row), file=log, flush=True)
+            print(json.dumps(row, allow_nan=False), file=log, flush=True)
             bar.set_postfix_str(
                 f"train loss {row['train_loss']:.4f} nats, "
                 f"test accuracy {row['test_accuracy']:.4f}",
@@ -126,7 +131,9 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
             bar.update()
     train_seconds = time.perf_counter() - start
 
-    check = gradcheck.check_model(state.params, test_data, l2=config.l2)
+    check = gradcheck.check_model(
+        state.params, test_data, l2=config.l2, label_smoothing=config.label_smoothing
+    )
     summary = {
         "train": metrics.summarize(training.evaluate(state.params, train_data)),
         "test": metrics.summarize(training.evaluate(state.params, test_data)),
@@ -147,7 +154,7 @@ def write_results(
     rows: Sequence[dict[str, float]],
     summary: dict[str, Any],
 ) -> None:
-    """Writes the parameters, the pictures, and last, as a sign that the run is whole, the summary."""
+    """Writes the parameters, the pictures, and last, to say that the run is whole, the summary."""
     stream = io.BytesIO()
     np.savez(stream, w=params.w, b=params.b, scale=dataset.scale)
     write_atomically(workdir / "params.npz", stream.getvalue())
@@ -176,9 +183,10 @@ def report(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"gradient check    {check}"])
 
 
-def create_workdir(workdir: pathlib.Path) -> None:
-    """Makes the folder, and refuses one that already holds a run."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def refuse_earlier_run(workdir: pathlib.Path) -> None:
+    """Early, before the data are loaded."""
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
     if (workdir / "config.json").exists():
         raise FileExistsError(
             f"{workdir} already holds a run: give another --workdir, or remove it"
@@ -186,7 +194,7 @@ def create_workdir(workdir: pathlib.Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -203,15 +211,18 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
+    workdir = _WORKDIR.value
     try:
         config = settings.from_config(_CONFIG.value)
         name = pathlib.Path(config.data.name).stem
-        workdir = _WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        workdir = workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         summary = train(config, pathlib.Path(workdir))
     except (ValueError, OSError, FloatingPointError) as e:
         if _TRACEBACK.value:
             raise
         sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; what there is so far is in {workdir}")
     print(report(summary))
     print(f"\nresults in {workdir}")
 

@@ -5,6 +5,7 @@ from softmax_jax import losses as losses
 from softmax_jax import metrics as metrics
 from softmax_jax import model as model
 from softmax_jax import training as training
+from softmax_jax._permutation import permutation as permutation
 from softmax_jax.losses import cross_entropy as cross_entropy
 from softmax_jax.losses import cross_entropy_gradient as cross_entropy_gradient
 from softmax_jax.losses import cross_entropy_hessian as cross_entropy_hessian
@@ -16,7 +17,6 @@ from softmax_jax.model import init as init
 from softmax_jax.model import logits as logits
 from softmax_jax.model import predict as predict
 from softmax_jax.model import probabilities as probabilities
-from softmax_jax.permutation import permutation as permutation
 from softmax_jax.training import Batch as Batch
 from softmax_jax.training import TrainState as TrainState
 

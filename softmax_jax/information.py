@@ -1,7 +1,7 @@
 """Surprisal, entropy, cross-entropy and divergence of distributions, in nats or in bits.
 
-All take probabilities along the last axis; 0 · log 0 is 0, as in the limit. Bits are nats over
-``log 2``: 1 nat = 1.4427 bit.
+All take probabilities along the last axis; 0 · log 0 is 0, as in the limit. A probability that is
+NaN or negative gives NaN. Bits are nats over ``log 2``: 1 nat = 1.4427 bit.
 """
 
 import math
@@ -35,7 +35,7 @@ def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
     Between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to the
     gradient: derivatives are taken along the support of ``p``.
     """
-    return _in_unit(jnp.sum(_xlogy(p, p), axis=-1) * -1, unit)
+    return _in_unit(0 - jnp.sum(_xlogy(p, p), axis=-1), unit)
 
 
 def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
@@ -48,7 +48,7 @@ def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
       ValueError: if the shapes differ.
     """
     _check_same_shape(p, q)
-    return _in_unit(jnp.sum(_xlogy(p, q), axis=-1) * -1, unit)
+    return _in_unit(0 - jnp.sum(_xlogy(p, q), axis=-1), unit)
 
 
 def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
@@ -56,23 +56,30 @@ def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
 
     Summed as ``Σ_j P(j) log(P(j) / Q(j)) - P(j) + Q(j)``, the same for distributions, whose terms
     are each non-negative: the result is never below zero by rounding, and nearby distributions
-    keep their digits.
+    keep their digits. Its gradients, ``log(P / Q)`` and ``1 - P / Q``, differ from those of the
+    shorter sum by constants, which no motion along the distributions sees.
 
     Raises:
       ValueError: if the shapes differ.
     """
     _check_same_shape(p, q)
-    # With t = (q - p) / p a term is p (t - log1p(t)): no cancellation of nearly equal logarithms.
-    support = p > 0
-    safe_p = jnp.where(support, p, 1)
-    t = jnp.where(support, (q - safe_p) / safe_p, 0)
-    terms = jnp.where(support, p * (t - jnp.log1p(t)), q)
+    support = p != 0  # true for NaN, which must not vanish
+    near = support & (jnp.abs(q - p) < 0.5 * p)
+    # Nearby, with t = (q - p) / p, a term is p (t - log1p(t)): no two logarithms that cancel.
+    p_near, q_near = jnp.where(near, p, 1), jnp.where(near, q, 1)
+    t = (q_near - p_near) / p_near
+    terms_near = p_near * (t - jnp.log1p(t))
+    # Far apart, t would be rounded to -1 for a small q.
+    is_far = support & ~near
+    p_far, q_far = jnp.where(is_far, p, 1), jnp.where(is_far, q, 1)
+    terms_far = p_far * (jnp.log(p_far) - jnp.log(q_far)) + (q_far - p_far)
+    terms = jnp.where(support, jnp.where(near, terms_near, terms_far), q)
     return _in_unit(jnp.sum(jnp.maximum(terms, 0), axis=-1), unit)
 
 
 def _xlogy(p: jax.Array, q: jax.Array) -> jax.Array:
     """``p log q``, with value and derivatives 0 where ``p = 0``."""
-    support = p > 0
+    support = p != 0  # true for NaN, which must not vanish
     # The inner `where` keeps log(0) out of the derivative, the outer one out of the value.
     return jnp.where(support, p * jnp.log(jnp.where(support, q, 1)), 0)
 

@@ -25,9 +25,9 @@ def cross_entropy(
         = \log\sum_k e^{o_k} - \sum_j y_j o_j,
 
     eqs. 3.4.8 and 3.4.9 (the second form for targets that sum to one), never through
-    ``log(softmax(o))``. For float32 logits the value for a class id is within 2 ulp of the exact
+    ``log(softmax(o))``. For float32 logits and a class id the value is within 2 ulp of the exact
     value for those numbers, whatever their common offset and however small the loss, down to
-    1e-30; see `softmax_jax._log_normalizer`.
+    1e-30, and within 4 ulp for probabilities; see `softmax_jax._log_normalizer`.
 
     Args:
       logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
@@ -85,13 +85,27 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Ar
 
     Where every weight is zero there is nothing to average and the mean is 0, so that a batch of
     padding moves no parameter.
+
+    Raises:
+      ValueError: if there are no values, or the shapes differ.
     """
+    weights, total = _weights_and_total(values, weights)
+    return jnp.sum(jnp.where(weights == 0, 0, weights * values)) / total
+
+
+def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Weights in the type of ``values``, and their sum, or 1 where it is 0."""
+    if values.size == 0:
+        raise ValueError(f"there are no examples: an array of shape {values.shape}")
     if weights is None:
-        return jnp.mean(values)
+        return jnp.ones_like(values), jnp.full((), values.size, values.dtype)
+    if weights.shape != values.shape:
+        raise ValueError(
+            f"weights of shape {weights.shape} for {values.shape} examples; give one weight each"
+        )
     weights = weights.astype(values.dtype)
     total = jnp.sum(weights)
-    weighted = jnp.sum(jnp.where(weights == 0, 0, weights * values))
-    return weighted / jnp.where(total == 0, 1, total)
+    return weights, jnp.where(total == 0, 1, total)
 
 
 def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> jax.Array:
@@ -120,7 +134,7 @@ def objective(
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``.
-      x: ``[n, d]`` features.
+      x: ``[n, d]`` features, finite, also in rows of weight zero: 0 · NaN is NaN in a gradient.
       targets: class ids ``[n]`` or probabilities ``[n, q]``.
       weights: ``[n]`` example weights ``s_i >= 0``; None means 1.
       l2: strength of the squared penalty (glmnet's convention: scikit-learn's
@@ -152,11 +166,8 @@ def objective_gradient(
     """
     scores = model.logits(params, x)
     error = cross_entropy_gradient(scores, targets, label_smoothing=label_smoothing)
-    if weights is None:
-        weights = jnp.ones(error.shape[0], error.dtype)
-    total = jnp.sum(weights)
-    share = weights.astype(error.dtype) / jnp.where(total == 0, 1, total)
-    residual = share[:, None] * error
+    weights, total = _weights_and_total(error[:, 0], weights)
+    residual = (weights / total)[:, None] * error
     # X^T R as the transpose of R^T X, which XLA's CPU backend computes in half the time; without
     # the barrier its simplifier turns the one into the other.
     data_part = jax.lax.optimization_barrier(residual.T @ x.astype(error.dtype)).T
@@ -237,6 +248,8 @@ def _distribution(
     targets = jnp.asarray(targets)
     q = logits.shape[-1]
     if are_labels(logits, targets):
+        # uint8 cannot hold the 256 that its ids are compared with.
+        targets = targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
         y = jax.nn.one_hot(targets, q, dtype=logits.dtype)
         y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
     else:

@@ -45,12 +45,13 @@ def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
     if k == 1:
         chosen = jnp.argmax(logits, axis=-1)[..., None]
     else:
-        chosen = jax.lax.top_k(logits, min(k, logits.shape[-1]))[1]
+        # Adding zero makes -0 a 0, which top_k would put below it, unlike argmax.
+        chosen = jax.lax.top_k(logits + 0, min(k, logits.shape[-1]))[1]
     if losses.are_labels(logits, targets):
         hit = jnp.any(chosen == targets[..., None], axis=-1)
     else:
         hit = jnp.sum(jnp.take_along_axis(targets, chosen, axis=-1), axis=-1)
-    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), 0, hit.astype(jnp.float32))
+    return jnp.where(_predicts_nothing(logits), 0, hit.astype(jnp.float32))
 
 
 def accuracy(
@@ -89,8 +90,13 @@ def measure(
       k: for the top-k accuracy (at most ``q`` counts).
       confusion: whether to fill the ``[q, q]`` confusion matrix.
     """
+    loss = losses.cross_entropy(logits, targets)
     if weights is None:
-        weights = jnp.ones(logits.shape[0], jnp.float32)
+        weights = jnp.ones(loss.shape, jnp.float32)
+    if weights.shape != loss.shape:
+        raise ValueError(
+            f"weights of shape {weights.shape} for {loss.shape} examples; give one weight each"
+        )
     weights = weights.astype(jnp.float32)
 
     def total(values):
@@ -98,7 +104,7 @@ def measure(
 
     return Metrics(
         weight=jnp.sum(weights),
-        negative_log_likelihood=total(losses.cross_entropy(logits, targets)),
+        negative_log_likelihood=total(loss),
         correct=total(correct(logits, targets)),
         top_k_correct=total(correct(logits, targets, k=k)),
         squared_error=total(squared_error(logits, targets)),
@@ -108,10 +114,16 @@ def measure(
 
 def _confusion(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     q = logits.shape[-1]
-    predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), q)
+    predicted = jax.nn.one_hot(
+        jnp.where(_predicts_nothing(logits), -1, jnp.argmax(logits, axis=-1)), q
+    )
     if losses.are_labels(logits, targets):
         targets = jax.nn.one_hot(targets, q)
     return jnp.einsum("n,ni,nj->ij", weights, targets, predicted)
+
+
+def _predicts_nothing(logits: jax.Array) -> jax.Array:
+    return jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
@@ -129,7 +141,7 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
     Returns:
       ``examples`` (total weight), ``nats`` and ``bits`` (mean negative log-likelihood),
-      ``perplexity`` (``exp(nats)``), ``accuracy``, ``top_k_accuracy`` and ``brier``.
+      ``accuracy``, ``top_k_accuracy`` and ``brier``.
 
     Raises:
       ValueError: if the total weight is zero: nothing was measured.
@@ -142,7 +154,6 @@ def summarize(metrics: Metrics) -> dict[str, float]:
         "examples": weight,
         "nats": nats,
         "bits": float(information.to_bits(nats)),
-        "perplexity": float(np.exp(nats)),
         "accuracy": float(metrics.correct) / weight,
         "top_k_accuracy": float(metrics.top_k_correct) / weight,
         "brier": float(metrics.squared_error) / weight,

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from softmax_jax import losses, metrics, model
+from softmax_jax._permutation import permutation
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.permutation import permutation
 
 
 class Batch(NamedTuple):
@@ -47,8 +47,10 @@ class StepMetrics(NamedTuple):
     """Scores of a batch under the parameters before its step: float32 scalars."""
 
     loss: jax.Array
-    """Mean cross-entropy with the (smoothed) targets in nats, without the penalty."""
+    """Mean cross-entropy with the targets as they are given, in nats: as `evaluate` has it."""
     accuracy: jax.Array
+    weight: jax.Array
+    """Of the batch: the sum of its example weights."""
 
 
 def init(
@@ -114,10 +116,10 @@ def _update(
         l2=state.l2,
         label_smoothing=state.label_smoothing,
     )
-    loss = losses.cross_entropy(scores, targets, label_smoothing=state.label_smoothing)
     step_metrics = StepMetrics(
-        loss=losses.weighted_mean(loss, weights),
+        loss=losses.weighted_mean(losses.cross_entropy(scores, targets), weights),
         accuracy=metrics.accuracy(scores, targets, weights),
+        weight=jnp.float32(len(x)) if weights is None else jnp.sum(weights, dtype=jnp.float32),
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -133,19 +135,20 @@ def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> j
     involved between the first step and the last.
 
     Raises:
-      ValueError: if ``batch_size`` is not positive.
+      ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
+        have no rows or not equally many.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
     @jax.jit
     def epoch(key, state, data):
-        n = data.x.shape[0]
-        steps = -(-n // batch_size)
-        order = permutation(key, n)
-        filling = steps * batch_size - n
-        order = jnp.pad(order, (0, filling)).reshape(steps, batch_size)
-        is_real = (jnp.arange(steps * batch_size) < n).reshape(steps, batch_size)
+        n = _num_examples(data)
+        rows_a_step = min(batch_size, n)
+        steps = -(-n // rows_a_step)
+        filling = steps * rows_a_step - n
+        order = jnp.pad(permutation(key, n), (0, filling)).reshape(steps, rows_a_step)
+        is_real = (jnp.arange(steps * rows_a_step) < n).reshape(steps, rows_a_step)
         real = is_real if filling else None
 
         def step(state, rows_and_real):
@@ -155,6 +158,14 @@ def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> j
         return jax.lax.scan(step, state, (order, real))
 
     return epoch
+
+
+def _num_examples(data: Batch) -> int:
+    arrays = {"x": data.x, "targets": data.targets, "weights": data.weights}
+    rows = {name: a.shape[0] for name, a in arrays.items() if a is not None}
+    if 0 in rows.values() or len(set(rows.values())) > 1:
+        raise ValueError(f"x, targets and weights need equally many rows, and some: got {rows}")
+    return rows["x"]
 
 
 def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
@@ -189,7 +200,8 @@ def evaluate(
       `Metrics` of NumPy float64 sums.
 
     Raises:
-      ValueError: if there are no examples, or ``block_size`` is not positive.
+      ValueError: if the arrays of ``data`` have no rows or not equally many, or ``block_size`` is
+        not positive.
     """
     return metrics.total(
         measure_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
@@ -205,9 +217,7 @@ def measure_blocks(
     Returns:
       `Metrics` with a leading axis of blocks, for `metrics.total`.
     """
-    n = data.x.shape[0]
-    if n == 0:
-        raise ValueError("there are no examples to evaluate: x has 0 rows")
+    n = _num_examples(data)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     block_size = min(block_size, n)

@@ -85,6 +85,31 @@ def test_equality_for_equal_distributions(ps):
     assert information.kl_divergence(p, p) == 0
 
 
+@pytest.mark.parametrize("exponent", [-30, -12, -9, -8, -7, -4, -2, -0.5, 0.2])
+def test_divergence_of_distributions_far_apart(exponent):
+    ratio = np.float32(10.0**exponent)
+    p = jnp.array([0.5, 0.5])
+    q = jnp.array([1 - 0.5 * ratio, 0.5 * ratio], jnp.float32)
+    for a, b in ((p, q), (q, p)):
+        exact = np.sum(scipy.special.kl_div(np.asarray(a, float), np.asarray(b, float)))
+        np.testing.assert_allclose(information.kl_divergence(a, b), exact, rtol=1e-5)
+        assert np.isfinite(jax.grad(information.kl_divergence, argnums=(0, 1))(a, b)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -0.1])
+def test_what_is_no_probability_gives_nan(bad):
+    p, q = jnp.array([bad, 0.5]), jnp.array([0.5, 0.5])
+    assert np.isnan(information.entropy(p))
+    assert np.isnan(information.cross_entropy(p, p))
+    assert np.isnan(information.kl_divergence(p, q))
+
+
+def test_certainty_has_no_entropy():
+    entropy = information.entropy(jnp.array([1.0, 0.0]))
+    assert entropy == 0
+    assert not np.signbit(entropy)
+
+
 def test_nearby_distributions_keep_the_digits_of_their_divergence():
     p = np.array([0.3, 0.7])
     q = p + 1e-4 * np.array([1, -1])

@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
+from softmax_jax import cross_entropy
 from softmax_jax._log_normalizer import log_normalizer
 
 # A loss below this is made of terms that float32 flushes to zero.
@@ -23,9 +24,7 @@ def exact_losses(logits, labels):
     return (m - label_logit)[:, 0] + np.log1p(terms.sum(axis=-1))
 
 
-def losses(logits, labels):
-    m, r = jax.jit(log_normalizer)(logits)
-    return (m - np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]) + r
+jitted_cross_entropy = jax.jit(cross_entropy)
 
 
 def ulps(actual, exact):
@@ -45,14 +44,30 @@ def test_losses_are_within_two_ulps(classes, scale, offset):
     rng = np.random.default_rng(0)
     logits = random_logits(rng, 100_000 // classes, classes, scale, offset)
     for labels in (rng.integers(classes, size=len(logits)), logits.argmax(axis=-1)):
-        assert ulps(losses(logits, labels), exact_losses(logits, labels)).max() <= 2
+        exact = exact_losses(logits, labels)
+        assert ulps(jitted_cross_entropy(logits, labels), exact).max() <= 2
+        assert ulps(cross_entropy(logits, labels), exact).max() <= 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_losses_of_probabilities_are_within_four_ulps(classes, scale, offset):
+    rng = np.random.default_rng(0)
+    logits = random_logits(rng, 20_000 // classes, classes, scale, offset)
+    targets = rng.dirichlet(np.ones(classes), size=len(logits)).astype(np.float32)
+    exact = sum(
+        targets[:, j].astype(np.longdouble) * exact_losses(logits, np.full(len(logits), j))
+        for j in range(classes)
+    )
+    assert ulps(jitted_cross_entropy(logits, targets), exact).max() <= 4
 
 
 def test_a_confident_prediction_keeps_its_digits():
     for margin in (5.0, 20.0, 40.0, 65.0):
         logits = np.array([[margin, 0.1, 0.0]], np.float32)
         exact = mpmath.log1p(sum(mpmath.exp(mpmath.mpf(float(o)) - margin) for o in logits[0, 1:]))
-        actual = losses(logits, np.array([0]))[0]
+        actual = jitted_cross_entropy(logits, np.array([0]))[0]
         assert abs(mpmath.mpf(float(actual)) - exact) / exact < 2 * np.finfo(np.float32).eps
 
 

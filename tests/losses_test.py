@@ -224,6 +224,16 @@ def test_a_label_out_of_range_is_an_error_outside_and_nan_inside_a_transformatio
     np.testing.assert_array_equal(np.isnan(gradient).any(axis=1), [False, True, False])
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"])
+@pytest.mark.parametrize("q", [127, 200, 256, 300])
+def test_ids_of_every_integer_type(dtype, q):
+    largest = min(q - 1, np.iinfo(dtype).max)
+    labels = jnp.array([0, largest], dtype)
+    np.testing.assert_allclose(cross_entropy(jnp.zeros((2, q)), labels), np.log(q), rtol=1e-6)
+    gradient = losses.cross_entropy_gradient(jnp.zeros((2, q)), labels)
+    np.testing.assert_allclose(gradient[1, largest], 1 / q - 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
@@ -296,6 +306,24 @@ class TestObjective:
         gradient = losses.objective_gradient(params, x, labels, **options)
         np.testing.assert_allclose(gradient.w, 0.5 * params.w, rtol=1e-6)
         np.testing.assert_array_equal(gradient.b, 0)
+
+    @pytest.mark.parametrize("shape", [(), (1,), (8, 1), (7,)])
+    def test_weights_that_do_not_fit_are_refused(self, params, x, labels, shape):
+        with pytest.raises(ValueError, match="one weight each"):
+            losses.objective(params, x, labels, weights=jnp.ones(shape))
+        with pytest.raises(ValueError, match="one weight each"):
+            losses.objective_gradient(params, x, labels, weights=jnp.ones(shape))
+
+    def test_many_weights_of_a_narrow_type_are_summed_in_float32(self, params):
+        n = 70_000
+        x, labels = jnp.ones((n, 4)), jnp.zeros(n, jnp.int32)
+        narrow = losses.objective_gradient(params, x, labels, weights=jnp.ones(n, jnp.float16))
+        plain = losses.objective_gradient(params, x, labels)
+        np.testing.assert_allclose(narrow.w, plain.w, rtol=1e-5)
+
+    def test_no_rows_are_refused(self, params):
+        with pytest.raises(ValueError, match="no examples"):
+            losses.objective(params, jnp.ones((0, 4)), jnp.zeros(0, jnp.int32))
 
     def test_the_bias_is_not_penalised(self, params, x, labels):
         moved = params._replace(b=params.b + 7)

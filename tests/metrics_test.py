@@ -49,7 +49,6 @@ def test_scores_agree_with_scikit_learn(logits, labels, weights):
 def test_units_of_the_summary(logits, labels):
     summary = metrics.summarize(metrics.measure(logits, labels))
     np.testing.assert_allclose(summary["bits"], summary["nats"] / np.log(2))
-    np.testing.assert_allclose(summary["perplexity"], np.exp(summary["nats"]))
     assert summary["examples"] == 200
 
 
@@ -114,6 +113,24 @@ def test_rows_of_weight_zero_take_no_part(logits, labels):
 def test_nan_logits_predict_nothing():
     logits = jnp.array([[jnp.nan, 0.0], [0.0, 1.0]])
     np.testing.assert_array_equal(metrics.correct(logits, jnp.array([0, 1])), [0, 1])
+
+
+def test_zeros_of_either_sign_are_equal_logits():
+    logits = jnp.array([[-0.0, 0.0, -0.0]])
+    for k in (1, 2, 3):
+        assert metrics.correct(logits, jnp.array([0]), k=k) == 1
+
+
+def test_nan_logits_are_in_no_column_of_the_confusion_matrix():
+    logits = jnp.array([[jnp.nan, 0.0], [0.0, 1.0]])
+    measured = metrics.measure(logits, jnp.array([0, 1]), confusion=True)
+    np.testing.assert_array_equal(measured.confusion, [[0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (200, 1)])
+def test_weights_that_do_not_fit_are_refused(logits, labels, shape):
+    with pytest.raises(ValueError, match="one weight each"):
+        metrics.measure(logits, labels, jnp.ones(shape))
 
 
 def test_k_must_be_positive(logits, labels):

@@ -115,6 +115,11 @@ def test_prediction_abstains_below_the_threshold(params, x):
     assert 0 < abstained.sum() < len(abstained)
 
 
+def test_a_prediction_at_the_threshold_is_given():
+    params = Params(w=jnp.zeros((2, 4)), b=jnp.zeros(4))
+    assert model.predict(params, jnp.ones(2), threshold=0.25) == 0
+
+
 def test_prediction_abstains_where_there_is_none(params):
     assert model.predict(params, jnp.full((4,), jnp.nan)) == ABSTAIN
 

@@ -105,8 +105,9 @@ def test_an_update_of_sgd_is_a_step_against_the_gradient_of_the_objective(params
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(objective)(params))
     assert_trees_close(after.params, expected, rtol=1e-5, atol=1e-6)
     assert after.step == 1
-    penalty = losses.penalty(params.w, l2=0.1, l1=0.0)
-    np.testing.assert_allclose(step_metrics.loss, objective(params) - penalty, rtol=1e-5)
+    loss = losses.objective(params, x, data.targets, weights=weights)
+    np.testing.assert_allclose(step_metrics.loss, loss, rtol=1e-5)
+    assert step_metrics.weight == weights.sum()
     scores = model.logits(params, x)
     np.testing.assert_allclose(
         step_metrics.accuracy, metrics.accuracy(scores, data.targets, weights), rtol=1e-6
@@ -137,15 +138,19 @@ def test_an_epoch_sees_each_row_once(params, data, batch_size):
         jax.random.key(0), state, data
     )
     assert_trees_close(after.params, params)
-    sizes = np.full(-(-103 // batch_size), batch_size)
+    sizes = np.full(-(-103 // batch_size), min(batch_size, 103))
     sizes[-1] -= sizes.sum() - 103
     assert after.step == len(sizes) == len(steps.loss)
-    mean = np.average(steps.loss, weights=sizes)
+    np.testing.assert_array_equal(steps.weight, sizes)
+    mean = np.average(steps.loss, weights=steps.weight)
     expected = losses.objective(params, data.x / 255.0, data.targets)
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
-def test_an_epoch_equals_its_updates_one_by_one(params, data):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_epoch_equals_its_updates_one_by_one(params, data, weighted):
+    if weighted:
+        data = data._replace(weights=jnp.arange(103.0))
     optimizer = OPTIMIZERS["momentum"]
     state = training.init(params, optimizer)
     key = jax.random.key(5)
@@ -154,7 +159,9 @@ def test_an_epoch_equals_its_updates_one_by_one(params, data):
     order = np.asarray(training.permutation(key, 103))
     for i, start in enumerate(range(0, 103, 20)):
         rows = order[start : start + 20]
-        state, one = update(state, data._replace(x=data.x[rows], targets=data.targets[rows]))
+        weights = data.weights[rows] if weighted else None
+        batch = data._replace(x=data.x[rows], targets=data.targets[rows], weights=weights)
+        state, one = update(state, batch)
         np.testing.assert_allclose(one.loss, steps.loss[i], rtol=1e-5)
     assert_trees_close(after, state, rtol=1e-5, atol=1e-6)
 
@@ -220,14 +227,29 @@ class TestEvaluate:
             training.evaluate(params, soft), training.evaluate(params, data), rtol=1e-6
         )
 
-    def test_no_examples(self, params):
-        empty = Batch(jnp.zeros((0, 5)), jnp.zeros(0, jnp.int32))
-        with pytest.raises(ValueError, match="no examples"):
-            training.evaluate(params, empty)
-
     def test_no_block(self, params, data):
         with pytest.raises(ValueError, match="block_size"):
             training.evaluate(params, data, block_size=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": jnp.zeros(102, jnp.int32)},
+        {"x": jnp.zeros((102, 5))},
+        {"weights": jnp.ones(104)},
+        {"x": jnp.zeros((0, 5)), "targets": jnp.zeros(0, jnp.int32)},
+    ],
+)
+def test_arrays_of_unequal_or_no_rows_are_refused(params, data, changes):
+    bad = data._replace(**changes)
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="equally many rows"):
+        training.evaluate(params, bad)
+    with pytest.raises(ValueError, match="equally many rows"):
+        training.make_epoch(optimizer, batch_size=20)(
+            jax.random.key(0), training.init(params, optimizer), bad
+        )
 
 
 @pytest.mark.parametrize("options", [{"l2": -1.0}, {"label_smoothing": 1.0}, {"l2": np.nan}])

@@ -83,6 +83,7 @@ class _IdxImages(_GreyImages):
     SHAPE = (28, 28)
     URL: str
     SHA256: dict[str, str]
+    """Of the elements of each published file, see `content_digests`."""
 
     def __init__(self, *, folder: str | os.PathLike[str] = "", **kwargs):
         """Takes the folder of the files, if they need not be downloaded, and what TFDS takes."""
@@ -90,10 +91,7 @@ class _IdxImages(_GreyImages):
         super().__init__(**kwargs)
 
     def _split_generators(self, dl_manager):
-        if self._folder:
-            arrays = self.read_folder(self._folder)
-        else:
-            arrays = {name: read_idx(path) for name, path in self._download(dl_manager).items()}
+        arrays = self.read_folder(self._folder) if self._folder else self._download(dl_manager)
         self.info.metadata["sha256"] = content_digests(arrays)
         return {
             split: self._generate_examples(
@@ -102,19 +100,22 @@ class _IdxImages(_GreyImages):
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
 
-    def _download(self, dl_manager) -> dict[str, pathlib.Path]:
+    def _download(self, dl_manager) -> dict[str, np.ndarray]:
         urls = {name: f"{self.URL}{name}.gz" for name in self.SHA256}
         paths = {name: pathlib.Path(path) for name, path in dl_manager.download(urls).items()}
+        arrays = {}
         for name, path in paths.items():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if digest != self.SHA256[name]:
+            try:
+                arrays[name] = read_idx(path)
+                if content_digests({name: arrays[name]})[name] != self.SHA256[name]:
+                    raise ValueError("its content is not the published one")
+            except ValueError as e:
                 for cached in (path, path.with_name(path.name + ".INFO")):
                     cached.unlink(missing_ok=True)  # or the next try would find it
                 raise ValueError(
-                    f"{urls[name]} has SHA-256 {digest} instead of {self.SHA256[name]}: not the "
-                    "published file, so it was removed; try again later, or give a folder of files"
-                )
-        return paths
+                    f"{urls[name]}: {e}; it was removed again: try later, or give a folder of files"
+                ) from e
+        return arrays
 
     @classmethod
     def read_folder(cls, folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -167,16 +168,16 @@ class SoftmaxJaxMnist(_IdxImages):
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
     SHA256 = {  # noqa: RUF012
         "train-images-idx3-ubyte": (
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+            "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
         ),
         "train-labels-idx1-ubyte": (
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+            "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
         ),
         "t10k-images-idx3-ubyte": (
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+            "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"
         ),
         "t10k-labels-idx1-ubyte": (
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+            "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"
         ),
     }
 
@@ -201,15 +202,15 @@ class SoftmaxJaxFashionMnist(_IdxImages):
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
     SHA256 = {  # noqa: RUF012
         "train-images-idx3-ubyte": (
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+            "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
         ),
         "train-labels-idx1-ubyte": (
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+            "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
         ),
         "t10k-images-idx3-ubyte": (
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+            "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"
         ),
         "t10k-labels-idx1-ubyte": (
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+            "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"
         ),
     }

@@ -53,6 +53,8 @@ def from_arrays(
     Raises:
       ValueError: on any defect; the message names the split, the first row at fault and a remedy.
     """
+    if not 0 < scale < np.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     train_x, test_x = np.asarray(train_x), np.asarray(test_x)
     image_shape = None
     if train_x.ndim == 3:

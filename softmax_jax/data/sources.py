@@ -6,7 +6,6 @@ import os
 import pathlib
 import queue
 import threading
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -158,19 +157,19 @@ def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
     builder = cls(data_dir=data_dir or None, file_format="array_record", **source)
     if not builder.data_path.joinpath("dataset_info.json").exists():
         if name != "digits" and not folder:
-            _check_reachable(name, cls.URL, builder.data_path)
+            _check_reachable(name, f"{cls.URL}{next(iter(cls.SHA256))}.gz", builder.data_path)
         if folder:
             cls.read_folder(folder)  # the same checks, before TFDS begins to write
         # What TFDS prints speaks of a download whether there is one or not; its bars tell enough.
         show_bars = name != "digits"  # which take a tenth of a second
         with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
             builder.download_and_prepare()
-    elif folder:
-        given = builders.content_digests(cls.read_folder(folder))
-        if dict(builder.info.metadata["sha256"]) != given:
+    if name != "digits":
+        expected = builders.content_digests(cls.read_folder(folder)) if folder else cls.SHA256
+        if dict(builder.info.metadata["sha256"]) != expected:
             raise ValueError(
-                f"{folder} holds other data than {builder.data_path} was prepared from; remove the "
-                "latter, or give another data_dir"
+                f"{builder.data_path} was prepared from other data than {folder or 'the published'}"
+                f"; give the folder of those, another data_dir, or remove {builder.data_path}"
             )
     return load_prepared(builder.data_path)
 
@@ -197,8 +196,6 @@ def _check_reachable(name: str, url: str, prepared: os.PathLike[str]) -> None:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
             answer.put(None)
-        except urllib.error.HTTPError:
-            answer.put(None)  # a refusal is an answer: the host is there
         except OSError as e:
             answer.put(e)
 
@@ -212,7 +209,7 @@ def _check_reachable(name: str, url: str, prepared: os.PathLike[str]) -> None:
     raise ConnectionError(
         f"{name} is not prepared in {prepared}, no folder of its files was given, and {url} "
         f"cannot be reached ({problem}).\n"
-        f"Fetch the four *-ubyte.gz files from there on a machine with a network, put them in a "
+        f"Fetch the four *-ubyte.gz files beside it on a machine with a network, put them in a "
         f"folder, and name it with --config.data.folder=FOLDER (folder=... in Python); or set "
         f"${FOLDER_VARIABLE} to the folder that has them in {name}/."
     ) from problem

@@ -1,5 +1,4 @@
 import functools
-import hashlib
 import http.server
 import re
 import subprocess
@@ -28,6 +27,12 @@ def idx_files(tmp_path, write_idx_folder, idx_arrays):
 
 def changed(idx_arrays, name, array):
     return {**idx_arrays, name: array}
+
+
+def publish(monkeypatch, folder):
+    """Makes the files of the folder the published ones."""
+    digests = builders.content_digests(builders.SoftmaxJaxMnist.read_folder(folder))
+    monkeypatch.setattr(builders.SoftmaxJaxMnist, "SHA256", digests)
 
 
 def is_prepared(data_dir):
@@ -112,12 +117,21 @@ def test_fashion_has_the_names_of_clothes(tmp_path, idx_files):
     assert dataset.class_names[9] == "Ankle boot"
 
 
-def test_what_is_prepared_needs_no_folder_any_more(tmp_path, idx_files, no_folder):
+def test_what_is_prepared_needs_no_folder_any_more(tmp_path, idx_files, no_folder, monkeypatch):
+    publish(monkeypatch, idx_files)
     first = data.load("mnist", folder=str(idx_files), data_dir=str(tmp_path))
     for file in idx_files.iterdir():
         file.unlink()
     again = data.load("mnist", data_dir=str(tmp_path))
     np.testing.assert_array_equal(again.train.x, first.train.x)
+
+
+def test_other_data_than_the_published_is_read_only_where_its_folder_is_named(
+    tmp_path, idx_files, no_folder
+):
+    data.load("mnist", folder=str(idx_files), data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="from other data than the published"):
+        data.load("mnist", data_dir=str(tmp_path))
 
 
 def test_the_same_content_compressed_otherwise_is_accepted(
@@ -135,7 +149,7 @@ def test_a_folder_of_other_content_than_prepared_is_refused(
     data.load("mnist", folder=str(idx_files), data_dir=str(tmp_path))
     name = "train-images-idx3-ubyte"
     other = write_idx_folder(tmp_path / "other", changed(idx_arrays, name, 255 - idx_arrays[name]))
-    with pytest.raises(ValueError, match=r"other holds other data than .*mnist"):
+    with pytest.raises(ValueError, match=r"prepared from other data than .*other"):
         data.load("mnist", folder=str(other), data_dir=str(tmp_path))
 
 
@@ -205,11 +219,7 @@ def mnist_host(idx_files, monkeypatch, no_folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         serve = functools.partial(server.serve_forever, poll_interval=0.01)
         threading.Thread(target=serve, daemon=True).start()
-        digests = {
-            name: hashlib.sha256((idx_files / f"{name}.gz").read_bytes()).hexdigest()
-            for name in MNIST_FILES
-        }
-        monkeypatch.setattr(builders.SoftmaxJaxMnist, "SHA256", digests)
+        publish(monkeypatch, idx_files)
         url = f"http://127.0.0.1:{server.server_address[1]}/"
         monkeypatch.setattr(builders.SoftmaxJaxMnist, "URL", url)
         yield idx_files
@@ -231,16 +241,32 @@ def test_a_download_and_its_folder_are_the_same_data(tmp_path, mnist_host):
 def test_a_download_of_other_content_is_refused(tmp_path, mnist_host):
     name = "t10k-labels-idx1-ubyte"
     (mnist_host / f"{name}.gz").write_bytes(b"please log in")
-    with pytest.raises(ValueError, match=f"{name}.gz has SHA-256 .* instead of"):
+    with pytest.raises(ValueError, match=f"{name}.gz: .*not an IDX file"):
         data.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert not is_prepared(tmp_path)
+
+
+def test_a_sound_file_that_is_not_the_published_one_is_refused(
+    tmp_path, mnist_host, idx_arrays, write_idx_folder
+):
+    name = "t10k-images-idx3-ubyte"
+    write_idx_folder(mnist_host, {name: 255 - idx_arrays[name]})
+    with pytest.raises(ValueError, match="not the published one"):
+        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+    assert not is_prepared(tmp_path)
+
+
+def test_a_host_that_refuses_the_file_is_an_answer_at_once(tmp_path, mnist_host):
+    (mnist_host / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(ConnectionError, match="HTTP Error 404"):
+        data.load("mnist", data_dir=str(tmp_path / "tfds"))
 
 
 def test_a_bad_download_is_not_kept(tmp_path, mnist_host):
     file = mnist_host / "train-labels-idx1-ubyte.gz"
     good = file.read_bytes()
     file.write_bytes(b"please log in")
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(ValueError, match="removed again"):
         data.load("mnist", data_dir=str(tmp_path / "tfds"))
     file.write_bytes(good)
     assert len(data.load("mnist", data_dir=str(tmp_path / "tfds")).train.x) == 30

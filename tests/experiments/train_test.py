@@ -314,3 +314,35 @@ class TestWriteAtomically:
             train.write_atomically(path, b"newer")
         assert path.read_text() == "older"
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        train.train(shipped("classroom", "smoke"), path)
+
+
+def test_an_earlier_run_is_refused_before_the_data_are_loaded(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    monkeypatch.delattr(data, "load")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train.train(shipped("classroom", "smoke"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(variant=''):\n    return 3\n", "cannot be read"),
+        ("def get_config(:\n", "error: "),
+        ("x = 1\n", "get_config"),
+    ],
+)
+def test_a_config_file_that_is_none_ends_in_a_line(tmp_path, content, message):
+    path = tmp_path / "own.py"
+    path.write_text(content)
+    command = [sys.executable, str(SCRIPT), f"--config={path}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

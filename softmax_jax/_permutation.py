@@ -21,10 +21,10 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     in tables of √n entries. Smaller ones come from `jax.random.permutation`.
 
     Raises:
-      ValueError: if ``n`` does not fit int32.
+      ValueError: if ``n`` is negative or does not fit int32.
     """
-    if n >= 2**31:
-        raise ValueError(f"n must be below 2**31 to index with int32, got {n}")
+    if not 0 <= n < 2**31:
+        raise ValueError(f"n must lie in [0, 2**31), to index with int32, got {n}")
     if n < _SMALL:
         return jax.random.permutation(key, n)
 
