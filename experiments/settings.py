@@ -69,11 +69,13 @@ def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "con
     Raises:
       ValueError: names the key, and for a misspelt one the likeliest meaning.
     """
-    if not isinstance(config, (Mapping, ConfigDict)):
-        raise ValueError(f"{prefix} cannot be read: expected a ConfigDict, got {config!r}")
+    try:
+        items = dict(config).items()
+    except TypeError as e:
+        raise ValueError(f"{prefix} cannot be read: {config!r} is no ConfigDict") from e
     types = typing.get_type_hints(cls)
     values = {}
-    for key, value in dict(config).items():
+    for key, value in items:
         if key not in types:
             close = difflib.get_close_matches(key, types, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"

@@ -1,0 +1,26 @@
+import contextlib
+import io
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs_as_printed(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    # TFDS reads its variable once, when it is imported; the argument says the same at any time.
+    code = code.replace('data.load("digits")', f'data.load("digits", data_dir={str(tmp_path)!r})')
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert float(re.search(r"'accuracy': ([\d.]+)", printed.getvalue())[1]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"(?:experiments|docs|tests)/[\w/.]+\w", TEXT)))
+)
+def test_the_files_it_names_exist(path):
+    assert (ROOT / path).exists()
