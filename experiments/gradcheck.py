@@ -99,26 +99,12 @@ def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -
 
 def objective(params: Params, problem: Problem) -> jax.Array:
     """`losses.objective` as a function of its parameters."""
-    return losses.objective(
-        params,
-        problem.x,
-        problem.targets,
-        weights=problem.weights,
-        l2=problem.l2,
-        label_smoothing=problem.label_smoothing,
-    )
+    return losses.objective(**problem._replace(params=params)._asdict())
 
 
 @jax.jit
 def closed_gradient(problem: Problem) -> Params:
-    return losses.objective_gradient(
-        problem.params,
-        problem.x,
-        problem.targets,
-        weights=problem.weights,
-        l2=problem.l2,
-        label_smoothing=problem.label_smoothing,
-    )
+    return losses.objective_gradient(**problem._asdict())
 
 
 @jax.jit

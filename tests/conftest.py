@@ -31,6 +31,15 @@ def count_compilations():
     jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_dir(tmp_path_factory):
+    """Where TFDS keeps what it prepares in this session; the default for subprocesses too."""
+    folder = tmp_path_factory.getbasetemp() / "tensorflow_datasets"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        yield str(folder)
+
+
 @pytest.fixture(scope="session")
 def idx_folder():
     """A function from ``mnist`` or ``fashion_mnist`` to the folder of its IDX files, or a skip."""

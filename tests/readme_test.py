@@ -9,10 +9,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs_as_printed(tmp_path, monkeypatch):
+def test_the_python_example_runs_as_printed(data_dir):
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     # TFDS reads its variable once, when it is imported; the argument says the same at any time.
-    code = code.replace('data.load("digits")', f'data.load("digits", data_dir={str(tmp_path)!r})')
+    code = code.replace('data.load("digits")', f'data.load("digits", data_dir={data_dir!r})')
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {})

@@ -1,18 +1,9 @@
-"""Where the data tests keep what TFDS prepares, and small IDX files to prepare it from."""
+"""Small IDX files to prepare data sets from."""
 
 import gzip
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def data_dir(tmp_path_factory):
-    """Where TFDS keeps what it prepares in this session; the default for subprocesses too."""
-    folder = tmp_path_factory.getbasetemp() / "tensorflow_datasets"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFDS_DATA_DIR", str(folder))
-        yield str(folder)
 
 
 @pytest.fixture
