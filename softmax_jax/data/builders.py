@@ -10,7 +10,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -82,7 +82,7 @@ class _IdxImages(_GreyImages):
 
     SHAPE = (28, 28)
     URL: str
-    SHA256: dict[str, str]
+    SHA256: ClassVar[dict[str, str]]
     """Of the elements of each published file, see `content_digests`."""
 
     def __init__(self, *, folder: str | os.PathLike[str] = "", **kwargs):
@@ -166,7 +166,7 @@ class SoftmaxJaxMnist(_IdxImages):
     HOMEPAGE = "http://yann.lecun.com/exdb/mnist/"
     CITATION = "Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits."
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-    SHA256 = {  # noqa: RUF012
+    SHA256: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte": (
             "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
         ),
@@ -200,7 +200,7 @@ class SoftmaxJaxFashionMnist(_IdxImages):
     HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
     CITATION = "H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017."
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-    SHA256 = {  # noqa: RUF012
+    SHA256: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte": (
             "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
         ),
