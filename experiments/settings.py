@@ -81,8 +81,9 @@ def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "con
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
             raise ValueError(f"{prefix}.{key}: there is no such key; {hint}")
         expected = types[key]
-        if dataclasses.is_dataclass(expected) and isinstance(value, (Mapping, ConfigDict)):
-            values[key] = from_config(value, expected, f"{prefix}.{key}")  # type: ignore[arg-type]
+        is_group = isinstance(expected, type) and dataclasses.is_dataclass(expected)
+        if is_group and isinstance(value, (Mapping, ConfigDict)):
+            values[key] = from_config(value, expected, f"{prefix}.{key}")
             continue
         if expected is float and type(value) is int:
             value = float(value)

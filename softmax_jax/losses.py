@@ -97,15 +97,24 @@ def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[ja
     """Weights in the type of ``values``, and their sum, or 1 where it is 0."""
     if values.size == 0:
         raise ValueError(f"there are no examples: an array of shape {values.shape}")
+    weights = weights_of(values, weights)
+    total = jnp.sum(weights)
+    return weights, jnp.where(total == 0, 1, total)
+
+
+def weights_of(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The weight of each value, in the type of ``values``; 1 where ``weights`` is None.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
     if weights is None:
-        return jnp.ones_like(values), jnp.full((), values.size, values.dtype)
+        return jnp.ones_like(values)
     if weights.shape != values.shape:
         raise ValueError(
             f"weights of shape {weights.shape} for {values.shape} examples; give one weight each"
         )
-    weights = weights.astype(values.dtype)
-    total = jnp.sum(weights)
-    return weights, jnp.where(total == 0, 1, total)
+    return weights.astype(values.dtype)
 
 
 def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> jax.Array:

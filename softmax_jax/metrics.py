@@ -89,15 +89,12 @@ def measure(
       weights: ``[n]`` example weights, None for 1; rows of weight zero take no part.
       k: for the top-k accuracy (at most ``q`` counts).
       confusion: whether to fill the ``[q, q]`` confusion matrix.
+
+    Raises:
+      ValueError: on shapes that do not fit, or as `losses.cross_entropy`.
     """
     loss = losses.cross_entropy(logits, targets)
-    if weights is None:
-        weights = jnp.ones(loss.shape, jnp.float32)
-    if weights.shape != loss.shape:
-        raise ValueError(
-            f"weights of shape {weights.shape} for {loss.shape} examples; give one weight each"
-        )
-    weights = weights.astype(jnp.float32)
+    weights = losses.weights_of(loss, weights)
 
     def total(values):
         return jnp.sum(jnp.where(weights == 0, 0, weights * values))

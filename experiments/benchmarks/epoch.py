@@ -13,9 +13,8 @@ The loops differ in what they do beside the update, which decides what they cost
   loop in Python can do.
 * ``uint8, loss read``: reads the loss of each step, as a progress bar or a log does.
 * ``float32, loss read``: the batches are converted to [0, 1] in NumPy first.
-* ``products alone``: no training, only the two matrix products of each step, on one float32 batch
-  that stays in cache: what XLA needs for the arithmetic, below which no epoch of this update can
-  be.
+* ``products alone``: no training, only the two matrix products of each step as the update forms
+  them, on one float32 batch that stays in cache: how much of an epoch is arithmetic.
 * ``torch``: `torch.nn.Linear`, cross-entropy and `torch.optim.SGD` over float32 tensors that are
   in memory already, the loss never read; only if torch is installed.
 """
