@@ -10,6 +10,7 @@ the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax import model
 from softmax_jax._log_normalizer import log_normalizer
@@ -212,7 +213,9 @@ def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
         )
     q = logits.shape[-1]
     if not isinstance(targets, jax.core.Tracer) and targets.size:
-        low, high = int(targets.min()), int(targets.max())
+        # By NumPy: under a transformation of something else, jnp would trace it.
+        ids = np.asarray(targets)
+        low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= q:
             raise ValueError(
                 f"class ids must lie in [0, {q}) for {q} classes, got {low if low < 0 else high}"

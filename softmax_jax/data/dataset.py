@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# float32 probabilities of a million classes still sum to one this well.
-_SUM_TOLERANCE = 1e-3
+from softmax_jax._checks import checked_targets, is_real, refuse_not_finite
+
 # More would be a mistake, an id of another table for example, and exhaust the memory.
 _MOST_UNNAMED_CLASSES = 2**24
 
@@ -62,7 +62,7 @@ def from_arrays(
     splits = []
     for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
         x = _checked_features(x, name)
-        splits.append(Split(x, _checked_targets(np.asarray(targets), len(x), name)))
+        splits.append(Split(x, checked_targets(np.asarray(targets), len(x), name)))
     train, test = splits
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
@@ -90,67 +90,15 @@ def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
             f"{split}: features of shape {x.shape}; expected [n, d], or images [n, height, width], "
             "with at least one row and one feature"
         )
-    if not _is_real(x):
+    if not is_real(x):
         raise ValueError(f"{split}: features of type {x.dtype}; expected real numbers")
     x = x.reshape(len(x), -1)
     if x.dtype.name not in ("uint8", "float16", "bfloat16", "float32"):
-        _refuse_not_finite(x, split)
+        refuse_not_finite(x, split)
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-    _refuse_not_finite(x, split)
+    refuse_not_finite(x, split)
     return x
-
-
-def _is_real(a: np.ndarray) -> bool:
-    # Extension types such as bfloat16 are of kind V, which plain structured data is too.
-    return a.dtype.kind in "buif" or a.dtype.name == "bfloat16"
-
-
-def _refuse_not_finite(x: np.ndarray, split: str) -> None:
-    if x.dtype.kind in "bui":
-        return
-    finite = np.isfinite(x)
-    if not finite.all():
-        rows = np.flatnonzero(~finite.all(axis=1))
-        column = int(np.flatnonzero(~finite[rows[0]])[0])
-        raise ValueError(
-            f"{split}: row {rows[0]}, feature {column} is {float(x[rows[0], column])} as {x.dtype} "
-            f"({len(rows)} of {len(x)} rows have such values); drop these rows or fill the gaps"
-        )
-
-
-def _checked_targets(targets: np.ndarray, rows: int, split: str) -> np.ndarray:
-    if targets.ndim not in (1, 2) or len(targets) != rows:
-        raise ValueError(
-            f"{split}: targets of shape {targets.shape} for {rows} rows; expected class ids "
-            f"[{rows}] or probabilities [{rows}, q]"
-        )
-    if targets.ndim == 1:
-        if targets.dtype.kind not in "ui":
-            raise ValueError(
-                f"{split}: class ids of type {targets.dtype}; expected integers from 0: number the "
-                "classes first, with np.unique(labels, return_inverse=True) for example"
-            )
-        if targets.min() < 0:
-            row = int(np.argmax(targets < 0))
-            raise ValueError(f"{split}: row {row} has class id {targets[row]}; ids start at 0")
-        if targets.max() > np.iinfo(np.int32).max:
-            row = int(np.argmax(targets))
-            raise ValueError(f"{split}: row {row} has class id {targets[row]}, above 2**31 - 1")
-        return targets.astype(np.int32)
-    if not _is_real(targets):
-        raise ValueError(f"{split}: targets of type {targets.dtype}; expected probabilities")
-    with np.errstate(over="ignore"):  # an infinity is refused below
-        probabilities = targets.astype(np.float32)
-    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
-    bad |= ~(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(
-            f"{split}: the targets of row {row} are not probabilities: {targets[row]} with sum "
-            f"{targets[row].sum()}; they must be non-negative and sum to 1"
-        )
-    return probabilities
 
 
 def _checked_class_names(

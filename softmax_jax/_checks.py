@@ -1,0 +1,63 @@
+"""Checks of features and targets at the door; each message names the place and a remedy."""
+
+import numpy as np
+
+# float32 probabilities of a million classes still sum to one this well.
+SUM_TOLERANCE = 1e-3
+
+
+def is_real(a: np.ndarray) -> bool:
+    """Booleans, integers and floating-point numbers of any width."""
+    # Extension types such as bfloat16 are of kind V, which plain structured data is too.
+    return a.dtype.kind in "buif" or a.dtype.name == "bfloat16"
+
+
+def refuse_not_finite(x: np.ndarray, where: str) -> None:
+    """Raises a ValueError if ``[n, d]`` has NaN or infinities."""
+    if x.dtype.kind in "bui":
+        return
+    finite = np.isfinite(x)
+    if not finite.all():
+        rows = np.flatnonzero(~finite.all(axis=1))
+        column = int(np.flatnonzero(~finite[rows[0]])[0])
+        raise ValueError(
+            f"{where}: row {rows[0]}, feature {column} is {float(x[rows[0], column])} as {x.dtype} "
+            f"({len(rows)} of {len(x)} rows have such values); drop these rows or fill the gaps"
+        )
+
+
+def checked_targets(
+    targets: np.ndarray, rows: int, where: str, dtype: type = np.float32
+) -> np.ndarray:
+    """Class ids as int32, or probabilities as ``dtype``."""
+    if targets.ndim not in (1, 2) or len(targets) != rows:
+        raise ValueError(
+            f"{where}: targets of shape {targets.shape} for {rows} rows; expected class ids "
+            f"[{rows}] or probabilities [{rows}, q]"
+        )
+    if targets.ndim == 1:
+        if targets.dtype.kind not in "ui":
+            raise ValueError(
+                f"{where}: class ids of type {targets.dtype}; expected integers from 0: number the "
+                "classes first, with np.unique(labels, return_inverse=True) for example"
+            )
+        if targets.min() < 0:
+            row = int(np.argmax(targets < 0))
+            raise ValueError(f"{where}: row {row} has class id {targets[row]}; ids start at 0")
+        if targets.max() > np.iinfo(np.int32).max:
+            row = int(np.argmax(targets))
+            raise ValueError(f"{where}: row {row} has class id {targets[row]}, above 2**31 - 1")
+        return targets.astype(np.int32)
+    if not is_real(targets):
+        raise ValueError(f"{where}: targets of type {targets.dtype}; expected probabilities")
+    with np.errstate(over="ignore"):  # an infinity is refused below
+        probabilities: np.ndarray = targets.astype(dtype)
+    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
+    bad |= ~(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{where}: the targets of row {row} are not probabilities: {targets[row]} with sum "
+            f"{targets[row].sum()}; they must be non-negative and sum to 1"
+        )
+    return probabilities

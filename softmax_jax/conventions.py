@@ -1,0 +1,369 @@
+r"""Strengths of the penalty in the words of other packages, and back.
+
+Here, ``F(W, b) = L / S + l2/2 |W|² + l1 |W|_1`` with ``L = Σ_i s_i l_i`` in nats, ``S = Σ_i s_i``
+and a free bias; see `softmax_jax.losses.objective`. Others scale the loss or the penalty
+differently. With ``R_ρ(W) = (1 - ρ)/2 |W|² + ρ |W|_1`` over ``n`` rows, they minimise
+
+============================================  ===========================  ====================
+package                                       objective                    strength
+============================================  ===========================  ====================
+scikit-learn ``LogisticRegression(C)``        ``C L + R_ρ(W)``             ``1 / (C S)``
+cuML ``LogisticRegression(C)``                ``C L + R_ρ(W)``             ``1 / (C n)``
+scikit-learn ``SGDClassifier(alpha)``         ``L / n + alpha R_ρ(W)``     ``alpha n / S``
+glmnet ``lambda``, ``alpha`` = ρ              ``L / S + lambda R_ρ(W)``    ``lambda``
+Spark ML ``regParam``                         ``L / S + regParam R_ρ(W)``  ``regParam``
+cyanure ``Classifier(lambda_1, lambda_2)``    ``L / n`` + its penalty      see `from_cyanure`
+statsmodels ``fit_regularized(alpha)``        ``L + alpha |W|_1``          ``l1 = alpha / n``
+``weight_decay`` of torch and optax           ``L / S + decay/2 |W|²``     ``l2 = weight_decay``
+============================================  ===========================  ====================
+
+and ``l2 = (1 - ρ) strength``, ``l1 = ρ strength``. ``from_*`` takes a package's parameters and
+``to_*`` returns them by their own names, as keyword arguments for that package::
+
+    strengths = conventions.from_sklearn(0.1, total_weight=len(x))
+    value = losses.objective(params, x, labels, **strengths._asdict())
+    peer = LogisticRegression(**conventions.to_sklearn(l2=1e-3, total_weight=len(x)))
+
+Numbers go in and Python floats come out. A strength and a ratio hold ``l2`` to about 1e-16 of
+``l2 + l1``, no better.
+
+**Two classes.** For two classes most packages fit one vector of weights with a sigmoid, instead of
+one vector a class. Its penalty is another one, and `from_sigmoid` and `to_sigmoid` go between::
+
+    strengths = conventions.from_sigmoid(*conventions.from_sklearn(0.1, total_weight=len(x)))
+
+**Decoupled weight decay** (AdamW) has no objective of this form: the decay is not divided by the
+scale that Adam divides the gradient by, so where it ends depends on the optimiser; see
+`from_weight_decay`.
+"""
+
+import math
+from typing import NamedTuple
+
+
+class Strengths(NamedTuple):
+    """Strengths of this library's penalty ``l2/2 |W|² + l1 |W|_1``."""
+
+    l2: float
+    l1: float
+
+
+def from_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
+    r"""Strengths on the softmax of two classes that match those on a single vector ``v``.
+
+    A sigmoid of ``x v + c`` is the softmax with ``W = [-v/2, v/2]``, of all that give the same
+    probabilities the one with the smallest penalty. There ``|W|² = |v|²/2``, ``|W|_1 = |v|_1``:
+
+    .. math:: \frac{l_2}{2} \|v\|^2 + l_1 \|v\|_1 = \frac{2 l_2}{2} \|W\|^2 + l_1 \|W\|_1.
+
+    A sigmoid is what these fit for two classes: scikit-learn, cuML and Spark (unless told
+    ``family="multinomial"``); statsmodels' ``Logit``; glmnet's ``family="binomial"``; cyanure's
+    ``loss="logistic"``. The optimal biases are ``[-c/2, c/2]`` up to a common constant.
+
+    Args:
+      l2: strength of ``|v|²/2``, at least 0.
+      l1: strength of ``|v|_1``, at least 0.
+
+    Raises:
+      ValueError: if a strength is negative or not finite.
+    """
+    return Strengths(l2=2 * _strength("l2", l2), l1=_strength("l1", l1))
+
+
+def to_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
+    """The inverse of `from_sigmoid`: ``l2/2`` and ``l1``, on the single vector ``v``."""
+    return Strengths(l2=_strength("l2", l2) / 2, l1=_strength("l1", l1))
+
+
+def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Strengths:
+    r"""Strengths of scikit-learn's ``LogisticRegression``, whose ``C`` multiplies the loss.
+
+    .. math:: l_2 = \frac{1 - \rho}{C \sum_i s_i}, \qquad l_1 = \frac{\rho}{C \sum_i s_i}
+
+    It minimises ``C L + R_ρ(W)``: doubling all weights is doubling ``C``. ``solver="liblinear"``
+    penalises the bias as well and has no match here. For two classes see `from_sigmoid`.
+
+    Args:
+      C: positive; ``inf`` is no penalty.
+      l1_ratio: ``ρ`` in [0, 1]. Before scikit-learn 1.8 it only counts with
+        ``penalty="elasticnet"``.
+      total_weight: ``S = Σ_i s_i``, of the sample weights times the class weights; ``n`` if there
+        are none.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    return _from_inverse(C, l1_ratio, _total("total_weight", total_weight))
+
+
+def to_sklearn(l2: float, l1: float = 0.0, *, total_weight: float) -> dict[str, float]:
+    """``C`` and ``l1_ratio`` for `from_sklearn`, where the arguments are explained.
+
+    An ``l1_ratio`` above 0 needs ``solver="saga"``.
+    """
+    return _to_inverse(l2, l1, _total("total_weight", total_weight))
+
+
+def from_cuml(C: float, *, l1_ratio: float = 0.0, num_examples: float) -> Strengths:
+    r"""Strengths of cuML's ``LogisticRegression``: ``(1 - ρ) / (C n)`` and ``ρ / (C n)``.
+
+    It divides both the loss and ``1/C`` by the number of rows, which makes its ``C`` that of
+    scikit-learn. Where ``penalty_normalized=False`` keeps ``1/C`` undivided, ``num_examples`` is 1.
+    Only for examples of weight one: with others, its loss and its gradient are scaled differently.
+
+    Args:
+      C: positive; ``inf`` is no penalty.
+      l1_ratio: ``ρ`` in [0, 1], which cuML only reads with ``penalty="elasticnet"``.
+      num_examples: ``n``.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    return _from_inverse(C, l1_ratio, _total("num_examples", num_examples))
+
+
+def to_cuml(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[str, float]:
+    """``C`` and ``l1_ratio`` for `from_cuml`; give cuML ``penalty="elasticnet"`` with them."""
+    return _to_inverse(l2, l1, _total("num_examples", num_examples))
+
+
+def from_sgd_classifier(
+    alpha: float, *, l1_ratio: float = 0.0, mean_weight: float = 1.0
+) -> Strengths:
+    r"""Strengths of scikit-learn's ``SGDClassifier(loss="log_loss")``, for two classes.
+
+    .. math:: l_2 = (1 - \rho) \, \alpha n / \sum_i s_i, \qquad l_1 = \rho \, \alpha n / \sum_i s_i
+
+    It divides by the number of rows, whatever they weigh. These are strengths on the single vector
+    of a sigmoid, see `from_sigmoid`; more classes it fits one against the rest, which is no
+    softmax.
+
+    Args:
+      alpha: at least 0.
+      l1_ratio: ``ρ`` in [0, 1], which it only reads with ``penalty="elasticnet"``: 0 is its
+        ``penalty="l2"``, 1 its ``penalty="l1"``.
+      mean_weight: ``Σ_i s_i / n``, of the sample weights times the class weights.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    alpha = _strength("alpha", alpha)
+    return _elastic_net(alpha / _total("mean_weight", mean_weight), _ratio("l1_ratio", l1_ratio))
+
+
+def to_sgd_classifier(l2: float, l1: float = 0.0, *, mean_weight: float = 1.0) -> dict[str, float]:
+    """``alpha`` and ``l1_ratio`` for `from_sgd_classifier`, with ``penalty="elasticnet"``."""
+    strength, ratio = _strength_and_ratio(l2, l1)
+    return {"alpha": strength * _total("mean_weight", mean_weight), "l1_ratio": ratio}
+
+
+def from_glmnet(lambda_: float, alpha: float = 1.0) -> Strengths:
+    r"""Strengths of glmnet, which scales as this library does.
+
+    .. math:: l_2 = (1 - \alpha) \lambda, \qquad l_1 = \alpha \lambda
+
+    for ``standardize=FALSE`` and ``type.multinomial="ungrouped"``. Its default
+    ``standardize=TRUE`` penalises ``σ_j w_j`` instead of ``w_j``, with ``σ_j`` the standard
+    deviation of feature ``j`` (over ``S``, not ``S - 1``): divide the columns of ``x`` by ``σ`` for
+    the same here. For ``family="binomial"`` see `from_sigmoid`.
+
+    Args:
+      lambda_: at least 0; R's name is ``lambda``.
+      alpha: in [0, 1]; 1, all l1, is glmnet's default.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    return _elastic_net(_strength("lambda_", lambda_), _ratio("alpha", alpha))
+
+
+def to_glmnet(l2: float, l1: float = 0.0) -> dict[str, float]:
+    """``lambda_`` and ``alpha`` for `from_glmnet`, where they are explained."""
+    strength, ratio = _strength_and_ratio(l2, l1)
+    return {"lambda_": strength, "alpha": ratio}
+
+
+def from_spark(regParam: float, elasticNetParam: float = 0.0) -> Strengths:
+    r"""Strengths of Spark ML's ``LogisticRegression``, which scales as this library does.
+
+    .. math:: l_2 = (1 - \rho) \lambda, \qquad l_1 = \rho \lambda
+
+    for ``standardization=False``. Its default ``standardization=True`` penalises ``σ_j w_j``
+    instead of ``w_j``, with ``σ_j`` the standard deviation of feature ``j`` (over ``n - 1``):
+    divide the columns of ``x`` by ``σ`` for the same here. For two classes see `from_sigmoid`.
+
+    Args:
+      regParam: ``λ``, at least 0.
+      elasticNetParam: ``ρ`` in [0, 1].
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    return _elastic_net(_strength("regParam", regParam), _ratio("elasticNetParam", elasticNetParam))
+
+
+def to_spark(l2: float, l1: float = 0.0) -> dict[str, float]:
+    """``regParam`` and ``elasticNetParam`` for `from_spark`, with ``standardization=False``."""
+    strength, ratio = _strength_and_ratio(l2, l1)
+    return {"regParam": strength, "elasticNetParam": ratio}
+
+
+def from_cyanure(lambda_1: float, lambda_2: float = 0.0, *, penalty: str = "l2") -> Strengths:
+    r"""Strengths of cyanure's ``Classifier``, whose ``lambda_1`` is of l2 or of l1 by ``penalty``.
+
+    ===============  ===========================================
+    ``penalty``      added to the mean loss
+    ===============  ===========================================
+    ``l2``           ``lambda_1/2 |W|²``
+    ``l1``           ``lambda_1 |W|_1``
+    ``elasticnet``   ``lambda_1 |W|_1 + lambda_2/2 |W|²``
+    ===============  ===========================================
+
+    The softmax is its ``loss="multiclass-logistic"``. ``loss="logistic"``, the one of its
+    ``LogisticRegression``, is a sigmoid, see `from_sigmoid`; more than two classes it fits one
+    against the rest.
+
+    Args:
+      lambda_1: at least 0.
+      lambda_2: at least 0; read with ``penalty="elasticnet"`` only.
+      penalty: one of the table.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    lambda_1, lambda_2 = _strength("lambda_1", lambda_1), _strength("lambda_2", lambda_2)
+    if penalty == "l2":
+        return Strengths(l2=lambda_1, l1=0.0)
+    if penalty == "l1":
+        return Strengths(l2=0.0, l1=lambda_1)
+    if penalty == "elasticnet":
+        return Strengths(l2=lambda_2, l1=lambda_1)
+    raise ValueError(
+        f"penalty must be 'l2', 'l1' or 'elasticnet', got {penalty!r}: cyanure's other penalties "
+        "have no match here"
+    )
+
+
+def to_cyanure(l2: float, l1: float = 0.0) -> dict[str, float | str]:
+    """``lambda_1``, ``lambda_2`` and ``penalty`` for `from_cyanure`, where they are explained."""
+    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    if l1 == 0:
+        return {"penalty": "l2", "lambda_1": l2, "lambda_2": 0.0}
+    if l2 == 0:
+        return {"penalty": "l1", "lambda_1": l1, "lambda_2": 0.0}
+    return {"penalty": "elasticnet", "lambda_1": l1, "lambda_2": l2}
+
+
+def from_statsmodels(alpha: float, *, num_examples: float) -> Strengths:
+    r"""Strength of statsmodels' ``MNLogit`` and ``Logit.fit_regularized(alpha=...)``.
+
+    .. math:: l_1 = \alpha / n, \qquad l_2 = 0,
+
+    as ``alpha`` goes with the sum of the losses. It also penalises the constant: give it an array,
+    0 for the constant and ``alpha`` elsewhere. ``MNLogit`` holds the weights of the first class at
+    zero and pays for the differences from it, so its optimum is that of `objective` among the
+    ``W`` and ``b`` with a first column of zeros, not over all of them. ``Logit`` is a sigmoid, see
+    `from_sigmoid`. (``GLM.fit_regularized`` is another function, which scales as glmnet does.)
+
+    Args:
+      alpha: at least 0.
+      num_examples: ``n``; there are no weights.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    alpha = _strength("alpha", alpha)
+    return Strengths(l2=0.0, l1=alpha / _total("num_examples", num_examples))
+
+
+def to_statsmodels(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[str, float]:
+    """``alpha`` for `from_statsmodels`; a ValueError for an ``l2`` above 0, which it lacks."""
+    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    if l2 != 0:
+        raise ValueError(f"fit_regularized of statsmodels has an l1 penalty only, got l2={l2}")
+    return {"alpha": l1 * _total("num_examples", num_examples)}
+
+
+def from_weight_decay(weight_decay: float) -> Strengths:
+    r"""Strength of ``weight_decay`` in ``torch.optim.SGD`` and ``optax.add_decayed_weights``.
+
+    .. math:: g = \nabla_W \tfrac{1}{S} L + \lambda W, \qquad l_2 = \lambda,
+
+    the gradient of ``F``, where the optimiser gets ``g`` (coupled decay) of the mean loss. The bias
+    must be left out: a parameter group of its own in torch, ``mask=Params(w=True, b=False)`` in
+    optax.
+
+    Decoupled decay steps by ``-lr (u + λ W)``, with ``u`` what the optimiser makes of the gradient
+    of the loss alone. Without momentum that is the same. With heavy-ball momentum ``μ`` (torch's,
+    or `optax.trace`) it comes to rest where ``l2 = (1 - μ) λ``. AdamW does not rest at the optimum
+    of any ``l2``: its full-batch limit is the loss itself within ``|W|_∞ <= 1/λ`` (Xie & Li 2024,
+    *Implicit Bias of AdamW*). Decay written as ``W <- (1 - κ) W`` a step has ``λ = κ / lr``.
+
+    Args:
+      weight_decay: ``λ``, at least 0.
+
+    Raises:
+      ValueError: if it is negative or not finite.
+    """
+    return Strengths(l2=_strength("weight_decay", weight_decay), l1=0.0)
+
+
+def to_weight_decay(l2: float, l1: float = 0.0) -> dict[str, float]:
+    """``weight_decay`` for `from_weight_decay`; a ValueError for an ``l1`` above 0."""
+    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    if l1 != 0:
+        raise ValueError(
+            f"weight decay is an l2 penalty only, got l1={l1}: put l1 into the loss, or use a "
+            "proximal step"
+        )
+    return {"weight_decay": l2}
+
+
+def _from_inverse(C: float, l1_ratio: float, total: float) -> Strengths:
+    C = float(C)
+    if not C > 0:
+        raise ValueError(f"C must be positive, got {C}: it divides the penalty, inf is no penalty")
+    return _elastic_net(1 / C / total, _ratio("l1_ratio", l1_ratio))
+
+
+def _to_inverse(l2: float, l1: float, total: float) -> dict[str, float]:
+    strength, ratio = _strength_and_ratio(l2, l1)
+    product = strength * total
+    return {"C": 1 / product if product else math.inf, "l1_ratio": ratio}
+
+
+def _elastic_net(strength: float, ratio: float) -> Strengths:
+    if math.isinf(strength):
+        raise ValueError("the strength of the penalty is beyond the range of floats: weaken it")
+    return Strengths(l2=(1 - ratio) * strength, l1=ratio * strength)
+
+
+def _strength_and_ratio(l2: float, l1: float) -> tuple[float, float]:
+    """``l2 + l1`` and the part of ``l1`` in it, 0 where there is no penalty."""
+    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    strength = l2 + l1
+    return strength, l1 / strength if strength else 0.0
+
+
+def _strength(name: str, value: float) -> float:
+    value = float(value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}: 0 is no penalty")
+    return value
+
+
+def _ratio(name: str, value: float) -> float:
+    value = float(value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}: 0 is all l2 and 1 all l1")
+    return value
+
+
+def _total(name: str, value: float) -> float:
+    value = float(value)
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"{name} must be positive and finite, got {value}: with no weights, total_weight and "
+            "num_examples are the number of rows and mean_weight is 1"
+        )
+    return value

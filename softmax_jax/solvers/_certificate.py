@@ -1,0 +1,218 @@
+r"""How far an objective can be above its minimum: a bound, in float64.
+
+Fenchel duality. With the penalty :math:`\Omega(W) = \frac{l_2}{2} |W|^2 + l_1 \|W\|_1`, any rows of
+distributions :math:`P` such that :math:`R = S (P - Y)` sums to zero over the rows (``S`` being the
+weights as shares of their sum) bound every objective from below,
+
+.. math:: F(W, b) \ge \sum_i s_i [H(p_i) + (p_i - y_i) \cdot a_i] - \Omega^*(-X^\top R),
+
+with the offsets :math:`a_i`. It is the free bias that asks for the zero sums. So F is first
+minimised over b alone, on kept logits, after which :math:`P = \mathrm{softmax}(O)` qualifies. The
+distance between both sides is a sum of terms that are not negative, so that nothing cancels:
+
+.. math:: \sum_i s_i \mathrm{KL}(p_i \,\|\, \mathrm{softmax}(o_i))
+    + \Omega(W) + \langle W, G \rangle + \Omega^*(-G), \qquad G = X^\top R.
+
+With l1 = 0 and P = softmax(O) that is :math:`|G + l_2 W|^2 / (2 l_2)`. With l2 = 0 < l1,
+:math:`\Omega^*` is finite only where :math:`|G| \le l_1`; P is moved towards Y until that holds.
+With neither there is no bound.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import _problem
+from softmax_jax.solvers._problem import Problem, over_classes, wide
+
+
+class Certificate(NamedTuple):
+    """Of ``k`` problems."""
+
+    theta: jax.Array
+    """With the bias that is best for its weights."""
+    value: jax.Array
+    """``[k]`` objectives, in nats."""
+    gap: jax.Array
+    """``[k]``: the minimum is not below ``value - gap``."""
+    margin: jax.Array
+    """``[k]``: by how much a row's class leads in ``W x + b`` at least; above zero, the rows are
+    separated."""
+
+
+def penalty(w: jax.Array, l2: jax.Array, l1: jax.Array, *, grouped: bool) -> jax.Array:
+    """``Omega``: ``[k]`` for ``w: [k, q, d]``; grouped, a feature's weights count by their norm."""
+    return 0.5 * l2 * jnp.sum(w * w, axis=(1, 2)) + l1 * jnp.sum(sizes(w, grouped), axis=(1, 2))
+
+
+def sizes(w: jax.Array, grouped: bool) -> jax.Array:
+    """``|w|``, or the norms over the classes, ``[k, 1, d]``: what the l1 penalty sums."""
+    return jnp.sqrt(jnp.sum(w * w, axis=1, keepdims=True)) if grouped else jnp.abs(w)
+
+
+def fenchel_young(
+    w: jax.Array, g: jax.Array, l2: jax.Array, l1: jax.Array, *, grouped: bool
+) -> jax.Array:
+    """``Omega(W) + <W, G> + Omega*(-G)``, not negative: ``[k]``; infinite where l2 = 0 < excess.
+
+    Summed over entries or groups, each of which is not negative.
+    """
+    excess = jnp.maximum(sizes(g, grouped) - wide(l1), 0)
+    conjugate = jnp.where(excess == 0, 0, excess**2 / (2 * wide(l2)))
+    wg = w * g
+    inner = jnp.sum(wg, axis=1, keepdims=True) if grouped else wg
+    square = jnp.sum(w * w, axis=1, keepdims=True) if grouped else w * w
+    terms = 0.5 * wide(l2) * square + wide(l1) * sizes(w, grouped) + inner + conjugate
+    smooth = (g + wide(l2) * w) ** 2 / (2 * wide(l2))
+    only_l2 = jnp.sum(smooth, axis=(1, 2))
+    return jnp.where((l1 == 0) & (l2 > 0), only_l2, jnp.sum(jnp.maximum(terms, 0), axis=(1, 2)))
+
+
+def certify(
+    problem: Problem, theta: jax.Array, dual: jax.Array | None, *, grouped: bool
+) -> Certificate:
+    """The best bias for the weights of ``theta``, and a bound for the result: about a pass.
+
+    Args:
+      problem: in float64.
+      theta: ``[k, q, 1 + d]``.
+      dual: ``[blocks, k, q, rows]`` distributions for the bound, which are tilted until their
+        residuals sum to zero; by default those of ``theta`` with its best bias.
+      grouped: see `penalty`.
+    """
+    logits = _problem.logits(problem, theta)
+    bias = _best_bias(problem, logits)
+    theta = theta.at[..., 0].add(bias)
+    logits = logits + bias[None, :, :, None]
+    w = theta[..., 1:]
+    if dual is None:
+        dual_logits = logits
+        loss, r = _problem.loss_and_gradient(problem, logits)
+    else:
+        # What is zero is taken for next to nothing, so that tilting can raise it.
+        dual_logits = jnp.log(jnp.maximum(dual, 1e-300))
+        dual_logits = dual_logits + _best_bias(problem, dual_logits)[None, :, :, None]
+        loss = _mean_loss(problem, logits)
+        _, r = _problem.loss_and_gradient(problem, dual_logits)
+    g = r[..., 1:]
+
+    # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
+    largest = jnp.max(sizes(g, grouped), axis=(1, 2))
+    fits = (problem.l2 > 0) | (largest <= problem.l1)
+    eps = jnp.finfo(theta.dtype).eps
+    c = jnp.where(fits, 1, problem.l1 / jnp.where(largest > 0, largest, 1) * (1 - 4 * eps))
+    divergence = jax.lax.cond(
+        jnp.all(c == 1) & (dual is None),
+        lambda: jnp.zeros_like(loss),
+        lambda: _divergence(problem, logits, dual_logits, c),
+    )
+    value = loss + penalty(w, problem.l2, problem.l1, grouped=grouped)
+    gap = divergence + fenchel_young(w, wide(c) * g, problem.l2, problem.l1, grouped=grouped)
+    # What is left of the zero sums, times how far the bias could still have to go, and rounding.
+    leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
+    reach = 1 + jnp.max(jnp.where(theta[..., 0] > -1e29, jnp.abs(theta[..., 0]), 0), axis=-1)
+    gap = gap + leftover * reach + 16 * eps * value
+    # The objective is not negative, which is all that is known with no penalty.
+    gap = jnp.where((problem.l2 == 0) & (problem.l1 == 0), value, jnp.minimum(gap, value))
+    return Certificate(theta, value, gap, _margin(problem, logits))
+
+
+def _mean_loss(problem: Problem, logits: jax.Array) -> jax.Array:
+    _, k, q, _ = logits.shape
+    mass = _problem.mass(problem)
+
+    def add(j, loss):
+        y = _problem.targets(problem, j, q)
+        s = _problem.weights(problem, j, mass)
+        _, below, log_z = _problem.softmax(_problem.block_of(logits, j))
+        return loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1)
+
+    return _problem.over_blocks(problem, add, jnp.zeros(k, logits.dtype))
+
+
+def _divergence(
+    problem: Problem, logits: jax.Array, dual_logits: jax.Array, c: jax.Array
+) -> jax.Array:
+    """Mean KL divergence of ``y + c (softmax(dual_logits) - y)`` from ``softmax(logits)``."""
+    _, k, q, _ = logits.shape
+    mass = _problem.mass(problem)
+
+    def add(j, total):
+        y = _problem.targets(problem, j, q)
+        s = _problem.weights(problem, j, mass)
+        _, below, log_z = _problem.softmax(_problem.block_of(logits, j))
+        p, _, _ = _problem.softmax(_problem.block_of(dual_logits, j))
+        p = y + wide(c) * (p - y)
+        # Padded by p's and q's sums, each term is not negative.
+        log_q = below - log_z[:, None]
+        terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)
+        return total + jnp.sum(s * over_classes(jnp.maximum(terms, 0)), axis=-1)
+
+    return _problem.over_blocks(problem, add, jnp.zeros(k, logits.dtype))
+
+
+def _margin(problem: Problem, logits: jax.Array) -> jax.Array:
+    _, k, q, _ = logits.shape
+
+    def least(j, margin):
+        o = _problem.block_of(logits, j)
+        if problem.offset is not None:
+            o = o - _problem.block_of(problem.offset, j)[None]
+        is_target = jnp.broadcast_to(_problem.targets(problem, j, q) > 0, o.shape)
+        own = jnp.min(jnp.where(is_target, o, jnp.inf), axis=1)
+        other = jnp.max(jnp.where(is_target, -jnp.inf, o), axis=1)
+        counts = _problem.block_of(problem.weights, j) > 0
+        return jnp.minimum(margin, jnp.min(jnp.where(counts, own - other, jnp.inf), axis=-1))
+
+    return _problem.over_blocks(problem, least, jnp.full(k, jnp.inf, logits.dtype))
+
+
+def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
+    """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding."""
+    _, k, q, _ = logits.shape
+    mass = _problem.mass(problem)
+    eye = jnp.eye(q, dtype=logits.dtype)
+
+    def derivatives(b):
+        def add(j, carry):
+            p, _, _ = _problem.softmax(_problem.block_of(logits, j) + b[:, :, None])
+            y = _problem.targets(problem, j, q)
+            s = _problem.weights(problem, j, mass)[:, None]
+            sp = s * p
+            first = jnp.sum(s * (p - y), axis=-1)
+            second = jnp.sum(sp, axis=-1)[:, :, None] * eye[None]
+            return carry[0] + first, carry[1] + second - jnp.einsum("kar,kbr->kab", sp, p)
+
+        start = (jnp.zeros((k, q), logits.dtype), jnp.zeros((k, q, q), logits.dtype))
+        return _problem.over_blocks(problem, add, start)
+
+    def go_on(carry):
+        _, size, last, i = carry
+        return (i < 40) & jnp.any((size > 1e-16) & ((size < 0.5 * last) | (i < 20)))
+
+    def newton(carry):
+        b, size, _, i = carry
+        g, h = derivatives(b)
+        # Scaled to a unit diagonal, as classes may differ in weight by many orders; classes of no
+        # weight at all stay put. It is flat along adding one number to all classes.
+        diagonal = jnp.diagonal(h, axis1=1, axis2=2)
+        counts = diagonal > 0
+        root = jnp.where(counts, jnp.sqrt(diagonal), 0)
+        scale = jnp.where(counts, 1 / jnp.where(counts, root, 1), 0)
+        h = scale[:, :, None] * h * scale[:, None, :]
+        flat = root / jnp.linalg.norm(root, axis=-1, keepdims=True)
+        h = (
+            h
+            + flat[:, :, None] * flat[:, None, :]
+            + jnp.where(counts, 0, 1)[:, :, None] * eye[None]
+        )
+        step = -scale * jnp.linalg.solve(h, (scale * g)[..., None])[..., 0]
+        # Within a change of the logits by one the loss stays close to its quadratic model.
+        step = step / jnp.maximum(1, jnp.max(jnp.abs(step), axis=-1, keepdims=True))
+        now = jnp.sum(jnp.abs(g), axis=-1)
+        return b + step, now, size, i + 1
+
+    zero = jnp.zeros((k, q), logits.dtype)
+    start = (zero, jnp.full(k, jnp.inf), jnp.full(k, jnp.inf), 0)
+    return jax.lax.while_loop(go_on, newton, start)[0]

@@ -1,0 +1,340 @@
+"""Cross-validation: what held-out rows say of each strength of the penalty."""
+
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax import metrics
+from softmax_jax._checks import checked_targets
+from softmax_jax.metrics import Metrics
+from softmax_jax.model import Params
+from softmax_jax.solvers import _inputs
+from softmax_jax.solvers._fit import fit_path
+
+# Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
+_BLOCK = 3_200_000
+
+
+class CrossValidation(NamedTuple):
+    """What `cross_validate` found; ``*grid`` are the axes of the strengths."""
+
+    l2: np.ndarray
+    """``[*grid]``, as is ``l1``: the strengths."""
+    l1: np.ndarray
+    loss: np.ndarray
+    """``[*grid]``: mean cross-entropy of held-out rows, in nats, without the penalty."""
+    loss_error: np.ndarray
+    """``[*grid]``: its standard error."""
+    accuracy: np.ndarray
+    """``[*grid]``: the share of held-out rows predicted correctly."""
+    accuracy_error: np.ndarray
+    fold_loss: np.ndarray
+    """``[folds, *grid]``: the mean loss of each fold's held-out rows."""
+    fold_accuracy: np.ndarray
+    fold_weight: np.ndarray
+    """``[folds]``: the weight of the held-out rows that were scored."""
+    status: np.ndarray
+    """``[folds, *grid]``, as is ``reason``: see `Solution`."""
+    reason: np.ndarray
+    best: tuple[int, ...]
+    """Where in the grid the loss is least: ``l2[best]``, ``l1[best]``."""
+    one_standard_error: tuple[int, ...]
+    """Where the penalty is strongest among losses within one standard error of the least."""
+
+
+def cross_validate(
+    x: Any,
+    y: Any,
+    *,
+    l2: Any,
+    l1: Any = 0.0,
+    folds: int | np.ndarray | Iterable[tuple[Any, Any]] = 5,
+    seed: int = 0,
+    num_classes: int | None = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    offset: Any = None,
+    scale: Any = None,
+    shift: Any = None,
+    **options: Any,
+) -> CrossValidation:
+    r"""Scores every strength on rows that its fit has not seen; all fits are one `fit_path`.
+
+    With the weight :math:`S_k` of the rows held out by fold :math:`k` and the mean loss
+    :math:`l_k(\lambda)` on them, of the parameters fitted to the other rows,
+
+    .. math:: \bar l(\lambda) = \sum_k \frac{S_k}{S} l_k(\lambda), \qquad
+        \mathrm{se}(\lambda)^2 = \frac{1}{K - 1} \sum_k \frac{S_k}{S} (l_k - \bar l)^2, \qquad
+        S = \sum_k S_k,
+
+    which for folds of one weight is the variance of the :math:`l_k` over :math:`K`. (Folds share
+    training rows, so that it is an estimate with a bias: Bengio and Grandvalet 2004.) The strongest
+    penalty with :math:`\bar l(\lambda) \le \bar l(\lambda^*) + \mathrm{se}(\lambda^*)`,
+    :math:`\lambda^*` being the best, is the one-standard-error choice of Hastie, Tibshirani and
+    Friedman, *The Elements of Statistical Learning*, section 7.10. Of two penalties the stronger is
+    the one with the larger ``l1`` or, where that is the same, the larger ``l2``; of equal losses
+    the best is the one with the stronger penalty.
+
+    Rows are scored in float64, a block at a time: ``x`` is not copied, nor densified if sparse. The
+    logits of all strengths are one product.
+
+    Args:
+      x: ``[n, d]`` features, as `fit` takes them.
+      y: class ids ``[n]`` or probabilities ``[n, q]``.
+      l2: strengths, of any shape that broadcasts with ``l1``: together they are the grid.
+      l1: strengths.
+      folds: how many, at least 2: rows are shuffled and dealt out so that each class is spread as
+        evenly as it goes (for probabilities, the most probable class). A class of a single row is
+        never held out. Or an integer array ``[n]`` with the fold that holds out each row, any two
+        rows of a group in the same one, and a negative number for a row that is never held out. Or
+        pairs of row indices, ``(training, held out)``, such as scikit-learn's splitters yield.
+      seed: of the shuffle, where ``folds`` is a number; the same seed gives the same folds.
+      num_classes: ``q``, if more than there are in ``y``.
+      sample_weight: ``[n]``, in training and in scores.
+      class_weight: as `fit` takes it, in training and in scores, so that what is validated is what
+        is minimised. ``balanced`` is by the weights of all rows, the same for all folds.
+      offset: ``[n, q]``, in training and in scores.
+      scale: scalar or ``[d]``.
+      shift: scalar or ``[d]``.
+      **options: the other arguments of `fit_path`: ``tol``, ``grouped``, ``max_passes``, ...
+
+    Returns:
+      `CrossValidation`; fit all rows with its choice to use it.
+
+    Raises:
+      ValueError: on what `fit` refuses; on folds that are fewer than two, more than there are rows,
+        that hold out nothing, or that leave a single class to train on.
+
+    Warns:
+      UserWarning: if a fold holds out rows of a class of which it has none to train on. Whatever
+        the strength, their loss is infinite; they take no part in the scores.
+    """
+    l2, l1 = np.broadcast_arrays(
+        _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
+    )
+    x, n, d = _inputs._checked_x(x)
+    y = checked_targets(np.asarray(y), n, "y", np.float64)
+    q = _inputs._number_of_classes(y, num_classes)
+    weights = _inputs._checked_weights(sample_weight, class_weight, y, n, q)
+    if len(weights) > 1:
+        raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")
+    train, test = _splits(folds, y, weights[0], seed)
+    _drop_what_cannot_be_scored(train, test, y, q)
+    solution = fit_path(
+        x,
+        y,
+        l2=l2,
+        l1=l1,
+        num_classes=q,
+        sample_weight=train,
+        offset=offset,
+        scale=scale,
+        shift=shift,
+        **options,
+    )
+    params = _for_stored_features(solution.params, scale, shift)
+    # One shape for all blocks of all folds, so that they share a program.
+    most = int((test > 0).sum(axis=1).max())
+    size = min(most, max(_BLOCK // max(d, l2.size * q), 256))
+    scores = [_score(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
+    weight = np.array([score.weight.flat[0] for score in scores])
+    loss = np.stack([score.negative_log_likelihood / score.weight for score in scores])
+    accuracy = np.stack([score.correct / score.weight for score in scores])
+    mean_loss, loss_error = _mean_and_error(loss, weight)
+    mean_accuracy, accuracy_error = _mean_and_error(accuracy, weight)
+    best, one_standard_error = _choices(l2, l1, mean_loss, loss_error)
+    return CrossValidation(
+        l2=l2,
+        l1=l1,
+        loss=mean_loss,
+        loss_error=loss_error,
+        accuracy=mean_accuracy,
+        accuracy_error=accuracy_error,
+        fold_loss=loss,
+        fold_accuracy=accuracy,
+        fold_weight=weight,
+        status=solution.status,
+        reason=solution.reason,
+        best=best,
+        one_standard_error=one_standard_error,
+    )
+
+
+def _splits(
+    folds: Any, y: np.ndarray, weights: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``[folds, n]`` weights of the rows in training, and in scores."""
+    if isinstance(folds, int | np.integer):
+        folds = _dealt_out(int(folds), y, weights, seed)
+    if hasattr(folds, "dtype"):
+        ids = np.asarray(folds)
+        if ids.shape != weights.shape or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"folds: array of shape {ids.shape} and type {ids.dtype}; expected integers of "
+                f"shape {weights.shape}, the fold of each row"
+            )
+        test = ids == np.unique(ids[ids >= 0])[:, None]
+        train = ~test
+    else:
+        train, test = _counts(folds, len(y))
+    if len(test) < 2:
+        raise ValueError(
+            f"folds: {len(test)}; expected 2 or more, as a standard error needs as many"
+        )
+    train, test = train * weights, test * weights
+    for what, part in (("to train on", train), ("held out", test)):
+        empty = np.flatnonzero(part.sum(axis=1) == 0)
+        if empty.size:
+            raise ValueError(f"folds: no row of positive weight is {what} in fold {empty[0]}")
+    return train, test
+
+
+def _dealt_out(folds: int, y: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """``[n]``: the fold of each row, and -1 for those that are never held out."""
+    rows = np.flatnonzero(weights > 0)
+    if not 2 <= folds <= len(rows):
+        raise ValueError(
+            f"folds: {folds} for {len(rows)} rows of positive weight; expected at least 2, and no "
+            "more than rows"
+        )
+    rows = np.random.default_rng(seed).permutation(rows)
+    strata = (y if y.ndim == 1 else y.argmax(axis=1))[rows]
+    ids = np.full(len(y), -1)
+    ids[rows[np.argsort(strata, kind="stable")]] = np.arange(len(rows)) % folds
+    if y.ndim == 1:
+        ids[rows[np.bincount(strata)[strata] == 1]] = -1
+    return ids
+
+
+def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """``[folds, n]``: how often each pair of index arrays (or masks) names a row, on each side."""
+    try:
+        counts = [
+            [np.bincount(np.arange(n)[np.asarray(rows)], minlength=n) for rows in (train, test)]
+            for train, test in pairs
+        ]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"folds: expected a number, an integer array [{n}], or pairs of indices of the {n} "
+            f"rows, (training, held out): {error}"
+        ) from error
+    train, test = np.reshape(np.array(counts, np.int64), (-1, 2, n)).swapaxes(0, 1)
+    both = np.argwhere((train > 0) & (test > 0))
+    if both.size:
+        raise ValueError(
+            f"folds: fold {both[0, 0]} both trains on row {both[0, 1]} and holds it out"
+        )
+    return train, test
+
+
+def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarray, q: int) -> None:
+    """Sets to zero, in ``test``, the weight of rows whose class has none in ``train``."""
+    absent = np.stack([_inputs._class_mass(y, weights, q) == 0 for weights in train])
+    if not absent.any():
+        return
+    for fold, classes in enumerate(absent):
+        if (~classes).sum() < 2:
+            raise ValueError(
+                f"folds: all rows that fold {fold} trains on are of class {np.argmin(classes)}; "
+                "there is nothing to tell apart: give fewer folds, or others"
+            )
+    hopeless = absent[:, y] if y.ndim == 1 else absent @ (y > 0).T
+    hopeless &= test > 0
+    if not hopeless.any():
+        return
+    fold, row = np.argwhere(hopeless)[0]
+    own = y[row] if y.ndim == 1 else np.argmax(absent[fold] & (y[row] > 0))
+    warnings.warn(
+        f"folds: {hopeless.sum()} held-out rows are of a class that their fold has no rows to train "
+        f"on (the first: row {row}, class {own}, fold {fold}); their loss is infinite whatever the "
+        "strength, and they take no part in the scores",
+        stacklevel=3,
+    )
+    test[hopeless] = 0
+    empty = np.flatnonzero(test.sum(axis=1) == 0)
+    if empty.size:
+        raise ValueError(
+            f"folds: all rows that fold {empty[0]} holds out are of classes that it has no rows to "
+            "train on, which leaves nothing to score"
+        )
+
+
+def _for_stored_features(params: Params, scale: Any, shift: Any) -> Params:
+    """Parameters that give for ``x`` the logits of ``params`` for ``x * scale + shift``."""
+    w, b = params
+    if shift is not None:
+        b = b + (np.broadcast_to(np.asarray(shift, np.float64), w.shape[-2]) @ w)
+    if scale is not None:
+        w = w * np.broadcast_to(np.asarray(scale, np.float64), w.shape[-2])[:, None]
+    return Params(w, b)
+
+
+def _score(
+    x: Any,
+    y: np.ndarray,
+    offset: Any,
+    size: int,
+    weights: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+) -> Metrics:
+    """Of the rows with ``weights: [n]``, for parameters ``[*grid, d, q]``: sums ``[*grid]``.
+
+    In blocks of ``size`` rows; the last one is filled up with rows of weight zero.
+    """
+    *grid, d, q = w.shape
+    side_by_side = np.moveaxis(w, -2, 0).reshape(d, -1)
+    rows = np.flatnonzero(weights)
+    total = []
+    with jax.enable_x64(True):
+        for first in range(0, len(rows), size):
+            block = rows[first : first + size]
+            filling = (0, size - len(block))
+            real = np.pad(weights[block], filling)
+            block = np.pad(block, filling, mode="edge")
+            part = _measure(
+                x[block] @ side_by_side,
+                b.reshape(-1, q),
+                y[block],
+                real,
+                None if offset is None else np.asarray(offset, np.float64)[block],
+            )
+            total.append(jax.device_get(part))
+    return jax.tree.map(lambda sums: np.reshape(sums, grid), functools.reduce(metrics.merge, total))
+
+
+@jax.jit
+def _measure(
+    products: jax.Array, b: jax.Array, y: jax.Array, weights: jax.Array, offset: jax.Array | None
+) -> Metrics:
+    """``[grid]`` sums for ``products: [rows, grid * q]`` with the weights, and ``b: [grid, q]``."""
+    o = jnp.moveaxis(products.reshape(-1, *b.shape), 1, 0) + b[:, None, :]
+    o = o if offset is None else o + offset[None]
+    return jax.vmap(lambda logits: metrics.measure(logits, y, weights, k=1))(o)
+
+
+def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the folds, and its standard error."""
+    share = weight / weight.sum()
+    mean = np.tensordot(share, values, 1)
+    return mean, np.sqrt(np.tensordot(share, (values - mean) ** 2, 1) / (len(share) - 1))
+
+
+def _choices(
+    l2: np.ndarray, l1: np.ndarray, loss: np.ndarray, error: np.ndarray
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the loss is least, and where the penalty is strongest within a standard error."""
+    strongest_first = np.lexsort((-l2.ravel(), -l1.ravel()))
+    loss, error = loss.ravel()[strongest_first], error.ravel()[strongest_first]
+    best = np.argmin(loss)
+    simplest = np.argmax(loss <= loss[best] + error[best])
+
+    def place(i: Any) -> tuple[int, ...]:
+        return tuple(int(axis) for axis in np.unravel_index(strongest_first[i], l2.shape))
+
+    return place(best), place(simplest)

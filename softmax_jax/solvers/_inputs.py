@@ -1,0 +1,233 @@
+"""What users give, checked and laid out in blocks; nothing is compiled before all of it passed."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax._checks import checked_targets, is_real, refuse_not_finite
+from softmax_jax.solvers._problem import Problem, SparseBlocks
+
+# Numbers in a block of features: 12 MiB of float32, which leaves room in a last-level cache, and
+# enough rows to share out.
+_BLOCK = 3_200_000
+
+
+class Inputs(NamedTuple):
+    """Checked arrays, and what follows from them."""
+
+    problem: Problem
+    """In float64, with weights ``[blocks, m, rows]`` for ``m`` weightings, and no strengths."""
+    absent: np.ndarray
+    """``[m, q]``: classes of no weight."""
+    one_hot: bool
+    """Whether each row is of one class for certain."""
+    n: int
+    q: int
+
+
+def arrange(
+    x: Any,
+    y: Any,
+    *,
+    num_classes: int | None,
+    sample_weight: Any,
+    class_weight: Any,
+    offset: Any,
+    scale: Any,
+    shift: Any,
+    block_size: int | None,
+) -> Inputs:
+    """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
+    x, n, d = _checked_x(x)
+    y = checked_targets(_host(y), n, "y", np.float64)
+    q = _number_of_classes(y, num_classes)
+    if y.ndim == 2:
+        y = y / y.sum(axis=1, keepdims=True)
+    weights = _checked_weights(sample_weight, class_weight, y, n, q)
+    class_mass = np.stack([_class_mass(y, w, q) for w in weights])
+    present = (class_mass > 0).sum(axis=1)
+    if (present < 2).any():
+        which = "" if len(weights) == 1 else f" under weighting {int(np.argmax(present < 2))}"
+        raise ValueError(
+            f"y: all of the weight{which} is on a single class, "
+            f"{int(np.argmax(class_mass[np.argmax(present < 2)]))}; "
+            "there is nothing to tell apart: give rows of two classes at least"
+        )
+    if offset is not None:
+        offset = np.asarray(_host(offset), np.float64)
+        if offset.shape != (n, q):
+            raise ValueError(
+                f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
+            )
+        refuse_not_finite(offset, "offset")
+    scale, shift = _per_feature(scale, 1.0, d, "scale"), _per_feature(shift, 0.0, d, "shift")
+
+    if block_size is None:
+        block_size = max(_BLOCK // max(d, q), 256)
+    elif block_size < 1:
+        raise ValueError(f"block_size: {block_size}; expected 1 or more")
+    blocks = -(-n // min(block_size, n))
+    rows = -(-n // blocks)
+    order = None
+    if blocks > 1:
+        order = np.random.default_rng(0).permutation(n)
+        # Padding repeats the first row, with weight zero.
+        order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
+
+    def laid_out(a):
+        a = a if order is None else a[order]
+        return a.reshape(blocks, rows, *a.shape[1:])
+
+    weights = (weights / weights.sum(axis=1, keepdims=True)).T
+    weights = np.array(laid_out(weights))
+    weights.reshape(blocks * rows, -1)[n:] = 0
+    targets = laid_out(y)
+    problem = Problem(
+        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else _on_device(laid_out(x)),
+        scale=jnp.asarray(scale),
+        shift=jnp.asarray(shift),
+        targets=jnp.asarray(np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets),
+        weights=jnp.asarray(np.moveaxis(weights, 2, 1)),
+        offset=None if offset is None else jnp.asarray(np.moveaxis(laid_out(offset), 2, 1)),
+        l2=jnp.zeros(0),
+        l1=jnp.zeros(0),
+        active=jnp.asarray(blocks, jnp.int32),
+    )
+    one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
+    return Inputs(problem, class_mass == 0, one_hot, n, q)
+
+
+def checked_strength(value: Any, name: str) -> np.ndarray:
+    """Non-negative and finite float64 of any shape."""
+    strength = np.asarray(value, np.float64)
+    if strength.size == 0 or not (np.isfinite(strength) & (strength >= 0)).all():
+        raise ValueError(f"{name}: {value}; expected finite numbers, 0 or more")
+    return strength
+
+
+def _is_sparse(x: Any) -> bool:
+    return hasattr(x, "tocsr")
+
+
+def _host(a: Any) -> np.ndarray:
+    return np.asarray(a)
+
+
+def _on_device(x: Any) -> jax.Array:
+    return jnp.asarray(x)
+
+
+def _checked_x(x: Any) -> tuple[Any, int, int]:
+    if _is_sparse(x):
+        x = x.tocsr()
+    elif not isinstance(x, jax.Array):
+        x = np.asarray(x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(
+            f"x: shape {x.shape}; expected [n, d] with at least one row and one feature"
+        )
+    if not is_real(x):
+        raise ValueError(f"x: type {x.dtype}; expected real numbers")
+    if _is_sparse(x):
+        refuse_not_finite(x.data[:, None], "x, stored values")
+    elif isinstance(x, jax.Array) and x.devices() != set(jax.devices("cpu")[:1]):
+        # Looked at where it lies, as it may be large.
+        if not bool(jnp.isfinite(x).all()):
+            raise ValueError(
+                "x: there are NaN or infinite values; drop these rows or fill the gaps"
+            )
+    else:
+        refuse_not_finite(np.asarray(x), "x")
+    return x, *x.shape
+
+
+def _number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
+    found = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
+    if num_classes is None:
+        num_classes = found
+    if num_classes < 2:
+        raise ValueError(
+            f"y: {num_classes} class; there is nothing to tell apart: give rows of two classes at "
+            "least, or num_classes"
+        )
+    if y.ndim == 2 and found != num_classes:
+        raise ValueError(f"y: probabilities of {found} classes, but num_classes is {num_classes}")
+    if found > num_classes:
+        row = int(np.argmax(y >= num_classes))
+        raise ValueError(
+            f"y: row {row} has class id {y[row]}, but num_classes is {num_classes}, with ids 0 to "
+            f"{num_classes - 1}"
+        )
+    return num_classes
+
+
+def _checked_weights(
+    sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
+) -> np.ndarray:
+    weights = np.ones(n) if sample_weight is None else np.asarray(_host(sample_weight), np.float64)
+    if weights.ndim not in (1, 2) or weights.shape[-1] != n:
+        raise ValueError(
+            f"sample_weight: shape {weights.shape} for {n} rows; expected [{n}], or [m, {n}]"
+        )
+    weights = np.atleast_2d(weights)
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        bad = np.argwhere(~(np.isfinite(weights) & (weights >= 0)))[0]
+        raise ValueError(
+            f"sample_weight: row {bad[1]} has weight {weights[tuple(bad)]}; expected finite "
+            "numbers, 0 or more"
+        )
+    if class_weight is not None:
+        weights = weights * _class_weights(class_weight, y, weights, q)
+    if not (weights.sum(axis=1) > 0).all():
+        raise ValueError("sample_weight: the total weight is zero; give some row a positive weight")
+    return weights
+
+
+def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
+    """``[m, n]`` or ``[1, n]`` factors."""
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise ValueError(f"class_weight: {class_weight!r}; expected 'balanced' or {q} numbers")
+        mass = np.stack([_class_mass(y, w, q) for w in weights])
+        present = (mass > 0).sum(axis=1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            factors = np.where(mass > 0, mass.sum(axis=1, keepdims=True) / (present * mass), 0)
+    else:
+        factors = np.asarray(class_weight, np.float64)[None]
+        if factors.shape != (1, q) or not (np.isfinite(factors) & (factors >= 0)).all():
+            raise ValueError(
+                f"class_weight: {class_weight}; expected 'balanced', or {q} finite numbers, 0 or "
+                "more, one a class"
+            )
+    return factors[:, y] if y.ndim == 1 else factors @ y.T
+
+
+def _class_mass(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
+    return np.bincount(y, weights, minlength=q) if y.ndim == 1 else weights @ y
+
+
+def _per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
+    value = np.asarray(default if value is None else _host(value), np.float64)
+    if value.shape not in ((), (d,)) or not np.isfinite(value).all():
+        raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
+    return np.array(np.broadcast_to(value, (d,)))
+
+
+def _sparse_blocks(x: Any, order: np.ndarray | None, blocks: int, rows: int) -> SparseBlocks:
+    x = x if order is None else x[order]
+    parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
+    entries = max(max(part.nnz for part in parts), 1)
+
+    def padded(arrays, dtype):
+        out = np.zeros((blocks, entries), dtype)
+        for row, a in zip(out, arrays, strict=True):
+            row[: len(a)] = a
+        return jnp.asarray(out)
+
+    return SparseBlocks(
+        row=padded((part.row for part in parts), np.int32),
+        column=padded((part.col for part in parts), np.int32),
+        value=padded((part.data for part in parts), x.dtype),
+    )

@@ -1,0 +1,218 @@
+r"""Many softmax regressions on the same rows, and what one pass over those rows is made of.
+
+The ``k`` problems differ in their strengths and, at choice, in their example weights. Their
+parameters are stacked, with the bias as a column in front of the weights: ``theta: [k, q, 1 + d]``.
+One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arithmetic where that of
+a single problem is bound by memory.
+
+Rows lie in blocks, as they are stored (uint8, bfloat16, floats, or sparse), and become features in
+the type that the work is done in one block at a time. They are shuffled, so that the first blocks
+are a fair sample of all: `Problem.active` says how many count. Logits are ``[blocks, k, q, rows]``,
+rows last: a product of row-major :math:`W^\top` and X yields them so, backwards it takes them so,
+and a vector unit finds many rows where there are few classes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class SparseBlocks(NamedTuple):
+    """Blocks of sparse rows as coordinates; the padding has the value zero."""
+
+    row: jax.Array
+    """``[blocks, entries]``: the row within the block."""
+    column: jax.Array
+    value: jax.Array
+
+
+class Problem(NamedTuple):
+    """The data and strengths of ``k`` problems."""
+
+    x: Any
+    """`SparseBlocks`, or ``[blocks, rows, d]`` as stored; the features are ``x * scale + shift``."""
+    scale: jax.Array
+    """``[d]``, in the type that the work is done in."""
+    shift: jax.Array
+    """``[d]``."""
+    targets: jax.Array
+    """Class ids ``[blocks, rows]``, or probabilities ``[blocks, q, rows]``."""
+    weights: jax.Array
+    """``[blocks, 1 or k, rows]``; rows of padding weigh nothing."""
+    offset: jax.Array | None
+    """``[blocks, q, rows]``, added to the logits."""
+    l2: Any
+    """``[k]``."""
+    l1: Any
+    """``[k]``."""
+    active: Any
+    """How many blocks count, from the first."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.scale.dtype
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return self.targets.shape[-1]
+
+    @property
+    def blocks(self) -> int:
+        return self.targets.shape[0]
+
+    @property
+    def d(self) -> int:
+        return self.scale.shape[0]
+
+
+def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
+    """The same problem for work in another type; the rows stay as they are stored."""
+    soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
+    return problem._replace(
+        scale=problem.scale.astype(dtype),
+        shift=problem.shift.astype(dtype),
+        targets=problem.targets.astype(dtype) if soft else problem.targets,
+        weights=problem.weights.astype(dtype),
+        offset=None if problem.offset is None else problem.offset.astype(dtype),
+        l2=problem.l2.astype(dtype),
+        l1=problem.l1.astype(dtype),
+    )
+
+
+def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+    """The carry after ``step(j, carry)`` for each active block ``j``."""
+    return jax.lax.fori_loop(0, problem.active, step, start)
+
+
+def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
+
+
+def features(problem: Problem, j: jax.Array) -> jax.Array:
+    """``[rows, d]``: block ``j`` as the model sees it."""
+    if isinstance(problem.x, SparseBlocks):
+        row, column, value = (block_of(a, j) for a in problem.x)
+        x = jnp.zeros((problem.rows, problem.d), problem.dtype)
+        x = x.at[row, column].add(value.astype(problem.dtype))
+    else:
+        x = block_of(problem.x, j).astype(problem.dtype)
+    return x * jnp.broadcast_to(problem.scale, x.shape) + jnp.broadcast_to(problem.shift, x.shape)
+
+
+def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
+    """``[1, q, rows]``: the target probabilities of block ``j``."""
+    y = block_of(problem.targets, j)
+    if problem.targets.ndim == 2:
+        y = (jnp.arange(q)[:, None] == y[None, :]).astype(problem.dtype)
+    return y[None]
+
+
+def weights(problem: Problem, j: jax.Array, mass: jax.Array) -> jax.Array:
+    """``[1 or k, rows]``: the weights of block ``j`` as a share of `mass`."""
+    return block_of(problem.weights, j) / mass[:, None]
+
+
+def mass(problem: Problem) -> jax.Array:
+    """``[1 or k]``: the weight of all active rows."""
+    is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
+    return jnp.einsum("jkr,j->k", problem.weights, is_active)
+
+
+def linear(problem: Problem, theta: jax.Array) -> jax.Array:
+    """``X W + b``: ``[blocks, k, q, rows]``, zero in blocks that are not active."""
+    k, q, _ = theta.shape
+
+    def fill(j, o):
+        return put(o, product(theta, features(problem, j)), j)
+
+    empty = jnp.zeros((problem.blocks, k, q, problem.rows), theta.dtype)
+    return over_blocks(problem, fill, empty)
+
+
+def logits(problem: Problem, theta: jax.Array) -> jax.Array:
+    """`linear` and the offset."""
+    o = linear(problem, theta)
+    return o if problem.offset is None else o + problem.offset[:, None]
+
+
+def loss_and_gradient(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean loss ``[k]`` and its gradient ``[k, q, 1 + d]``: eqs. 3.4.9 and 3.4.10."""
+    _, k, q, _ = logits.shape
+    total = mass(problem)
+
+    def add(j, carry):
+        y = targets(problem, j, q)
+        s = weights(problem, j, total)
+        p, below, log_z = softmax(block_of(logits, j))
+        loss = jnp.sum(s * (log_z - over_classes(y * below)), axis=-1)
+        part = transposed_product(s[:, None] * (p - y), features(problem, j))
+        return carry[0] + loss, carry[1] + part
+
+    zero = jnp.zeros((k, q, 1 + problem.d), logits.dtype)
+    return over_blocks(problem, add, (jnp.zeros(k, logits.dtype), zero))
+
+
+def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
+
+
+def product(theta: jax.Array, x: jax.Array) -> jax.Array:
+    """``W^T x + b`` for a block of features ``[rows, d]``: ``[k, q, rows]``."""
+    k, q, columns = theta.shape
+    w = theta[..., 1:].reshape(k * q, columns - 1)
+    # Full precision, as accelerators would otherwise round float32 factors to 10 bits.
+    o = jax.lax.dot_general(w, x, (((1,), (1,)), ((), ())), precision="highest")
+    return o.reshape(k, q, len(x)) + jnp.broadcast_to(theta[..., :1], (k, q, len(x)))
+
+
+def transposed_product(residual: jax.Array, x: jax.Array) -> jax.Array:
+    """``[R 1, R X]``, ``[k, q, 1 + d]``, for residuals ``[k, q, rows]`` and a block of features."""
+    k, q, rows = residual.shape
+    g = jnp.matmul(residual.reshape(k * q, rows), x, precision="highest").reshape(k, q, -1)
+    return jnp.concatenate([jnp.sum(residual, axis=-1, keepdims=True), g], axis=-1)
+
+
+def over_classes(a: jax.Array) -> jax.Array:
+    """Sum over the classes, ``[k, q, rows]`` to ``[k, rows]``.
+
+    As a product: XLA's CPU backend fuses several sums over one exponential into loops that each
+    compute it anew, which takes five times as long.
+    """
+    return jnp.einsum("q,kqr->kr", jnp.ones(a.shape[1], a.dtype), a, precision="highest")
+
+
+def variance(p: jax.Array, a: jax.Array) -> jax.Array:
+    """Of ``a`` under the probabilities, ``[k, rows]``: the loss's second derivative along it."""
+    mean = over_classes(p * a)
+    return over_classes(p * a * a) - mean * mean
+
+
+def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Probabilities ``[k, q, rows]``, and ``o - max o`` with the log of its partition function.
+
+    That is at least the number of largest entries, and by log1p of the rest its digits survive
+    where a prediction is nearly certain; see `softmax_jax._log_normalizer`.
+    """
+    below = o - jnp.max(o, axis=1, keepdims=True)
+    is_largest = below == 0
+    e = jnp.exp(below)
+    rest = over_classes(jnp.where(is_largest, 0, e))
+    ties = over_classes(is_largest.astype(o.dtype)) - 1
+    return e / (1 + (rest + ties))[:, None], below, jnp.log1p(rest + ties)
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products of parameters, for each problem: ``[k]``."""
+    return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
+
+
+def wide(a: jax.Array) -> jax.Array:
+    """``[k]`` as ``[k, 1, 1]``."""
+    return a[:, None, None]
+
+
+def without_bias(theta: jax.Array) -> jax.Array:
+    return theta.at[..., 0].set(0)

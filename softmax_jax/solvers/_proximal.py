@@ -1,0 +1,203 @@
+r"""Accelerated proximal gradient, for the elastic net.
+
+FISTA (Beck and Teboulle 2009) with restarts where the momentum points uphill (O'Donoghue and
+Candes 2015), in the metric :math:`D = \mathrm{diag}(v_j)` of the variances of the features, in
+which the penalty stays separable:
+
+.. math:: W^+ = \mathrm{prox}\left(Y - \frac{1}{L} D^{-1} \nabla f(Y)\right).
+
+The curvature L along a step is measured on kept logits, without a pass: the loss has the second
+derivative :math:`\sum_i s_i \mathrm{Var}_{p_i}(\delta_i)`, which unlike a difference of objectives
+does not cancel near the optimum. A step is one pass over the rows, back and forward.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import _certificate, _problem
+from softmax_jax.solvers._preconditioner import Basis
+from softmax_jax.solvers._problem import Problem, dot, wide
+
+
+class State(NamedTuple):
+    """Of ``k`` problems."""
+
+    theta: jax.Array
+    previous: jax.Array
+    logits: jax.Array
+    """``[blocks, k, q, rows]`` of ``theta``, with the offset, and of ``previous``."""
+    previous_logits: jax.Array
+    value: jax.Array
+    gap: jax.Array
+    curvature: jax.Array
+    """``[k]``: the L of the last step."""
+    momentum: jax.Array
+    """``[k]``: FISTA's t."""
+    done: jax.Array
+
+
+def start(problem: Problem, z: None, theta: jax.Array) -> State:
+    """At ``theta``, with nothing learnt yet: half a pass."""
+    logits = _problem.logits(problem, theta)
+    k = problem.l2.size
+    return State(
+        theta=theta,
+        previous=theta,
+        logits=logits,
+        previous_logits=logits,
+        value=jnp.full(k, jnp.inf, theta.dtype),
+        gap=jnp.full(k, jnp.inf, theta.dtype),
+        curvature=jnp.full(k, 0.5, theta.dtype),
+        momentum=jnp.ones(k, theta.dtype),
+        done=jnp.zeros(k, bool),
+    )
+
+
+def hand_over(
+    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
+) -> State:
+    """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands."""
+
+    def put(array, value):
+        return array.at[lane].set(value)
+
+    theta, logits = state.theta[source], state.logits[:, source]
+    return state._replace(
+        theta=put(state.theta, theta),
+        previous=put(state.previous, theta),
+        logits=state.logits.at[:, lane].set(logits),
+        previous_logits=state.previous_logits.at[:, lane].set(logits),
+        gap=put(state.gap, jnp.inf),
+        curvature=put(state.curvature, state.curvature[source]),
+        momentum=put(state.momentum, 1),
+        done=put(state.done, False),
+    )
+
+
+def forget(state: State, lane: jax.Array) -> State:
+    """Starts the problem of a lane anew, from where it stands."""
+    return state._replace(
+        previous=state.previous.at[lane].set(state.theta[lane]),
+        previous_logits=state.previous_logits.at[:, lane].set(state.logits[:, lane]),
+        momentum=state.momentum.at[lane].set(1),
+        done=state.done.at[lane].set(False),
+    )
+
+
+def advance(
+    problem: Problem,
+    basis: Basis,
+    z: None,
+    state: State,
+    *,
+    renew: jax.Array,
+    target: jax.Array,
+    limit: jax.Array,
+    stop_at_first: jax.Array,
+    grouped: bool,
+) -> tuple[State, jax.Array]:
+    """Takes up to ``limit`` steps; how many it took. See `_quasi_newton.advance`."""
+    u = basis.components
+    variance = (u * u) @ basis.variances + basis.rest * (1 - jnp.sum(u * u, axis=1))
+    # A constant feature has no gradient; any positive number will do for it.
+    least = 1e-6 * jnp.max(variance) + 1e-30
+    metric = jnp.concatenate([jnp.ones(1, u.dtype), jnp.maximum(variance, least)])
+    idle = state.done
+
+    def go_on(carry):
+        state, i = carry
+        news = jnp.any(state.done & ~idle)
+        return (i < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
+
+    def step(carry):
+        state, i = carry
+        return _step(problem, metric, state, target, grouped), i + 1
+
+    return jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+
+
+def _step(
+    problem: Problem, metric: jax.Array, state: State, target: jax.Array, grouped: bool
+) -> State:
+    l2, l1 = problem.l2, problem.l1
+    t = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
+    push = (state.momentum - 1) / t
+    y = state.theta + wide(push) * (state.theta - state.previous)
+    y_logits = state.logits + push[None, :, None, None] * (state.logits - state.previous_logits)
+    loss, g = _problem.loss_and_gradient(problem, y_logits)
+    w = y[..., 1:]
+    value = loss + _certificate.penalty(w, l2, l1, grouped=grouped)
+    bounded = _certificate.fenchel_young(w, g[..., 1:], l2, l1, grouped=grouped)
+    # Where l2 = 0 the certificate has to shrink the residuals first; as far as that goes.
+    largest = jnp.max(_certificate.sizes(g[..., 1:], grouped), axis=(1, 2))
+    c = jnp.minimum(1, l1 / jnp.where(largest > 0, largest, 1))
+    shrunk = _certificate.fenchel_young(w, wide(0.999999 * c) * g[..., 1:], l2, l1, grouped=grouped)
+    gap = jnp.where(l2 > 0, bounded, shrunk + (1 - c) * loss)
+
+    strength = wide(state.curvature) * metric[None, None, :]
+    theta = _prox(y - g / strength, l2, l1, strength, grouped)
+    move = theta - y
+    ahead = _problem.linear(problem, move)
+    size = dot(move, move * jnp.broadcast_to(metric[None, None, :], move.shape))
+    bend = _bend(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
+    accepted = (bend <= state.curvature) & ~state.done
+    uphill = (
+        dot(-move * jnp.broadcast_to(metric[None, None, :], move.shape), theta - state.theta) > 0
+    )
+
+    def choose(new, old):
+        return jnp.where(jnp.expand_dims(accepted, tuple(range(1, old.ndim))), new, old)
+
+    def choose_logits(new, old):
+        return jnp.where(accepted[None, :, None, None], new, old)
+
+    finished = gap <= target * value
+    return State(
+        theta=choose(jnp.where(wide(finished), y, theta), state.theta),
+        previous=choose(state.theta, state.previous),
+        logits=choose_logits(
+            jnp.where(finished[None, :, None, None], y_logits, y_logits + ahead), state.logits
+        ),
+        previous_logits=choose_logits(state.logits, state.previous_logits),
+        value=jnp.where(state.done, state.value, value),
+        gap=jnp.where(state.done, state.gap, gap),
+        curvature=jnp.where(
+            accepted,
+            jnp.maximum(0.9 * state.curvature, bend),
+            jnp.where(state.done, state.curvature, jnp.maximum(2 * state.curvature, 1.1 * bend)),
+        ),
+        momentum=jnp.where(accepted, jnp.where(uphill, 1, t), state.momentum),
+        done=state.done | finished,
+    )
+
+
+def _prox(
+    v: jax.Array, l2: jax.Array, l1: jax.Array, strength: jax.Array, grouped: bool
+) -> jax.Array:
+    """Minimises ``strength/2 |w - v|^2 + Omega(w)``; the bias stays."""
+    size = _certificate.sizes(v, grouped)
+    kept = jnp.maximum(1 - wide(l1) / (strength * jnp.where(size > 0, size, 1)), 0)
+    shrunk = v * jnp.broadcast_to(kept, v.shape) * strength / (strength + wide(l2))
+    return shrunk.at[..., 0].set(v[..., 0])
+
+
+def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
+    """The larger second derivative of the mean loss along ``ahead``, at its start and its end."""
+    mass = _problem.mass(problem)
+
+    def add(j, carry):
+        a = _problem.block_of(ahead, j)
+        o = _problem.block_of(logits, j)
+        s = _problem.weights(problem, j, mass)
+
+        def bend(o):
+            p, _, _ = _problem.softmax(o)
+            return jnp.sum(s * _problem.variance(p, a), axis=-1)
+
+        return carry[0] + bend(o), carry[1] + bend(o + a)
+
+    zero = jnp.zeros(logits.shape[1], logits.dtype)
+    at_start, at_end = _problem.over_blocks(problem, add, (zero, zero))
+    return jnp.maximum(at_start, at_end)

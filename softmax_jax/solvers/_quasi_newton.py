@@ -1,0 +1,369 @@
+r"""L-BFGS on a preconditioner, with an exact line search: the second-order method for l1 = 0.
+
+The two-loop recursion (Nocedal and Wright, Numerical Optimization, algorithm 7.4) starts from the
+approximate inverse Hessian of `_preconditioner`, so that the few pairs it keeps only have to mend
+what is wrong with that. A step is one pass over the rows: forward, :math:`X \Delta`, and after the
+search back, :math:`X^\top R`. In between, the search moves along kept logits,
+
+.. math:: \varphi(t) = \sum_i s_i\, l(o_i + t \delta_i) + \tfrac{l_2}{2} |W + t \Delta|^2,
+
+which needs no pass: a few evaluations of n q exponentials.
+
+The bound from below is that of a mean of the distributions met on the way. The dual objective is
+concave, and successive gradients point in different directions, so that their mean is shorter than
+any of them: on Fashion-MNIST with l2 = 2e-6 its gap is four times smaller after 40 steps, and the
+end certified in 34 steps instead of 51. Each new distribution is mixed in by the share that raises
+the bound the most, a Frank-Wolfe step with exact line search in the dual.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import _preconditioner, _problem
+from softmax_jax.solvers._preconditioner import Basis, Preconditioner
+from softmax_jax.solvers._problem import Problem, dot, over_classes, wide, without_bias
+
+MEMORY = 8
+# The search ends where the slope is this share of the first one.
+FLAT = 0.25
+
+
+class Dual(NamedTuple):
+    """A mean of distributions met on the way, and its terms of the bound; see `_certificate`."""
+
+    probabilities: jax.Array
+    """``[blocks, k, q, rows]``."""
+    gradient: jax.Array
+    """``[k, q, 1 + d]``: [R 1, R X] for its residuals R."""
+    entropy: jax.Array
+    """``[k]``: at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
+
+
+class State(NamedTuple):
+    """Of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+
+    theta: jax.Array
+    gradient: jax.Array
+    value: jax.Array
+    """``[k]`` objectives."""
+    gap: jax.Array
+    """``[k]`` duality gaps in working precision, as if the bias were at its minimum."""
+    dual: Dual
+    logits: jax.Array
+    """``[blocks, k, q, rows]``, with the offset."""
+    step: jax.Array
+    """``[k]`` lengths of the last steps, where the next search begins."""
+    moves: jax.Array
+    """``[memory, k, q, 1 + d]``, latest first, as are the changes of the gradient they made."""
+    changes: jax.Array
+    curvature: jax.Array
+    """``[memory, k]``: 1 / (move . change), and 0 where there is no pair yet."""
+    done: jax.Array
+    """``[k]``: the gap is small enough, or no step makes progress."""
+    preconditioner: Preconditioner
+
+
+def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
+    """At ``theta``, with nothing learnt yet: two thirds of a pass over X, forward and back."""
+    k, q, _ = theta.shape
+    order = q * z.shape[-1]
+    logits = _problem.logits(problem, theta)
+    history = jnp.zeros((MEMORY, *theta.shape), theta.dtype)
+    zero = jnp.zeros(k, theta.dtype)
+    value, gradient = _evaluate(problem, theta, logits)
+    no_dual = Dual(jnp.zeros_like(logits), jnp.zeros_like(theta), zero - jnp.inf)
+    gap, dual = _bound(problem, theta, value, gradient, logits, no_dual, zero + jnp.inf)
+    return State(
+        theta=theta,
+        gradient=gradient,
+        value=value,
+        gap=gap,
+        dual=dual,
+        logits=logits,
+        step=zero + 1,
+        moves=history,
+        changes=history,
+        curvature=jnp.zeros((MEMORY, k), theta.dtype),
+        done=jnp.zeros(k, bool),
+        preconditioner=Preconditioner(
+            core=jnp.zeros((k, order, order), theta.dtype),
+            class_vectors=jnp.zeros((k, q, q), theta.dtype),
+            class_values=jnp.zeros((k, q), theta.dtype),
+        ),
+    )
+
+
+def hand_over(
+    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
+) -> State:
+    """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands.
+
+    ``l2`` is the strength of the source, and ``problem`` has the new one. No pass is needed: the
+    logits are the same, and value and gradient differ by the penalty.
+    """
+    more = problem.l2[lane] - l2
+    theta = state.theta[source]
+    w = theta.at[..., 0].set(0)
+
+    def put(array, value):
+        return array.at[lane].set(value)
+
+    return state._replace(
+        theta=put(state.theta, theta),
+        gradient=put(state.gradient, state.gradient[source] + more * w),
+        value=put(state.value, state.value[source] + more / 2 * jnp.sum(w * w)),
+        gap=put(state.gap, jnp.inf),
+        dual=Dual(
+            probabilities=state.dual.probabilities.at[:, lane].set(
+                state.dual.probabilities[:, source]
+            ),
+            gradient=put(state.dual.gradient, state.dual.gradient[source]),
+            entropy=put(state.dual.entropy, state.dual.entropy[source]),
+        ),
+        logits=state.logits.at[:, lane].set(state.logits[:, source]),
+        step=put(state.step, 1),
+        curvature=state.curvature.at[:, lane].set(0),
+        done=put(state.done, False),
+        preconditioner=jax.tree.map(lambda a: put(a, a[source]), state.preconditioner),
+    )
+
+
+def forget(state: State, lane: jax.Array) -> State:
+    """Starts the problem of a lane anew, from where it stands."""
+    return state._replace(
+        curvature=state.curvature.at[:, lane].set(0),
+        step=state.step.at[lane].set(1),
+        done=state.done.at[lane].set(False),
+    )
+
+
+def advance(
+    problem: Problem,
+    basis: Basis,
+    z: jax.Array,
+    state: State,
+    *,
+    renew: jax.Array,
+    target: jax.Array,
+    limit: jax.Array,
+    stop_at_first: jax.Array,
+    grouped: bool = False,
+) -> tuple[State, jax.Array]:
+    """Renews preconditioners and takes up to ``limit`` steps; how many it took.
+
+    Args:
+      problem: centered.
+      basis: its components.
+      z: its component scores.
+      state: where they stand.
+      renew: ``[k]``: whose preconditioner to renew.
+      target: ``[k]``: a problem is done once its gap is at most this share of its objective.
+      limit: steps to take at most.
+      stop_at_first: whether to stop as soon as a problem is done that was not, or when all are.
+      grouped: of no meaning without an l1 penalty.
+    """
+    blocks = z.shape[0]
+    is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
+
+    def preconditioner_of(i):
+        weights = problem.weights[:blocks, jnp.minimum(i, problem.weights.shape[1] - 1)]
+        seen = weights * is_active[:, None]
+        return jax.lax.cond(
+            renew[i],
+            lambda: _preconditioner.build(z, state.logits[:blocks, i], seen, problem.l2[i]),
+            lambda: jax.tree.map(lambda a: a[i], state.preconditioner),
+        )
+
+    pre = jax.lax.map(preconditioner_of, jnp.arange(problem.l2.size))
+    state = state._replace(preconditioner=pre)
+    idle = state.done
+
+    def go_on(carry):
+        state, i = carry
+        news = jnp.any(state.done & ~idle)
+        return (i < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
+
+    def step(carry):
+        state, i = carry
+        return _step(problem, basis, state, target), i + 1
+
+    return jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+
+
+def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> State:
+    direction = _direction(basis, problem.l2, state)
+    decrement = -dot(state.gradient, direction) / 2
+    ahead = _problem.linear(problem, direction)
+    t = _line_search(problem, state, direction, ahead)
+    move = wide(t) * direction
+    theta = state.theta + move
+    logits = state.logits + t[None, :, None, None] * ahead
+    value, gradient = _evaluate(problem, theta, logits)
+    change = gradient - state.gradient
+    along = dot(move, change)
+    usable = along > 0
+    gap, dual = _bound(problem, theta, value, gradient, logits, state.dual, decrement)
+    return state._replace(
+        theta=theta,
+        gradient=gradient,
+        value=value,
+        gap=gap,
+        dual=dual,
+        logits=logits,
+        step=jnp.where(t > 0, t, state.step),
+        moves=jnp.concatenate([move[None], state.moves[:-1]]),
+        changes=jnp.concatenate([change[None], state.changes[:-1]]),
+        curvature=jnp.concatenate(
+            [jnp.where(usable, 1 / jnp.where(usable, along, 1), 0)[None], state.curvature[:-1]]
+        ),
+        done=state.done | (gap <= target * value) | (t == 0),
+    )
+
+
+def _bound(
+    problem: Problem,
+    theta: jax.Array,
+    value: jax.Array,
+    gradient: jax.Array,
+    logits: jax.Array,
+    dual: Dual,
+    decrement: jax.Array,
+) -> tuple[jax.Array, Dual]:
+    """The gap ``[k]``, and the dual with the distributions at ``theta`` mixed in.
+
+    With data gradients G, the bound is ``entropy - |G_W|^2 / (2 l2)``, and a mixture has at least
+    the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the last step promised.
+    """
+    bounded = problem.l2 > 0
+    l2 = jnp.where(bounded, problem.l2, 1)
+    w = without_bias(theta)
+    here = gradient - wide(problem.l2) * w
+    loss = value - problem.l2 / 2 * dot(w, w)
+    entropy = loss - dot(here, theta)
+
+    old, turn = without_bias(dual.gradient), without_bias(here - dual.gradient)
+    rise = jnp.where(jnp.isfinite(dual.entropy), entropy - dual.entropy, 0)
+    size = dot(turn, turn) / l2
+    share = (rise - dot(old, turn) / l2) / jnp.where(size > 0, size, 1)
+    share = jnp.where(jnp.isfinite(dual.entropy) & bounded, jnp.clip(share, 0, 1), 1)
+    mixed = Dual(
+        probabilities=dual.probabilities,
+        gradient=dual.gradient + wide(share) * (here - dual.gradient),
+        entropy=jnp.where(share == 1, entropy, dual.entropy + share * rise),
+    )
+    # Written as a sum of terms that are not negative, but the first one is a difference all the
+    # same: it is known to rounding. So far down the distributions at theta alone do better.
+    g = without_bias(gradient)
+    plain = dot(g, g) / (2 * l2)
+    g = without_bias(mixed.gradient) + wide(problem.l2) * w
+    divergence = jnp.maximum(loss - mixed.entropy - dot(mixed.gradient, theta), 0)
+    noise = 8 * jnp.finfo(value.dtype).eps * loss
+    averaged = divergence + noise + dot(g, g) / (2 * l2)
+    is_plain = (plain <= averaged) | ~bounded
+    share = jnp.where(is_plain, 1, share)
+    mixed = Dual(
+        probabilities=_mix(problem, logits, dual.probabilities, share),
+        gradient=jnp.where(wide(is_plain), here, mixed.gradient),
+        entropy=jnp.where(is_plain, entropy, mixed.entropy),
+    )
+    gap = jnp.where(bounded, jnp.minimum(plain, averaged), decrement)
+    return gap, mixed
+
+
+def _mix(problem: Problem, logits: jax.Array, old: jax.Array, share: jax.Array) -> jax.Array:
+    """``old + share (softmax(logits) - old)``."""
+
+    def block(j, mixed):
+        p, _, _ = _problem.softmax(_problem.block_of(logits, j))
+        before = _problem.block_of(mixed, j)
+        return _problem.put(mixed, before + wide(share) * (p - before), j)
+
+    return _problem.over_blocks(problem, block, old)
+
+
+def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
+    pairs = (state.moves, state.changes, state.curvature)
+
+    def back(v, pair):
+        move, change, curvature = pair
+        a = curvature * dot(move, v)
+        return v - wide(a) * change, a
+
+    def forth(v, pair_and_a):
+        (move, change, curvature), a = pair_and_a
+        return v + wide(a - curvature * dot(change, v)) * move, None
+
+    v, a = jax.lax.scan(back, state.gradient, pairs)
+    v = _preconditioner.apply(state.preconditioner, basis, l2, v)
+    v, _ = jax.lax.scan(forth, v, (pairs, a), reverse=True)
+    return -v
+
+
+def _line_search(
+    problem: Problem, state: State, direction: jax.Array, ahead: jax.Array
+) -> jax.Array:
+    """``[k]`` steps at which the slope is at most a quarter of the first one, in size.
+
+    Newton's method on the slope, which rises with t as the objective is convex, kept between the
+    steps known to be too short and too long. 0 for problems that are done, and where the direction
+    does not lead down.
+    """
+    k = problem.l2.size
+    w, v = without_bias(state.theta), without_bias(direction)
+    wv, vv = dot(w, v), dot(v, v)
+    first = dot(state.gradient, direction)
+    downhill = (first < 0) & ~state.done
+
+    def go_on(carry):
+        _, _, _, found, tries = carry
+        return jnp.any(~found) & (tries < 60)
+
+    def try_step(carry):
+        t, low, high, found, tries = carry
+        slope, bend = _slope(problem, state.logits, ahead, t)
+        slope = slope + problem.l2 * (wv + t * vv)
+        bend = bend + problem.l2 * vv
+        low = jnp.where(slope < 0, t, low)
+        high = jnp.where(slope < 0, high, t)
+        newton = t - slope / bend
+        # Far out on a slope the curvature vanishes and Newton's step with it has no bound.
+        safe = jnp.where(low > 0, 0.5 * (low + high), 0.1 * high)
+        safe = jnp.where(jnp.isinf(high), 8 * t, safe)
+        inside = (newton > low) & (newton < high) & (newton <= 8 * t)
+        found = found | (jnp.abs(slope) <= FLAT * jnp.abs(first))
+        return jnp.where(found, t, jnp.where(inside, newton, safe)), low, high, found, tries + 1
+
+    zero = jnp.zeros(k, state.theta.dtype)
+    carry = (state.step, zero, zero + jnp.inf, ~downhill, 0)
+    t, low, _, found, _ = jax.lax.while_loop(go_on, try_step, carry)
+    return jnp.where(downhill, jnp.where(found, t, low), 0)
+
+
+def _slope(
+    problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """First and second derivative of the mean loss at ``logits + t ahead`` along ``ahead``."""
+    k, q = logits.shape[1:3]
+    mass = _problem.mass(problem)
+
+    def add(j, carry):
+        a = _problem.block_of(ahead, j)
+        y = _problem.targets(problem, j, q)
+        s = _problem.weights(problem, j, mass)
+        p, _, _ = _problem.softmax(_problem.block_of(logits, j) + wide(t) * a)
+        mean = over_classes(p * a)
+        slope = jnp.sum(s * (mean - over_classes(y * a)), axis=-1)
+        bend = jnp.sum(s * _problem.variance(p, a), axis=-1)
+        return carry[0] + slope, carry[1] + bend
+
+    zero = jnp.zeros(k, logits.dtype)
+    return _problem.over_blocks(problem, add, (zero, zero))
+
+
+def _evaluate(problem: Problem, theta: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Objective ``[k]`` and gradient at ``theta``, whose logits are given."""
+    loss, gradient = _problem.loss_and_gradient(problem, logits)
+    w = without_bias(theta)
+    return loss + problem.l2 / 2 * dot(w, w), gradient + wide(problem.l2) * w
