@@ -86,15 +86,14 @@ def certify(
     theta = theta.at[..., 0].add(bias)
     logits = logits + bias[None, :, :, None]
     w = theta[..., 1:]
-    if dual is None:
-        dual_logits = logits
-        loss, r = _problem.loss_and_gradient(problem, logits)
-    else:
+    loss, p = _problem.loss_and_probabilities(problem, logits)
+    dual_logits = logits
+    if dual is not None:
         # What is zero is taken for next to nothing, so that tilting can raise it.
         dual_logits = jnp.log(jnp.maximum(dual, 1e-300))
         dual_logits = dual_logits + _best_bias(problem, dual_logits)[None, :, :, None]
-        loss = _mean_loss(problem, logits)
-        _, r = _problem.loss_and_gradient(problem, dual_logits)
+        _, p = _problem.loss_and_probabilities(problem, dual_logits)
+    r = _problem.gradient(problem, p)
     g = r[..., 1:]
 
     # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
@@ -116,19 +115,6 @@ def certify(
     # The objective is not negative, which is all that is known with no penalty.
     gap = jnp.where((problem.l2 == 0) & (problem.l1 == 0), value, jnp.minimum(gap, value))
     return Certificate(theta, value, gap, _margin(problem, logits))
-
-
-def _mean_loss(problem: Problem, logits: jax.Array) -> jax.Array:
-    _, k, q, _ = logits.shape
-    mass = _problem.mass(problem)
-
-    def add(j, loss):
-        y = _problem.targets(problem, j, q)
-        s = _problem.weights(problem, j, mass)
-        _, below, log_z = _problem.softmax(_problem.block_of(logits, j))
-        return loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1)
-
-    return _problem.over_blocks(problem, add, jnp.zeros(k, logits.dtype))
 
 
 def _divergence(
@@ -188,11 +174,11 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         return _problem.over_blocks(problem, add, start)
 
     def go_on(carry):
-        _, size, last, i = carry
-        return (i < 40) & jnp.any((size > 1e-16) & ((size < 0.5 * last) | (i < 20)))
+        _, size, last, far, i = carry
+        return (i < 60) & jnp.any((size > 1e-14) & (far | (size < 0.5 * last)))
 
     def newton(carry):
-        b, size, _, i = carry
+        b, size, _, _, i = carry
         g, h = derivatives(b)
         # Scaled to a unit diagonal, as classes may differ in weight by many orders; classes of no
         # weight at all stay put. It is flat along adding one number to all classes.
@@ -209,10 +195,11 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         )
         step = -scale * jnp.linalg.solve(h, (scale * g)[..., None])[..., 0]
         # Within a change of the logits by one the loss stays close to its quadratic model.
-        step = step / jnp.maximum(1, jnp.max(jnp.abs(step), axis=-1, keepdims=True))
-        now = jnp.sum(jnp.abs(g), axis=-1)
-        return b + step, now, size, i + 1
+        length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
+        step = step / jnp.maximum(1, length)
+        return b + step, jnp.sum(jnp.abs(g), axis=-1), size, length[:, 0] > 0.1, i + 1
 
     zero = jnp.zeros((k, q), logits.dtype)
-    start = (zero, jnp.full(k, jnp.inf), jnp.full(k, jnp.inf), 0)
+    unknown = jnp.full(k, jnp.inf, logits.dtype)
+    start = (zero, unknown, unknown, jnp.ones(k, bool), 0)
     return jax.lax.while_loop(go_on, newton, start)[0]

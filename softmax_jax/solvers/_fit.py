@@ -20,6 +20,7 @@ from softmax_jax.model import Params
 from softmax_jax.solvers import (
     _certificate,
     _inputs,
+    _optax_lbfgs,
     _preconditioner,
     _problem,
     _proximal,
@@ -33,8 +34,6 @@ CERTIFIED = "certified"
 NOT_CERTIFIED = "not certified"
 AT_INFINITY = "infimum at infinity"
 
-# Problems that share a pass. On two cores a pass for four takes twice the time of one.
-LANES = int(__import__("os").environ.get("LANES", "4"))
 # Steps after which a preconditioner is renewed, and by how many it is older for a problem that took
 # it over from a neighbour. Where it is the exact Hessian that is done often, as it makes the method
 # Newton's; where it is not, it takes the time of some five steps and gains little.
@@ -140,24 +139,30 @@ class _Method(NamedTuple):
     advance: Callable
     hand_over: Callable
     forget: Callable
+    lanes: int
+    """Problems that share a pass."""
     with_scores: bool
     patience: int
     """Steps without progress after which the precision counts as exhausted."""
 
 
-def _method(module: Any, *, with_scores: bool, patience: int) -> _Method:
+def _method(module: Any, *, lanes: int, with_scores: bool, patience: int) -> _Method:
     return _Method(
         start=jax.jit(module.start),
         advance=jax.jit(module.advance, donate_argnames="state", static_argnames="grouped"),
         hand_over=jax.jit(module.hand_over, donate_argnames="state"),
         forget=jax.jit(module.forget, donate_argnames="state"),
+        lanes=lanes,
         with_scores=with_scores,
         patience=patience,
     )
 
 
-_QUASI_NEWTON = _method(_quasi_newton, with_scores=True, patience=60)
-_PROXIMAL = _method(_proximal, with_scores=False, patience=1000)
+# On two cores a pass for four problems takes twice the time of one.
+_QUASI_NEWTON = _method(_quasi_newton, lanes=4, with_scores=True, patience=60)
+_PROXIMAL = _method(_proximal, lanes=4, with_scores=False, patience=1000)
+_OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, with_scores=False, patience=1000)
+_SMOOTH_METHODS = {"quasi-newton": _QUASI_NEWTON, "lbfgs": _OPTAX_LBFGS}
 
 
 @partial(jax.jit, static_argnames=("dtype", "q", "with_scores"))
@@ -208,10 +213,10 @@ def _solve(
     dtype = np.float64 if small else np.float32
     solved: dict[tuple[int, ...], Solution] = {}
     weightings = sorted(queues)
-    for first in range(0, len(weightings), LANES):
-        lanes = [queues[m] for m in weightings[first : first + LANES]]
+    for first in range(0, len(weightings), method.lanes):
+        lanes = [queues[m] for m in weightings[first : first + method.lanes]]
         if len(lanes) == 1:  # the lanes draw from one queue
-            lanes = lanes * min(LANES, len(lanes[0]))
+            lanes = lanes * min(method.lanes, len(lanes[0]))
         solved |= _run(inputs, lanes, dtype, method, initial, options, len(solved))
     return solved
 
@@ -427,7 +432,7 @@ def _verdict(
         return CERTIFIED, ""
     if work.passes >= options.max_passes:
         return NOT_CERTIFIED, f"max_passes = {options.max_passes:g} are used up"
-    if work.idle_steps >= method.patience or (done and work.gap > work.target * work.value):
+    if work.idle_steps >= method.patience or (done and not work.gap <= work.target * work.value):
         return NOT_CERTIFIED, _EXHAUSTED
     return None
 
@@ -530,6 +535,7 @@ def fit_path(
     initial: Params | None = None,
     tol: float = 1e-4,
     max_passes: float = 2000,
+    method: str = "quasi-newton",
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
@@ -557,7 +563,9 @@ def fit_path(
       initial: where to start; by default from solutions on samples of the rows.
       tol: see `fit`.
       max_passes: of each problem over all rows, after which it is given up.
-      block_size: rows at a time; by default such that a block of float32 features takes 12 MiB.
+      method: for problems with l1 = 0: ``"quasi-newton"``, or ``"lbfgs"`` for `optax.lbfgs`
+        without a preconditioner and without sharing passes, to compare with.
+      block_size: rows at a time; by default such that a block of float32 features takes 6 MiB.
         Results depend on it by rounding only.
       callback: called with a `Progress` each time that the host looks at the lanes.
 
@@ -565,6 +573,10 @@ def fit_path(
       A `Solution` of arrays with the axes of the grid in front. See `fit`, also for the errors.
     """
     began = time.perf_counter()
+    if method not in _SMOOTH_METHODS:
+        raise ValueError(f"method: {method!r}; expected one of {', '.join(_SMOOTH_METHODS)}")
+    if not 0 < tol < math.inf:
+        raise ValueError(f"tol: {tol}; expected a positive number")
     l2, l1 = np.broadcast_arrays(
         _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
     )
@@ -578,6 +590,7 @@ def fit_path(
             offset=offset,
             scale=scale,
             shift=shift,
+            initial=initial,
             block_size=block_size,
         )
         several = sample_weight is not None and np.ndim(sample_weight) == 2
@@ -587,29 +600,15 @@ def fit_path(
             for at in np.ndindex(l2.shape)
         ]
         options = _Options(tol, max_passes, grouped, began, callback, len(works))
-        start = None if initial is None else _checked_initial(initial, inputs)
         solved: dict[tuple[int, ...], Solution] = {}
-        for method, some in (
-            (_QUASI_NEWTON, [work for work in works if work.l1 == 0]),
+        for parts, some in (
+            (_SMOOTH_METHODS[method], [work for work in works if work.l1 == 0]),
             (_PROXIMAL, [work for work in works if work.l1 > 0]),
         ):
             if some:
-                solved |= _solve(inputs, some, method, start, options)
+                solved |= _solve(inputs, some, parts, inputs.initial, options)
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     return _stacked(solved, shape)
-
-
-def _checked_initial(initial: Params, inputs: Inputs) -> np.ndarray:
-    w, b = np.asarray(initial.w, np.float64), np.asarray(initial.b, np.float64)
-    d, q = inputs.problem.d, inputs.q
-    if w.shape != (d, q) or b.shape != (q,):
-        raise ValueError(
-            f"initial: w of shape {w.shape} and b of shape {b.shape}; expected {(d, q)} and {(q,)}"
-        )
-    b = np.where(np.isneginf(b), 0, b)
-    if not (np.isfinite(w).all() and np.isfinite(b).all()):
-        raise ValueError("initial: there are NaN or infinite values in it")
-    return np.concatenate([b[:, None], w.T], axis=1)
 
 
 def _stacked(solved: dict[tuple[int, ...], Solution], shape: tuple[int, ...]) -> Solution:

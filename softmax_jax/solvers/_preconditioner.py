@@ -171,12 +171,29 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
     zp = (p[:, :, None] * z[:, None, :]).reshape(size, q * k1)
     diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
     h = _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
-    tiny = 1e-6 * jnp.max(jnp.diagonal(h)) + 1e-20
-    ridge = jnp.full((q, k1), jnp.maximum(l2, tiny)).at[:, 0].set(tiny)
-    factor = jnp.linalg.cholesky(h + jnp.diag(ridge.reshape(-1)))
-    root = jax.scipy.linalg.solve_triangular(factor, jnp.eye(q * k1, dtype=dtype), lower=True)
+    inverse = _inverse(h, jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1))
     values, vectors = jnp.linalg.eigh(jnp.diag(jnp.sum(sp, axis=0)) - sp.T @ p)
-    return Preconditioner(root.T @ root, vectors, jnp.maximum(values, 0))
+    return Preconditioner(inverse, vectors, jnp.maximum(values, 0))
+
+
+def _inverse(h: jax.Array, ridge: jax.Array) -> jax.Array:
+    """Of ``h`` with at least ``ridge`` added, and more until rounding leaves it definite."""
+    largest = jnp.max(jnp.diagonal(h)) + jnp.finfo(h.dtype).tiny
+
+    def failed(carry):
+        factor, _ = carry
+        return ~jnp.all(jnp.isfinite(factor))
+
+    def try_more(carry):
+        _, share = carry
+        at_least = jnp.maximum(ridge, share * largest)
+        return jnp.linalg.cholesky(h + jnp.diag(at_least)), 30 * share
+
+    share = 10 * jnp.finfo(h.dtype).eps
+    factor, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
+    identity = jnp.eye(len(h), dtype=h.dtype)
+    root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    return root.T @ root
 
 
 def _block_diagonal(blocks: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class Problem(NamedTuple):
     """The data and strengths of ``k`` problems."""
 
     x: Any
-    """`SparseBlocks`, or ``[blocks, rows, d]`` as stored; the features are ``x * scale + shift``."""
+    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features are ``x * scale + shift``."""
     scale: jax.Array
     """``[d]``, in the type that the work is done in."""
     shift: jax.Array
@@ -138,21 +138,34 @@ def logits(problem: Problem, theta: jax.Array) -> jax.Array:
     return o if problem.offset is None else o + problem.offset[:, None]
 
 
-def loss_and_gradient(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean loss ``[k]`` and its gradient ``[k, q, 1 + d]``: eqs. 3.4.9 and 3.4.10."""
+def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
+    """``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``."""
+    _, k, q, _ = probabilities.shape
+    total = mass(problem)
+
+    def add(j, g):
+        p = block_of(probabilities, j)
+        s = weights(problem, j, total)[:, None]
+        return g + transposed_product(s * (p - targets(problem, j, q)), features(problem, j))
+
+    zero = jnp.zeros((k, q, 1 + problem.d), probabilities.dtype)
+    return over_blocks(problem, add, zero)
+
+
+def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean loss ``[k]``, eq. 3.4.9, and the softmax of the logits."""
     _, k, q, _ = logits.shape
     total = mass(problem)
 
     def add(j, carry):
-        y = targets(problem, j, q)
-        s = weights(problem, j, total)
+        loss, probabilities = carry
         p, below, log_z = softmax(block_of(logits, j))
-        loss = jnp.sum(s * (log_z - over_classes(y * below)), axis=-1)
-        part = transposed_product(s[:, None] * (p - y), features(problem, j))
-        return carry[0] + loss, carry[1] + part
+        terms = log_z - over_classes(targets(problem, j, q) * below)
+        loss = loss + jnp.sum(weights(problem, j, total) * terms, axis=-1)
+        return loss, put(probabilities, p, j)
 
-    zero = jnp.zeros((k, q, 1 + problem.d), logits.dtype)
-    return over_blocks(problem, add, (jnp.zeros(k, logits.dtype), zero))
+    zero = jnp.zeros(k, logits.dtype)
+    return over_blocks(problem, add, (zero, jnp.zeros_like(logits)))
 
 
 def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
@@ -178,10 +191,13 @@ def transposed_product(residual: jax.Array, x: jax.Array) -> jax.Array:
 def over_classes(a: jax.Array) -> jax.Array:
     """Sum over the classes, ``[k, q, rows]`` to ``[k, rows]``.
 
-    As a product: XLA's CPU backend fuses several sums over one exponential into loops that each
-    compute it anew, which takes five times as long.
+    As one product with ones. XLA's CPU backend fuses several sums over the same exponentials into
+    loops that compute them anew for each sum, and has no fast product with a batch of vectors:
+    either takes five to ten times as long.
     """
-    return jnp.einsum("q,kqr->kr", jnp.ones(a.shape[1], a.dtype), a, precision="highest")
+    k, q, rows = a.shape
+    ones = jnp.repeat(jnp.eye(k, dtype=a.dtype), q, axis=1)
+    return jnp.matmul(ones, a.reshape(k * q, rows), precision="highest")
 
 
 def variance(p: jax.Array, a: jax.Array) -> jax.Array:

@@ -126,7 +126,8 @@ def _step(
     push = (state.momentum - 1) / t
     y = state.theta + wide(push) * (state.theta - state.previous)
     y_logits = state.logits + push[None, :, None, None] * (state.logits - state.previous_logits)
-    loss, g = _problem.loss_and_gradient(problem, y_logits)
+    loss, probabilities = _problem.loss_and_probabilities(problem, y_logits)
+    g = _problem.gradient(problem, probabilities)
     w = y[..., 1:]
     value = loss + _certificate.penalty(w, l2, l1, grouped=grouped)
     bounded = _certificate.fenchel_young(w, g[..., 1:], l2, l1, grouped=grouped)

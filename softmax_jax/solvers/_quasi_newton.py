@@ -72,9 +72,10 @@ def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
     logits = _problem.logits(problem, theta)
     history = jnp.zeros((MEMORY, *theta.shape), theta.dtype)
     zero = jnp.zeros(k, theta.dtype)
-    value, gradient = _evaluate(problem, theta, logits)
-    no_dual = Dual(jnp.zeros_like(logits), jnp.zeros_like(theta), zero - jnp.inf)
-    gap, dual = _bound(problem, theta, value, gradient, logits, no_dual, zero + jnp.inf)
+    loss, probabilities = _problem.loss_and_probabilities(problem, logits)
+    here = Dual(probabilities, _problem.gradient(problem, probabilities), zero - jnp.inf)
+    gap, dual = _bound(problem, theta, loss, here, here, zero + jnp.inf)
+    value, gradient = _penalised(problem, theta, loss, here.gradient)
     return State(
         theta=theta,
         gradient=gradient,
@@ -124,6 +125,8 @@ def hand_over(
         ),
         logits=state.logits.at[:, lane].set(state.logits[:, source]),
         step=put(state.step, 1),
+        moves=state.moves.at[:, lane].set(0),
+        changes=state.changes.at[:, lane].set(0),
         curvature=state.curvature.at[:, lane].set(0),
         done=put(state.done, False),
         preconditioner=jax.tree.map(lambda a: put(a, a[source]), state.preconditioner),
@@ -133,6 +136,8 @@ def hand_over(
 def forget(state: State, lane: jax.Array) -> State:
     """Starts the problem of a lane anew, from where it stands."""
     return state._replace(
+        moves=state.moves.at[:, lane].set(0),
+        changes=state.changes.at[:, lane].set(0),
         curvature=state.curvature.at[:, lane].set(0),
         step=state.step.at[lane].set(1),
         done=state.done.at[lane].set(False),
@@ -194,17 +199,20 @@ def advance(
 
 def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> State:
     direction = _direction(basis, problem.l2, state)
+    usable = jnp.isfinite(dot(state.gradient, direction))
+    direction = jnp.where(wide(usable), direction, -state.gradient)
     decrement = -dot(state.gradient, direction) / 2
     ahead = _problem.linear(problem, direction)
-    t = _line_search(problem, state, direction, ahead)
+    t, loss, probabilities = _line_search(problem, state, direction, ahead)
     move = wide(t) * direction
     theta = state.theta + move
     logits = state.logits + t[None, :, None, None] * ahead
-    value, gradient = _evaluate(problem, theta, logits)
+    here = Dual(probabilities, _problem.gradient(problem, probabilities), loss)
+    value, gradient = _penalised(problem, theta, loss, here.gradient)
     change = gradient - state.gradient
     along = dot(move, change)
     usable = along > 0
-    gap, dual = _bound(problem, theta, value, gradient, logits, state.dual, decrement)
+    gap, dual = _bound(problem, theta, loss, here, state.dual, decrement)
     return state._replace(
         theta=theta,
         gradient=gradient,
@@ -222,65 +230,68 @@ def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> St
     )
 
 
+def _penalised(
+    problem: Problem, theta: jax.Array, loss: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Objective and its gradient from those of the mean loss."""
+    w = without_bias(theta)
+    return loss + problem.l2 / 2 * dot(w, w), gradient + wide(problem.l2) * w
+
+
 def _bound(
     problem: Problem,
     theta: jax.Array,
-    value: jax.Array,
-    gradient: jax.Array,
-    logits: jax.Array,
+    loss: jax.Array,
+    here: Dual,
     dual: Dual,
     decrement: jax.Array,
 ) -> tuple[jax.Array, Dual]:
     """The gap ``[k]``, and the dual with the distributions at ``theta`` mixed in.
 
-    With data gradients G, the bound is ``entropy - |G_W|^2 / (2 l2)``, and a mixture has at least
-    the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the last step promised.
+    With the gradients G of the mean loss, the bound is ``entropy - |G_W|^2 / (2 l2)``, and a
+    mixture has at least the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the
+    last step promised.
+
+    Args:
+      problem: with strengths ``l2``.
+      theta: where the primal stands.
+      loss: ``[k]``, there.
+      here: probabilities and gradient there; its entropy follows from the loss.
+      dual: the mixture so far; entropy -inf if there is none.
+      decrement: ``[k]``.
     """
     bounded = problem.l2 > 0
     l2 = jnp.where(bounded, problem.l2, 1)
     w = without_bias(theta)
-    here = gradient - wide(problem.l2) * w
-    loss = value - problem.l2 / 2 * dot(w, w)
-    entropy = loss - dot(here, theta)
+    here = here._replace(entropy=loss - dot(here.gradient, theta))
 
-    old, turn = without_bias(dual.gradient), without_bias(here - dual.gradient)
-    rise = jnp.where(jnp.isfinite(dual.entropy), entropy - dual.entropy, 0)
+    is_first = jnp.isneginf(dual.entropy)
+    rise = jnp.where(is_first, 0, here.entropy - dual.entropy)
+    old, turn = without_bias(dual.gradient), without_bias(here.gradient - dual.gradient)
     size = dot(turn, turn) / l2
     share = (rise - dot(old, turn) / l2) / jnp.where(size > 0, size, 1)
-    share = jnp.where(jnp.isfinite(dual.entropy) & bounded, jnp.clip(share, 0, 1), 1)
-    mixed = Dual(
-        probabilities=dual.probabilities,
-        gradient=dual.gradient + wide(share) * (here - dual.gradient),
-        entropy=jnp.where(share == 1, entropy, dual.entropy + share * rise),
-    )
-    # Written as a sum of terms that are not negative, but the first one is a difference all the
-    # same: it is known to rounding. So far down the distributions at theta alone do better.
-    g = without_bias(gradient)
-    plain = dot(g, g) / (2 * l2)
-    g = without_bias(mixed.gradient) + wide(problem.l2) * w
-    divergence = jnp.maximum(loss - mixed.entropy - dot(mixed.gradient, theta), 0)
-    noise = 8 * jnp.finfo(value.dtype).eps * loss
+    share = jnp.where(is_first | ~bounded, 1, jnp.clip(share, 0, 1))
+
+    def mixed(share):
+        return Dual(
+            probabilities=dual.probabilities
+            + share[None, :, None, None] * (here.probabilities - dual.probabilities),
+            gradient=dual.gradient + wide(share) * (here.gradient - dual.gradient),
+            entropy=jnp.where(share == 1, here.entropy, dual.entropy + share * rise),
+        )
+
+    # As a sum of terms that are not negative. The first of them is a difference all the same, and
+    # known to rounding only: very near the minimum the distributions at theta alone do better.
+    mixture = mixed(share)
+    divergence = jnp.maximum(loss - mixture.entropy - dot(mixture.gradient, theta), 0)
+    noise = 8 * jnp.finfo(loss.dtype).eps * loss
+    g = without_bias(mixture.gradient) + wide(problem.l2) * w
     averaged = divergence + noise + dot(g, g) / (2 * l2)
-    is_plain = (plain <= averaged) | ~bounded
-    share = jnp.where(is_plain, 1, share)
-    mixed = Dual(
-        probabilities=_mix(problem, logits, dual.probabilities, share),
-        gradient=jnp.where(wide(is_plain), here, mixed.gradient),
-        entropy=jnp.where(is_plain, entropy, mixed.entropy),
-    )
+    g = without_bias(here.gradient) + wide(problem.l2) * w
+    plain = dot(g, g) / (2 * l2)
+    is_plain = plain <= averaged
     gap = jnp.where(bounded, jnp.minimum(plain, averaged), decrement)
-    return gap, mixed
-
-
-def _mix(problem: Problem, logits: jax.Array, old: jax.Array, share: jax.Array) -> jax.Array:
-    """``old + share (softmax(logits) - old)``."""
-
-    def block(j, mixed):
-        p, _, _ = _problem.softmax(_problem.block_of(logits, j))
-        before = _problem.block_of(mixed, j)
-        return _problem.put(mixed, before + wide(share) * (p - before), j)
-
-    return _problem.over_blocks(problem, block, old)
+    return gap, mixed(jnp.where(is_plain, 1, share))
 
 
 def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
@@ -303,28 +314,30 @@ def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
 
 def _line_search(
     problem: Problem, state: State, direction: jax.Array, ahead: jax.Array
-) -> jax.Array:
-    """``[k]`` steps at which the slope is at most a quarter of the first one, in size.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Steps at which the slope is at most a quarter of the first one, in size.
 
     Newton's method on the slope, which rises with t as the objective is convex, kept between the
     steps known to be too short and too long. 0 for problems that are done, and where the direction
     does not lead down.
+
+    Returns:
+      The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
     """
-    k = problem.l2.size
     w, v = without_bias(state.theta), without_bias(direction)
     wv, vv = dot(w, v), dot(v, v)
     first = dot(state.gradient, direction)
     downhill = (first < 0) & ~state.done
 
     def go_on(carry):
-        _, _, _, found, tries = carry
+        _, _, _, found, tries, _ = carry
         return jnp.any(~found) & (tries < 60)
 
     def try_step(carry):
-        t, low, high, found, tries = carry
-        slope, bend = _slope(problem, state.logits, ahead, t)
-        slope = slope + problem.l2 * (wv + t * vv)
-        bend = bend + problem.l2 * vv
+        t, low, high, found, tries, _ = carry
+        probe = _probe(problem, state.logits, ahead, t)
+        slope = probe.slope + problem.l2 * (wv + t * vv)
+        bend = probe.bend + problem.l2 * vv
         low = jnp.where(slope < 0, t, low)
         high = jnp.where(slope < 0, high, t)
         newton = t - slope / bend
@@ -332,38 +345,48 @@ def _line_search(
         safe = jnp.where(low > 0, 0.5 * (low + high), 0.1 * high)
         safe = jnp.where(jnp.isinf(high), 8 * t, safe)
         inside = (newton > low) & (newton < high) & (newton <= 8 * t)
-        found = found | (jnp.abs(slope) <= FLAT * jnp.abs(first))
-        return jnp.where(found, t, jnp.where(inside, newton, safe)), low, high, found, tries + 1
+        found = found | ~downhill | (jnp.abs(slope) <= FLAT * jnp.abs(first))
+        # The last two keep to what is known to lead down.
+        following = jnp.where(tries >= 58, low, jnp.where(inside, newton, safe))
+        return jnp.where(found, t, following), low, high, found, tries + 1, probe
 
-    zero = jnp.zeros(k, state.theta.dtype)
-    carry = (state.step, zero, zero + jnp.inf, ~downhill, 0)
-    t, low, _, found, _ = jax.lax.while_loop(go_on, try_step, carry)
-    return jnp.where(downhill, jnp.where(found, t, low), 0)
+    zero = jnp.zeros_like(first)
+    t = jnp.where(downhill, state.step, 0)
+    nothing = Probe(zero, zero, zero, jnp.zeros_like(ahead))
+    # One try at least, for the losses and probabilities of all.
+    unknown = jnp.zeros_like(downhill)
+    carry = (t, zero, zero + jnp.inf, unknown, 0, nothing)
+    t, _, _, _, _, probe = jax.lax.while_loop(go_on, try_step, carry)
+    return t, probe.loss, probe.probabilities
 
 
-def _slope(
-    problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """First and second derivative of the mean loss at ``logits + t ahead`` along ``ahead``."""
-    k, q = logits.shape[1:3]
+class Probe(NamedTuple):
+    """The mean loss at a step, its derivatives in the step, and the probabilities: see `_probe`."""
+
+    loss: jax.Array
+    slope: jax.Array
+    bend: jax.Array
+    probabilities: jax.Array
+
+
+def _probe(problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array) -> Probe:
+    """At ``logits + t ahead``: ``[k]`` each, and ``[blocks, k, q, rows]``."""
+    q = logits.shape[2]
     mass = _problem.mass(problem)
 
-    def add(j, carry):
+    def add(j, probe):
         a = _problem.block_of(ahead, j)
         y = _problem.targets(problem, j, q)
         s = _problem.weights(problem, j, mass)
-        p, _, _ = _problem.softmax(_problem.block_of(logits, j) + wide(t) * a)
+        p, below, log_z = _problem.softmax(_problem.block_of(logits, j) + wide(t) * a)
         mean = over_classes(p * a)
-        slope = jnp.sum(s * (mean - over_classes(y * a)), axis=-1)
-        bend = jnp.sum(s * _problem.variance(p, a), axis=-1)
-        return carry[0] + slope, carry[1] + bend
+        return Probe(
+            loss=probe.loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
+            slope=probe.slope + jnp.sum(s * (mean - over_classes(y * a)), axis=-1),
+            bend=probe.bend + jnp.sum(s * (over_classes(p * a * a) - mean * mean), axis=-1),
+            probabilities=_problem.put(probe.probabilities, p, j),
+        )
 
-    zero = jnp.zeros(k, logits.dtype)
-    return _problem.over_blocks(problem, add, (zero, zero))
-
-
-def _evaluate(problem: Problem, theta: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Objective ``[k]`` and gradient at ``theta``, whose logits are given."""
-    loss, gradient = _problem.loss_and_gradient(problem, logits)
-    w = without_bias(theta)
-    return loss + problem.l2 / 2 * dot(w, w), gradient + wide(problem.l2) * w
+    zero = jnp.zeros_like(t)
+    start = Probe(zero, zero, zero, jnp.zeros_like(logits))
+    return _problem.over_blocks(problem, add, start)

@@ -1,0 +1,90 @@
+"""`optax.lbfgs` on the same passes, for one problem at a time: the plain alternative.
+
+No preconditioner, and a line search that takes a pass for each try. It is here to be compared with.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from softmax_jax.solvers import _problem
+from softmax_jax.solvers._problem import Problem, dot, wide, without_bias
+
+_OPTIMIZER = optax.lbfgs(memory_size=10)
+
+
+class State(NamedTuple):
+    theta: jax.Array
+    value: jax.Array
+    gap: jax.Array
+    done: jax.Array
+    optimizer: optax.OptState
+
+
+def start(problem: Problem, z: None, theta: jax.Array) -> State:
+    unknown = jnp.full(1, jnp.inf, theta.dtype)
+    return State(theta, unknown, unknown, jnp.zeros(1, bool), _OPTIMIZER.init(theta))
+
+
+def hand_over(
+    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
+) -> State:
+    """Lets a new problem go on from where the last one stands."""
+    return start(problem, None, state.theta)
+
+
+def forget(state: State, lane: jax.Array) -> State:
+    """Starts anew, from where it stands."""
+    return state._replace(done=jnp.zeros_like(state.done), optimizer=_OPTIMIZER.init(state.theta))
+
+
+def advance(
+    problem: Problem,
+    basis: None,
+    z: None,
+    state: State,
+    *,
+    renew: jax.Array,
+    target: jax.Array,
+    limit: jax.Array,
+    stop_at_first: jax.Array,
+    grouped: bool,
+) -> tuple[State, jax.Array]:
+    """Up to ``limit`` evaluations of the objective; how many it took."""
+
+    def evaluate(theta):
+        logits = _problem.logits(problem, theta)
+        loss, probabilities = _problem.loss_and_probabilities(problem, logits)
+        gradient = _problem.gradient(problem, probabilities)
+        w = without_bias(theta)
+        value = loss + problem.l2 / 2 * dot(w, w)
+        return value[0], gradient + wide(problem.l2) * w
+
+    @jax.custom_vjp
+    def objective(theta):
+        return evaluate(theta)[0]
+
+    objective.defvjp(evaluate, lambda gradient, ct: (ct * gradient,))
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def go_on(carry):
+        state, passes = carry
+        return (passes < limit) & ~state.done[0]
+
+    def step(carry):
+        state, passes = carry
+        value, gradient = value_and_grad(state.theta, state=state.optimizer)
+        g = without_bias(gradient)
+        gap = dot(g, g) / (2 * problem.l2)
+        done = gap <= target * value
+        updates, optimizer = _OPTIMIZER.update(
+            gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
+        )
+        theta = jnp.where(done[0], state.theta, state.theta + updates)
+        tries = optax.tree.get(optimizer, "info").num_linesearch_steps
+        state = State(theta, value[None], gap, done, optimizer)
+        return state, passes + tries.astype(passes.dtype)
+
+    return jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
