@@ -14,7 +14,7 @@ from softmax_jax._checks import checked_targets
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs
-from softmax_jax.solvers._fit import fit_path
+from softmax_jax.solvers._fit import Solution, fit_path
 
 # Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
 _BLOCK = 3_200_000
@@ -38,9 +38,11 @@ class CrossValidation(NamedTuple):
     fold_accuracy: np.ndarray
     fold_weight: np.ndarray
     """``[folds]``: the weight of the held-out rows that were scored."""
-    status: np.ndarray
-    """``[folds, *grid]``, as is ``reason``: see `Solution`."""
-    reason: np.ndarray
+    fold_status: np.ndarray
+    """``[folds, *grid]``, as is ``fold_reason``: see `Solution`."""
+    fold_reason: np.ndarray
+    path: Solution
+    """``[*grid]``: the fits of all rows."""
     best: tuple[int, ...]
     """Where in the grid the loss is least: ``l2[best]``, ``l1[best]``."""
     one_standard_error: tuple[int, ...]
@@ -63,8 +65,9 @@ def cross_validate(
     shift: Any = None,
     **options: Any,
 ) -> CrossValidation:
-    r"""Scores every strength on rows that its fit has not seen; all fits are one `fit_path`.
+    r"""Scores every strength on rows that its fit has not seen.
 
+    The fits of all folds, and of all rows, are one `fit_path` and share their passes over ``x``.
     With the weight :math:`S_k` of the rows held out by fold :math:`k` and the mean loss
     :math:`l_k(\lambda)` on them, of the parameters fitted to the other rows,
 
@@ -104,7 +107,7 @@ def cross_validate(
       **options: the other arguments of `fit_path`: ``tol``, ``grouped``, ``max_passes``, ...
 
     Returns:
-      `CrossValidation`; fit all rows with its choice to use it.
+      `CrossValidation`, in which ``path.params.w[best]`` are weights ``[d, q]`` fitted to all rows.
 
     Raises:
       ValueError: on what `fit` refuses; on folds that are fewer than two, more than there are rows,
@@ -131,18 +134,20 @@ def cross_validate(
         l2=l2,
         l1=l1,
         num_classes=q,
-        sample_weight=train,
+        sample_weight=np.vstack([train, weights]),
         offset=offset,
         scale=scale,
         shift=shift,
         **options,
     )
+    path = jax.tree.map(lambda a: a[-1], solution)
+    solution = jax.tree.map(lambda a: a[:-1], solution)
     params = _for_stored_features(solution.params, scale, shift)
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
-    size = min(most, max(_BLOCK // max(d, l2.size * q), 256))
+    size = min(most, max(_BLOCK // max(d, l2.size * q), 1))
     scores = [_score(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
-    weight = np.array([score.weight.flat[0] for score in scores])
+    weight = np.array([np.ravel(score.weight)[0] for score in scores])
     loss = np.stack([score.negative_log_likelihood / score.weight for score in scores])
     accuracy = np.stack([score.correct / score.weight for score in scores])
     mean_loss, loss_error = _mean_and_error(loss, weight)
@@ -158,8 +163,9 @@ def cross_validate(
         fold_loss=loss,
         fold_accuracy=accuracy,
         fold_weight=weight,
-        status=solution.status,
-        reason=solution.reason,
+        fold_status=solution.status,
+        fold_reason=solution.reason,
+        path=path,
         best=best,
         one_standard_error=one_standard_error,
     )
@@ -213,11 +219,13 @@ def _dealt_out(folds: int, y: np.ndarray, weights: np.ndarray, seed: int) -> np.
 
 def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """``[folds, n]``: how often each pair of index arrays (or masks) names a row, on each side."""
+
+    def count(rows: Any) -> np.ndarray:
+        rows = np.asarray(rows)
+        return np.bincount(np.arange(n)[rows if rows.size else []], minlength=n)
+
     try:
-        counts = [
-            [np.bincount(np.arange(n)[np.asarray(rows)], minlength=n) for rows in (train, test)]
-            for train, test in pairs
-        ]
+        counts = [[count(train), count(test)] for train, test in pairs]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"folds: expected a number, an integer array [{n}], or pairs of indices of the {n} "
@@ -250,9 +258,9 @@ def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarr
     fold, row = np.argwhere(hopeless)[0]
     own = y[row] if y.ndim == 1 else np.argmax(absent[fold] & (y[row] > 0))
     warnings.warn(
-        f"folds: {hopeless.sum()} held-out rows are of a class that their fold has no rows to train "
-        f"on (the first: row {row}, class {own}, fold {fold}); their loss is infinite whatever the "
-        "strength, and they take no part in the scores",
+        f"folds: {hopeless.sum()} held-out rows are of a class of which their fold has none to "
+        f"train on (the first: row {row} of class {own}, fold {fold}); their loss is infinite "
+        "whatever the strength, and they take no part in the scores",
         stacklevel=3,
     )
     test[hopeless] = 0

@@ -104,6 +104,7 @@ class _Options(NamedTuple):
     tol: float
     max_passes: float
     grouped: bool
+    lanes: int
     began: float
     callback: Callable[[Progress], None] | None
     problems: int
@@ -140,7 +141,7 @@ class _Method(NamedTuple):
     hand_over: Callable
     forget: Callable
     lanes: int
-    """Problems that share a pass."""
+    """Weightings that share a pass. On two cores a pass for four problems takes that of two."""
     with_scores: bool
     patience: int
     """Steps without progress after which the precision counts as exhausted."""
@@ -158,7 +159,6 @@ def _method(module: Any, *, lanes: int, with_scores: bool, patience: int) -> _Me
     )
 
 
-# On two cores a pass for four problems takes twice the time of one.
 _QUASI_NEWTON = _method(_quasi_newton, lanes=4, with_scores=True, patience=60)
 _PROXIMAL = _method(_proximal, lanes=4, with_scores=False, patience=1000)
 _OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, with_scores=False, patience=1000)
@@ -216,7 +216,7 @@ def _solve(
     for first in range(0, len(weightings), method.lanes):
         lanes = [queues[m] for m in weightings[first : first + method.lanes]]
         if len(lanes) == 1:  # the lanes draw from one queue
-            lanes = lanes * min(method.lanes, len(lanes[0]))
+            lanes = lanes * min(options.lanes if method.lanes > 1 else 1, len(lanes[0]))
         solved |= _run(inputs, lanes, dtype, method, initial, options, len(solved))
     return solved
 
@@ -326,6 +326,7 @@ def _run(
                 l2 = np.asarray(problem.l2[source])
                 problem = _with_strengths(problem, latest, dtype)
                 state = method.hand_over(problem, state, np.asarray(i), np.asarray(source), l2)
+                latest[i].passes += 0.5
                 age[i] = age[source] + HANDED_OVER[is_exact]
     return solved
 
@@ -536,14 +537,15 @@ def fit_path(
     tol: float = 1e-4,
     max_passes: float = 2000,
     method: str = "quasi-newton",
+    lanes: int = 1,
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """Solves a grid of strengths, and of weightings, as `fit` does a single one.
 
-    Some problems at a time share every pass over the rows as one wide product. Each stops on its
-    own certificate, and its place is taken by the next weaker one, which goes on from where its
-    neighbour stands.
+    Strengths are taken from strong to weak. Each problem stops on its own certificate, and the next
+    goes on from where its neighbour stands, and further along the way from the neighbour before.
+    Up to four weightings at a time share every pass over the rows as one wide product.
 
     Args:
       x: see `fit`.
@@ -565,6 +567,10 @@ def fit_path(
       max_passes: of each problem over all rows, after which it is given up.
       method: for problems with l1 = 0: ``"quasi-newton"``, or ``"lbfgs"`` for `optax.lbfgs`
         without a preconditioner and without sharing passes, to compare with.
+      lanes: strengths, of one weighting, that share a pass. On many lanes a pass is cheaper for
+        each, but there are more of them, as problems start further from their neighbour's
+        solution: 16 strengths on Fashion-MNIST take 148 passes in 9.1 s on one lane, and 224 in
+        10.3 s on two (two cores).
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB.
         Results depend on it by rounding only.
       callback: called with a `Progress` each time that the host looks at the lanes.
@@ -575,6 +581,8 @@ def fit_path(
     began = time.perf_counter()
     if method not in _SMOOTH_METHODS:
         raise ValueError(f"method: {method!r}; expected one of {', '.join(_SMOOTH_METHODS)}")
+    if lanes < 1:
+        raise ValueError(f"lanes: {lanes}; expected 1 or more")
     if not 0 < tol < math.inf:
         raise ValueError(f"tol: {tol}; expected a positive number")
     l2, l1 = np.broadcast_arrays(
@@ -599,7 +607,7 @@ def fit_path(
             for m in range(len(inputs.absent))
             for at in np.ndindex(l2.shape)
         ]
-        options = _Options(tol, max_passes, grouped, began, callback, len(works))
+        options = _Options(tol, max_passes, grouped, lanes, began, callback, len(works))
         solved: dict[tuple[int, ...], Solution] = {}
         for parts, some in (
             (_SMOOTH_METHODS[method], [work for work in works if work.l1 == 0]),

@@ -53,6 +53,9 @@ class State(NamedTuple):
     dual: Dual
     logits: jax.Array
     """``[blocks, k, q, rows]``, with the offset."""
+    anchor: jax.Array
+    """Parameters and logits at the start, which for a successor is its neighbour's solution."""
+    anchor_logits: jax.Array
     step: jax.Array
     """``[k]`` lengths of the last steps, where the next search begins."""
     moves: jax.Array
@@ -83,6 +86,8 @@ def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
         gap=gap,
         dual=dual,
         logits=logits,
+        anchor=theta,
+        anchor_logits=logits,
         step=zero + 1,
         moves=history,
         changes=history,
@@ -101,35 +106,56 @@ def hand_over(
 ) -> State:
     """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands.
 
-    ``l2`` is the strength of the source, and ``problem`` has the new one. No pass is needed: the
-    logits are the same, and value and gradient differ by the penalty.
+    And further the way that led there from the neighbour before, by an exact search: solutions are
+    smooth in the logarithm of l2. For the logits that takes no pass, for the gradient half a one.
+    ``l2`` is the strength of the source, and ``problem`` has the new one.
     """
-    more = problem.l2[lane] - l2
-    theta = state.theta[source]
-    w = theta.at[..., 0].set(0)
 
-    def put(array, value):
-        return array.at[lane].set(value)
+    def of(array, i, axis=0):
+        return jax.lax.dynamic_slice_in_dim(array, i, 1, axis)
 
-    return state._replace(
-        theta=put(state.theta, theta),
-        gradient=put(state.gradient, state.gradient[source] + more * w),
-        value=put(state.value, state.value[source] + more / 2 * jnp.sum(w * w)),
-        gap=put(state.gap, jnp.inf),
+    several = problem.weights.shape[1] > 1
+    alone = problem._replace(
+        l2=of(problem.l2, lane), weights=of(problem.weights, lane if several else 0, 1)
+    )
+    theta, logits = of(state.theta, source), of(state.logits, source, 1)
+    way, ahead = theta - of(state.anchor, source), logits - of(state.anchor_logits, source, 1)
+    gradient = of(state.gradient, source) + wide(alone.l2 - l2) * without_bias(theta)
+    everyone = jnp.ones(1, bool)
+    t = jnp.ones(1, theta.dtype)
+    t, loss, p = _line_search(alone, theta, gradient, logits, way, ahead, t, everyone)
+    further, further_logits = theta + wide(t) * way, logits + t[None, :, None, None] * ahead
+    here = Dual(p, _problem.gradient(alone, p), loss)
+    value, gradient = _penalised(alone, further, loss, here.gradient)
+    before = Dual(
+        of(state.dual.probabilities, source, 1),
+        of(state.dual.gradient, source),
+        of(state.dual.entropy, source),
+    )
+    gap, dual = _bound(alone, further, loss, here, before, jnp.full(1, jnp.inf, theta.dtype))
+
+    def put(array, value, axis=0):
+        return jax.lax.dynamic_update_slice_in_dim(array, value, lane, axis)
+
+    return State(
+        theta=put(state.theta, further),
+        gradient=put(state.gradient, gradient),
+        value=put(state.value, value),
+        gap=put(state.gap, gap),
         dual=Dual(
-            probabilities=state.dual.probabilities.at[:, lane].set(
-                state.dual.probabilities[:, source]
-            ),
-            gradient=put(state.dual.gradient, state.dual.gradient[source]),
-            entropy=put(state.dual.entropy, state.dual.entropy[source]),
+            put(state.dual.probabilities, dual.probabilities, 1),
+            put(state.dual.gradient, dual.gradient),
+            put(state.dual.entropy, dual.entropy),
         ),
-        logits=state.logits.at[:, lane].set(state.logits[:, source]),
-        step=put(state.step, 1),
-        moves=state.moves.at[:, lane].set(0),
-        changes=state.changes.at[:, lane].set(0),
-        curvature=state.curvature.at[:, lane].set(0),
-        done=put(state.done, False),
-        preconditioner=jax.tree.map(lambda a: put(a, a[source]), state.preconditioner),
+        logits=put(state.logits, further_logits, 1),
+        anchor=put(state.anchor, theta),
+        anchor_logits=put(state.anchor_logits, logits, 1),
+        step=put(state.step, jnp.ones_like(t)),
+        moves=put(state.moves, jnp.zeros_like(of(state.moves, lane, 1)), 1),
+        changes=put(state.changes, jnp.zeros_like(of(state.changes, lane, 1)), 1),
+        curvature=put(state.curvature, jnp.zeros_like(of(state.curvature, lane, 1)), 1),
+        done=put(state.done, jnp.zeros(1, bool)),
+        preconditioner=jax.tree.map(lambda a: put(a, of(a, source)), state.preconditioner),
     )
 
 
@@ -203,7 +229,16 @@ def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> St
     direction = jnp.where(wide(usable), direction, -state.gradient)
     decrement = -dot(state.gradient, direction) / 2
     ahead = _problem.linear(problem, direction)
-    t, loss, probabilities = _line_search(problem, state, direction, ahead)
+    t, loss, probabilities = _line_search(
+        problem,
+        state.theta,
+        state.gradient,
+        state.logits,
+        direction,
+        ahead,
+        state.step,
+        ~state.done,
+    )
     move = wide(t) * direction
     theta = state.theta + move
     logits = state.logits + t[None, :, None, None] * ahead
@@ -313,21 +348,28 @@ def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
 
 
 def _line_search(
-    problem: Problem, state: State, direction: jax.Array, ahead: jax.Array
+    problem: Problem,
+    theta: jax.Array,
+    gradient: jax.Array,
+    logits: jax.Array,
+    direction: jax.Array,
+    ahead: jax.Array,
+    t: jax.Array,
+    is_active: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Steps at which the slope is at most a quarter of the first one, in size.
 
     Newton's method on the slope, which rises with t as the objective is convex, kept between the
-    steps known to be too short and too long. 0 for problems that are done, and where the direction
-    does not lead down.
+    steps known to be too short and too long. It begins at the given ``t``. 0 for problems that are
+    not active, and where the direction does not lead down.
 
     Returns:
       The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
     """
-    w, v = without_bias(state.theta), without_bias(direction)
+    w, v = without_bias(theta), without_bias(direction)
     wv, vv = dot(w, v), dot(v, v)
-    first = dot(state.gradient, direction)
-    downhill = (first < 0) & ~state.done
+    first = dot(gradient, direction)
+    downhill = (first < 0) & is_active
 
     def go_on(carry):
         _, _, _, found, tries, _ = carry
@@ -335,7 +377,7 @@ def _line_search(
 
     def try_step(carry):
         t, low, high, found, tries, _ = carry
-        probe = _probe(problem, state.logits, ahead, t)
+        probe = _probe(problem, logits, ahead, t)
         slope = probe.slope + problem.l2 * (wv + t * vv)
         bend = probe.bend + problem.l2 * vv
         low = jnp.where(slope < 0, t, low)
@@ -351,7 +393,7 @@ def _line_search(
         return jnp.where(found, t, following), low, high, found, tries + 1, probe
 
     zero = jnp.zeros_like(first)
-    t = jnp.where(downhill, state.step, 0)
+    t = jnp.where(downhill, t, 0)
     nothing = Probe(zero, zero, zero, jnp.zeros_like(ahead))
     # One try at least, for the losses and probabilities of all.
     unknown = jnp.zeros_like(downhill)
