@@ -1,4 +1,4 @@
-"""The settings of an experiment: one frozen, validated dataclass, the only place of defaults.
+"""The settings of an experiment: a frozen, validated dataclass, the only place of its defaults.
 
 A file in `experiments/configs` overrides some of them and returns the whole as a `ConfigDict`, so
 that ``--config.key=value`` can change any; `from_config` turns that back into the dataclass.
@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -58,7 +59,41 @@ class Train:
         _require_choice("schedule", self.schedule, SCHEDULES)
 
 
-def to_config(settings: Train) -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Settings of `experiments/fit.py`. There is no seed, as an optimum depends on none."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    l2: tuple[float, ...] = (1e-4,)
+    l1: tuple[float, ...] = (0.0,)
+    """Each is paired with every ``l2``."""
+    grouped: bool = False
+    """Whether ``l1`` weighs the norm of a feature's weights in all classes, not each weight."""
+    tol: float = 1e-4
+    """The certified gap to stop at, relative to the objective."""
+    max_passes: int = 2000
+    """Over the training data, for each pair of strengths."""
+
+    def __post_init__(self):
+        for key in ("l2", "l1"):
+            values = getattr(self, key)
+            some = isinstance(values, tuple) and len(values) > 0
+            _require(some, key, values, "a tuple of one number or more")
+            in_range = all(0 <= value < 1e30 for value in values)
+            _require(in_range, key, values, "of numbers that are 0 or more, and below 1e30")
+            _require(len(set(values)) == len(values), key, values, "of numbers that differ")
+        acts = max(self.l1) > 0
+        _require(acts or not self.grouped, "grouped", self.grouped, "False, as there is no l1")
+        _require(0 < self.tol < 1, "tol", self.tol, "above 0 and below 1")
+        _require(self.max_passes >= 1, "max_passes", self.max_passes, "1 or more")
+
+
+def log_grid(first: float, last: float, number: int) -> tuple[float, ...]:
+    """Strengths with a constant ratio from one to the next."""
+    return tuple(np.geomspace(first, last, number).tolist())
+
+
+def to_config(settings: Train | Fit) -> ConfigDict:
     """The settings as nested `ConfigDict`, for ``--config.key=value``."""
     return ConfigDict(dataclasses.asdict(settings))
 
@@ -80,20 +115,25 @@ def from_config(config: Mapping[str, Any], cls: type = Train, prefix: str = "con
             close = difflib.get_close_matches(key, types, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
             raise ValueError(f"{prefix}.{key}: there is no such key; {hint}")
-        expected = types[key]
-        is_group = isinstance(expected, type) and dataclasses.is_dataclass(expected)
-        if is_group and isinstance(value, (Mapping, ConfigDict)):
-            values[key] = from_config(value, expected, f"{prefix}.{key}")
-            continue
-        if expected is float and type(value) is int:
-            value = float(value)
-        if type(value) is not expected:
-            raise ValueError(
-                f"{prefix}.{key}={value!r} is of type {type(value).__name__}; expected "
-                f"{expected.__name__}"
-            )
-        values[key] = value
+        values[key] = _of_type(types[key], value, f"{prefix}.{key}")
     return cls(**values)
+
+
+def _of_type(expected: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(expected) and isinstance(value, (Mapping, ConfigDict)):
+        return from_config(value, typing.cast(type, expected), where)
+    name = expected.__name__
+    if typing.get_origin(expected) is tuple:
+        (item_type, _) = typing.get_args(expected)
+        # JSON knows lists only.
+        if isinstance(value, (tuple, list)):
+            return tuple(_of_type(item_type, item, f"{where}[{i}]") for i, item in enumerate(value))
+        name = f"tuple of {item_type.__name__}"
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise ValueError(f"{where}={value!r} is of type {type(value).__name__}; expected {name}")
+    return value
 
 
 def _require(condition: bool, key: str, value: Any, what: str) -> None:

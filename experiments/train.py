@@ -12,38 +12,20 @@ the scale of the features), curves.png and, for images, weights.png.
 import dataclasses
 import io
 import json
-import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import config_flags
 from tqdm import tqdm
 
+import driver
 import gradcheck
 import settings
 from softmax_jax import data, figures, metrics, model, training
-from softmax_jax.training import Batch
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, FILE.py or FILE.py:VARIANT, by default experiments/configs/digits.py; "
-    "--config.KEY=VALUE changes a setting of it.",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder for the results; by default a new one, runs/NAME-TIME."
-)
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 T = TypeVar("T")
 
@@ -60,21 +42,9 @@ def make_optimizer(config: settings.Train, total_steps: int) -> optax.GradientTr
 
 def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the experiment; returns what it also writes to ``workdir/summary.json``."""
-    refuse_earlier_run(workdir)
-    dataset = data.load(config.data.name, folder=config.data.folder, data_dir=config.data.data_dir)
-    num_train, num_features = dataset.train.x.shape
-    print(
-        f"{config.data.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
-        f"{num_features} features, {len(dataset.class_names)} classes"
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here
-        file.write(to_json(dataclasses.asdict(config)))
-
-    train_data, test_data = (
-        Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
-        for split in (dataset.train, dataset.test)
-    )
+    dataset = driver.start(config, workdir)
+    train_data, test_data = driver.batches(dataset)
+    num_train, num_features = train_data.x.shape
     steps_per_epoch = -(-num_train // config.batch_size)
     optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
     init_key, order_key = jax.random.split(jax.random.key(config.seed))
@@ -157,12 +127,12 @@ def write_results(
     """Writes the parameters, the pictures, and last, to say that the run is whole, the summary."""
     stream = io.BytesIO()
     np.savez(stream, w=params.w, b=params.b, scale=dataset.scale)
-    write_atomically(workdir / "params.npz", stream.getvalue())
-    write_atomically(workdir / "curves.png", figures.to_png(figures.learning_curves(rows)))
+    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    driver.write_atomically(workdir / "curves.png", figures.to_png(figures.learning_curves(rows)))
     if dataset.image_shape is not None:
         images = figures.weight_images(params.w, dataset.image_shape, dataset.class_names)
-        write_atomically(workdir / "weights.png", figures.to_png(images))
-    write_atomically(workdir / "summary.json", to_json(summary))
+        driver.write_atomically(workdir / "weights.png", figures.to_png(images))
+    driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
 
 
 def one_late(iterator: Iterator[T]) -> Iterator[T]:
@@ -183,50 +153,5 @@ def report(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"gradient check    {check}"])
 
 
-def refuse_earlier_run(workdir: pathlib.Path) -> None:
-    """Early, before the data are loaded."""
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
-    if (workdir / "config.json").exists():
-        raise FileExistsError(
-            f"{workdir} already holds a run: give another --workdir, or remove it"
-        )
-
-
-def to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes under a temporary name and renames, so that no half of a file is ever left."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
-    workdir = _WORKDIR.value
-    try:
-        config = settings.from_config(_CONFIG.value)
-        name = pathlib.Path(config.data.name).stem
-        workdir = workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        summary = train(config, pathlib.Path(workdir))
-    except (ValueError, OSError, FloatingPointError) as e:
-        if _TRACEBACK.value:
-            raise
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; what there is so far is in {workdir}")
-    print(report(summary))
-    print(f"\nresults in {workdir}")
-
-
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=partial(settings.parse_flags, default="digits"))
+    driver.run(train, report, settings.Train, default="digits")

@@ -70,3 +70,106 @@ def test_all_classes_share_one_symmetric_scale():
 
 def test_weights_of_zero_are_drawn():
     assert_is_a_picture(figures.to_png(figures.weight_images(np.zeros((6, 2)), (2, 3), names(2))))
+
+
+def solutions(l2, l1=(0.0,), **changes):
+    """Rows of a path: losses grow with l2, and sizes fall."""
+    return [
+        {
+            "l2": strength,
+            "l1": other,
+            "train_loss": 1.0 + i,
+            "test_loss": 2.0 + i,
+            "test_accuracy": 0.9 - i / 100,
+            "nonzero_weights": 90 - i,
+            "weight_norm": 30.0 - i,
+            "status": "certified",
+            **changes,
+        }
+        for other in l1
+        for i, strength in enumerate(l2)
+    ]
+
+
+def curves_of(ax):
+    """The lines; the marks on them are lines without a style."""
+    return [line for line in ax.lines if line.get_linestyle() != "None"]
+
+
+def marks_of(ax, face):
+    marks = [line for line in ax.lines if line.get_linestyle() == "None"]
+    return [x for line in marks if line.get_markerfacecolor() == face for x in line.get_xdata()]
+
+
+@pytest.mark.parametrize("l2", [[0.1], [1e-6, 1.0], [0.0, 0.1], [0.0]], ids=str)
+@pytest.mark.parametrize("l1", [[0.0], [0.0, 0.5], [0.5]], ids=str)
+def test_path_curves_are_drawn(l2, l1):
+    assert_is_a_picture(figures.to_png(figures.path_curves(solutions(l2, l1))))
+
+
+def test_path_curves_show_the_rows_in_the_order_of_their_strengths():
+    figure = figures.path_curves(solutions([1e-3, 1e-1, 1e-2]))
+    loss, accuracy, size = figure.axes
+    assert [ax.get_xscale() for ax in figure.axes] == ["log"] * 3
+    for ax, values in (
+        (loss, [[1.0, 3.0, 2.0], [2.0, 4.0, 3.0]]),
+        (accuracy, [[0.9, 0.88, 0.89]]),
+        (size, [[30.0, 28.0, 29.0]]),
+    ):
+        assert [line.get_ydata().tolist() for line in curves_of(ax)] == values
+        assert all(line.get_xdata().tolist() == [1e-3, 1e-2, 1e-1] for line in curves_of(ax))
+
+
+def test_path_curves_say_what_is_on_their_axes():
+    figure = figures.path_curves(solutions([1e-3, 1e-1]))
+    assert {ax.get_xlabel() for ax in figure.axes} == {"l2 (weak → strong)"}
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == ["loss (nats)", "test accuracy", "norm of the weights"]
+
+
+def test_path_curves_count_the_weights_where_l1_makes_some_zero():
+    size = figures.path_curves(solutions([1e-3, 1e-1], [0.5])).axes[2]
+    assert size.get_ylabel() == "weights other than zero"
+    assert curves_of(size)[0].get_ydata().tolist() == [90, 89]
+
+
+def test_path_curves_are_over_l1_if_only_that_varies():
+    figure = figures.path_curves(solutions([0.1], [0.5, 0.25]))
+    assert {ax.get_xlabel() for ax in figure.axes} == {"l1 (weak → strong)"}
+    assert curves_of(figure.axes[1])[0].get_xdata().tolist() == [0.25, 0.5]
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_path_curves_have_one_for_each_l1_if_both_vary():
+    figure = figures.path_curves(solutions([0.1, 0.2], [0.5, 0.0]))
+    assert legend_of(figure) == ["train", "test", "certified", "l1 = 0", "l1 = 0.5"]
+    assert [len(curves_of(ax)) for ax in figure.axes] == [4, 2, 2]
+    colours = {tuple(line.get_color()) for line in curves_of(figure.axes[1])}
+    assert len(colours) == 2
+
+
+def test_what_is_not_certified_is_an_empty_circle():
+    rows = [*solutions([0.1, 0.3]), *solutions([0.2], status="not certified")]
+    figure = figures.path_curves(rows)
+    assert legend_of(figure) == ["train", "test", "certified", "not certified"]
+    for ax in figure.axes:
+        assert set(marks_of(ax, "white")) == {0.2}
+    assert set(marks_of(figure.axes[1], figures.ORANGE)) == {0.1, 0.3}
+
+
+def test_an_infinite_loss_is_left_out():
+    rows = [*solutions([0.1, 0.2]), *solutions([0.3], test_loss=None)]
+    figure = figures.path_curves(rows)
+    test = curves_of(figure.axes[0])[1]
+    assert np.isnan(test.get_ydata()).tolist() == [False, False, True]
+
+
+def test_zero_has_its_place_left_of_the_weakest_strength():
+    figure = figures.path_curves(solutions([0.0, 1e-4, 1e-2]))
+    ax = figure.axes[0]
+    zero, weak, strong = (ax.transData.transform((x, 1.0))[0] for x in (0.0, 1e-4, 1e-2))
+    assert zero < weak < strong
+    assert 0.05 < (weak - zero) / (strong - zero) < 0.5

@@ -110,7 +110,10 @@ def certify(
     gap = divergence + fenchel_young(w, wide(c) * g, problem.l2, problem.l1, grouped=grouped)
     # What is left of the zero sums, times how far the bias could still have to go, and rounding.
     leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
-    reach = 1 + jnp.max(jnp.where(theta[..., 0] > -1e29, jnp.abs(theta[..., 0]), 0), axis=-1)
+    counts = theta[..., 0] > -1e29
+    b = jnp.where(counts, theta[..., 0], 0)
+    center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
+    reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
     gap = gap + leftover * reach + 16 * eps * value
     # The objective is not negative, which is all that is known with no penalty.
     gap = jnp.where((problem.l2 == 0) & (problem.l1 == 0), value, jnp.minimum(gap, value))

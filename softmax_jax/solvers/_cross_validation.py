@@ -120,10 +120,10 @@ def cross_validate(
     l2, l1 = np.broadcast_arrays(
         _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
     )
-    x, n, d = _inputs._checked_x(x)
+    x, n, d = _inputs.checked_x(x)
     y = checked_targets(np.asarray(y), n, "y", np.float64)
-    q = _inputs._number_of_classes(y, num_classes)
-    weights = _inputs._checked_weights(sample_weight, class_weight, y, n, q)
+    q = _inputs.number_of_classes(y, num_classes)
+    weights = _inputs.checked_weights(sample_weight, class_weight, y, n, q)
     if len(weights) > 1:
         raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")
     train, test = _splits(folds, y, weights[0], seed)
@@ -242,7 +242,7 @@ def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarray, q: int) -> None:
     """Sets to zero, in ``test``, the weight of rows whose class has none in ``train``."""
-    absent = np.stack([_inputs._class_mass(y, weights, q) == 0 for weights in train])
+    absent = np.stack([_inputs.mass_of_classes(y, weights, q) == 0 for weights in train])
     if not absent.any():
         return
     for fold, classes in enumerate(absent):

@@ -43,8 +43,10 @@ HANDED_OVER = {True: 8, False: 10}
 WARM_UP = 12
 # Steps of the proximal method between looks from the host.
 ROUND = 50
-# Below this many multiplications a pass, all work is in float64: precision then costs nothing.
+# Below this many multiplications a pass, all work is in float64, and goes on to where rounding ends
+# it: precision costs next to nothing then, and results of equivalent problems agree.
 SMALL = 10_000_000
+ROUNDING = 1e-18
 # The bias of a class of no weight, whose probability is then exactly zero.
 NEVER = -1e30
 
@@ -209,8 +211,14 @@ def _solve(
     for order, work in enumerate(sorted(works, key=lambda work: (-work.l1, -work.l2))):
         work.order = order
         queues.setdefault(work.weighting, collections.deque()).append(work)
-    small = inputs.n * inputs.problem.d * inputs.q <= SMALL
-    dtype = np.float64 if small else np.float32
+    dtype: Any = np.float32
+    if inputs.n * inputs.problem.d * inputs.q <= SMALL:
+        dtype = np.float64
+        if method is _QUASI_NEWTON:
+            method = method._replace(patience=RENEWAL[True])
+            for work in works:
+                if work.l2 > 0:
+                    work.target = min(work.target, ROUNDING)
     solved: dict[tuple[int, ...], Solution] = {}
     weightings = sorted(queues)
     for first in range(0, len(weightings), method.lanes):
@@ -261,6 +269,8 @@ def _run(
     is_exact = _preconditioner.rank(exact.d, inputs.q) == exact.d
     age = np.full(len(lanes), RENEWAL[is_exact])
     while any(work is not None for work in lanes):
+        spent = max(work.passes for work in lanes if work is not None)
+        passes_left = max(math.ceil(options.max_passes - spent), 1)
         renew = (age >= RENEWAL[is_exact]) & [work is not None for work in lanes]
         state, steps = method.advance(
             problem,
@@ -269,7 +279,7 @@ def _run(
             state,
             renew=renew,
             target=np.array([math.inf if work is None else work.target for work in lanes], dtype),
-            limit=np.asarray(RENEWAL[is_exact] if method.with_scores else ROUND),
+            limit=np.asarray(min(RENEWAL[is_exact] if method.with_scores else ROUND, passes_left)),
             stop_at_first=np.bool_(any(queues)),
             grouped=options.grouped,
         )
@@ -401,11 +411,10 @@ def _look(
         work.history.append((seconds, work.passes, work.value, work.gap, share))
         busy.append(work)
     if options.callback is not None:
-        last = max(busy, key=lambda work: work.gap / work.value)
+        ratios = [work.gap / work.value if work.value > 0 else math.inf for work in busy]
+        last = busy[int(np.argmax(ratios))]
         options.callback(
-            Progress(
-                seconds, solved, options.problems, last.passes, last.value, last.gap / last.value
-            )
+            Progress(seconds, solved, options.problems, last.passes, last.value, max(ratios))
         )
     return np.array(done), int(steps)
 

@@ -44,13 +44,13 @@ def arrange(
     block_size: int | None,
 ) -> Inputs:
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
-    x, n, d = _checked_x(x)
+    x, n, d = checked_x(x)
     y = checked_targets(_host(y), n, "y", np.float64)
-    q = _number_of_classes(y, num_classes)
+    q = number_of_classes(y, num_classes)
     if y.ndim == 2:
         y = y / y.sum(axis=1, keepdims=True)
-    weights = _checked_weights(sample_weight, class_weight, y, n, q)
-    class_mass = np.stack([_class_mass(y, w, q) for w in weights])
+    weights = checked_weights(sample_weight, class_weight, y, n, q)
+    class_mass = np.stack([mass_of_classes(y, w, q) for w in weights])
     present = (class_mass > 0).sum(axis=1)
     if (present < 2).any():
         which = "" if len(weights) == 1 else f" under weighting {int(np.argmax(present < 2))}"
@@ -74,15 +74,13 @@ def arrange(
     elif block_size < 1:
         raise ValueError(f"block_size: {block_size}; expected 1 or more")
     blocks = -(-n // min(block_size, n))
-    rows = -(-n // blocks)
-    order = None
-    if blocks > 1:
-        order = np.random.default_rng(0).permutation(n)
-        # Padding repeats the first row, with weight zero.
-        order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
+    rows = _rounded_up(-(-n // blocks))
+    order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
+    # Padding repeats the first row, with weight zero.
+    order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
 
     def laid_out(a):
-        a = a if order is None else a[order]
+        a = a if len(order) == n and blocks == 1 else a[order]
         return a.reshape(blocks, rows, *a.shape[1:])
 
     weights = (weights / weights.sum(axis=1, keepdims=True)).T
@@ -102,6 +100,12 @@ def arrange(
     )
     one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
     return Inputs(problem, class_mass == 0, start, one_hot, n, q)
+
+
+def _rounded_up(n: int) -> int:
+    """By an eighth at most, so that folds and other data of nearly one size share a program."""
+    step = 2 ** max(n.bit_length() - 4, 0)
+    return -(-n // step) * step
 
 
 def checked_strength(value: Any, name: str) -> np.ndarray:
@@ -124,7 +128,7 @@ def _on_device(x: Any) -> jax.Array:
     return jnp.asarray(x)
 
 
-def _checked_x(x: Any) -> tuple[Any, int, int]:
+def checked_x(x: Any) -> tuple[Any, int, int]:
     if _is_sparse(x):
         x = x.tocsr()
     elif not isinstance(x, jax.Array):
@@ -148,7 +152,7 @@ def _checked_x(x: Any) -> tuple[Any, int, int]:
     return x, *x.shape
 
 
-def _number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
+def number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
     found = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
     if num_classes is None:
         num_classes = found
@@ -168,7 +172,7 @@ def _number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
     return num_classes
 
 
-def _checked_weights(
+def checked_weights(
     sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
 ) -> np.ndarray:
     weights = np.ones(n) if sample_weight is None else np.asarray(_host(sample_weight), np.float64)
@@ -195,7 +199,7 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(f"class_weight: {class_weight!r}; expected 'balanced' or {q} numbers")
-        mass = np.stack([_class_mass(y, w, q) for w in weights])
+        mass = np.stack([mass_of_classes(y, w, q) for w in weights])
         present = (mass > 0).sum(axis=1, keepdims=True)
         with np.errstate(divide="ignore"):
             factors = np.where(mass > 0, mass.sum(axis=1, keepdims=True) / (present * mass), 0)
@@ -209,7 +213,7 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
     return factors[:, y] if y.ndim == 1 else factors @ y.T
 
 
-def _class_mass(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
+def mass_of_classes(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
     return np.bincount(y, weights, minlength=q) if y.ndim == 1 else weights @ y
 
 
@@ -232,10 +236,10 @@ def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:
     return np.concatenate([b[:, None], w.T], axis=1)
 
 
-def _sparse_blocks(x: Any, order: np.ndarray | None, blocks: int, rows: int) -> SparseBlocks:
-    x = x if order is None else x[order]
+def _sparse_blocks(x: Any, order: np.ndarray, blocks: int, rows: int) -> SparseBlocks:
+    x = x[order]
     parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
-    entries = max(max(part.nnz for part in parts), 1)
+    entries = _rounded_up(max(max(part.nnz for part in parts), 1))
 
     def padded(arrays, dtype):
         out = np.zeros((blocks, entries), dtype)

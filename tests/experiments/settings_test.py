@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import json
 import pathlib
 import re
 import runpy
@@ -6,6 +8,7 @@ import sys
 
 import pytest
 
+import fit
 import settings
 import train
 
@@ -18,17 +21,26 @@ def get_config(path, variant):
     return runpy.run_path(str(path))["get_config"](variant)
 
 
+def kind(path):
+    return settings.Fit if path.stem.startswith(("fit_", "path_")) else settings.Train
+
+
 @each_config
 @pytest.mark.parametrize("variant", ["", "smoke"])
 def test_a_shipped_config_makes_valid_settings(path, variant):
-    made = settings.from_config(get_config(path, variant))
-    assert isinstance(made, settings.Train)
-    assert made.data.name == path.stem
+    made = settings.from_config(get_config(path, variant), kind(path))
+    assert isinstance(made, kind(path))
+    assert made.data.name == re.sub("^(fit|path)_", "", path.stem)
 
 
 @each_config
 def test_smoke_is_short(path):
-    assert settings.from_config(get_config(path, "smoke")).epochs <= 2
+    made = settings.from_config(get_config(path, "smoke"), kind(path))
+    if isinstance(made, settings.Train):
+        assert made.epochs <= 2
+    else:
+        assert made.tol >= 0.1
+        assert len(made.l2) * len(made.l1) <= 2
 
 
 @each_config
@@ -43,7 +55,9 @@ def test_an_unknown_variant_is_refused_with_the_known_ones(path):
 
 
 def test_there_are_configs():
-    assert {"classroom", "digits", "mnist", "fashion_mnist"} <= {path.stem for path in CONFIGS}
+    stems = {path.stem for path in CONFIGS}
+    assert {"classroom", "digits", "mnist", "fashion_mnist"} <= stems
+    assert {"fit_digits", "fit_fashion_mnist", "path_fashion_mnist"} <= stems
 
 
 def test_settings_survive_the_config():
@@ -59,6 +73,24 @@ def test_settings_survive_the_config():
         label_smoothing=0.125,
     )
     assert settings.from_config(settings.to_config(made)) == made
+
+
+def test_settings_of_a_fit_survive_the_config():
+    made = settings.Fit(
+        data=settings.Data(name="mnist", folder="somewhere", data_dir="elsewhere"),
+        l2=(0.0, 0.5),
+        l1=(0.25,),
+        grouped=True,
+        tol=1e-6,
+        max_passes=7,
+    )
+    assert settings.from_config(settings.to_config(made), settings.Fit) == made
+
+
+def test_settings_of_a_fit_survive_json():
+    made = settings.Fit(l2=(0.5, 0.25))
+    written = json.loads(json.dumps(dataclasses.asdict(made)))
+    assert settings.from_config(written, settings.Fit) == made
 
 
 def test_settings_are_frozen():
@@ -116,25 +148,82 @@ def test_a_bad_config_is_refused_with_a_hint(config, message):
         settings.from_config(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"epochs": 3}, "config.epochs: there is no such key; known keys: data, l2, l1"),
+        ({"max_pases": 3}, "config.max_pases: there is no such key; did you mean 'max_passes'?"),
+        ({"l2": 0.1}, "config.l2=0.1 is of type float; expected tuple of float"),
+        ({"l2": "many"}, "config.l2='many' is of type str; expected tuple of float"),
+        ({"l2": ("many",)}, "config.l2[0]='many' is of type str; expected float"),
+        ({"l1": (1, True)}, "config.l1[1]=True is of type bool; expected float"),
+        ({"l2": ()}, "config.l2=(): it must be a tuple of one number or more"),
+        ({"l2": (1, -1)}, "config.l2=(1.0, -1.0): it must be of numbers that are 0 or more"),
+        ({"l2": (float("nan"),)}, "config.l2=(nan,): it must be of numbers that are 0 or more"),
+        (
+            {"l1": (1e30,)},
+            "config.l1=(1e+30,): it must be of numbers that are 0 or more",
+        ),
+        ({"l2": (1, 2, 1)}, "config.l2=(1.0, 2.0, 1.0): it must be of numbers that differ"),
+        ({"grouped": True}, "config.grouped=True: it must be False, as there is no l1"),
+        ({"grouped": 1}, "config.grouped=1 is of type int; expected bool"),
+        ({"tol": 0}, "config.tol=0.0: it must be above 0 and below 1"),
+        ({"tol": 1}, "config.tol=1.0: it must be above 0 and below 1"),
+        ({"tol": float("nan")}, "config.tol=nan: it must be above 0"),
+        ({"max_passes": 0}, "config.max_passes=0: it must be 1 or more"),
+        ({"max_passes": 1e3}, "config.max_passes=1000.0 is of type float; expected int"),
+        ({"data": {"foldr": ""}}, "config.data.foldr: there is no such key; did you mean 'folder'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_config_of_a_fit_is_refused_with_a_hint(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings.from_config(config, settings.Fit)
+
+
+def test_a_strength_that_is_no_tuple_is_refused():
+    with pytest.raises(ValueError, match=r"config\.l2=0\.1: it must be a tuple"):
+        settings.Fit(l2=0.1)
+
+
+def test_integers_serve_as_strengths():
+    assert settings.from_config({"l2": (1, 0)}, settings.Fit).l2 == (1.0, 0.0)
+
+
+def test_a_log_grid_has_its_ends_and_one_ratio():
+    grid = settings.log_grid(1e-6, 1e-1, 16)
+    assert len(grid) == 16
+    assert (grid[0], grid[-1]) == (1e-6, 1e-1)
+    assert all(type(strength) is float for strength in grid)
+    ratios = [after / before for before, after in itertools.pairwise(grid)]
+    assert ratios == pytest.approx([10 ** (1 / 3)] * 15)
+
+
 def recording(cls, reads):
-    """A subclass of a dataclass that notes which fields ``train`` reads."""
+    """A subclass of a dataclass that notes which fields a driver reads."""
 
     class Recording(cls):
         def __getattribute__(self, name):
-            if sys._getframe(1).f_globals["__name__"] == "train":
+            if sys._getframe(1).f_globals["__name__"] in ("train", "fit", "driver"):
                 reads.add(f"{cls.__name__}.{name}")
             return super().__getattribute__(name)
 
     return Recording
 
 
-def test_every_setting_is_read(tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "experiment", "changes"),
+    [
+        (settings.Train, train.train, {"epochs": 1, "schedule": "cosine"}),
+        (settings.Fit, fit.fit, {"tol": 0.1}),
+    ],
+)
+def test_every_setting_is_read(tmp_path, cls, experiment, changes):
     reads = set()
     data = recording(settings.Data, reads)(name="classroom")
-    config = recording(settings.Train, reads)(data=data, epochs=1, schedule="cosine")
-    train.train(config, tmp_path / "run")
-    for cls in (settings.Train, settings.Data):
-        assert {f"{cls.__name__}.{field.name}" for field in dataclasses.fields(cls)} <= reads
+    experiment(recording(cls, reads)(data=data, **changes), tmp_path / "run")
+    for group in (cls, settings.Data):
+        assert {f"{group.__name__}.{field.name}" for field in dataclasses.fields(group)} <= reads
 
 
 def test_a_seed_that_would_be_cut_off_is_refused():

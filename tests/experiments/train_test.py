@@ -223,14 +223,6 @@ def test_one_late_asks_for_the_next_item_first():
     ]
 
 
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "summary.json"
-    train.write_atomically(path, b"older")
-    train.write_atomically(path, b"newer")
-    assert path.read_bytes() == b"newer"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_digits_are_learned(tmp_path, data_dir):
     config = shipped("digits")
     config = dataclasses.replace(config, data=settings.Data("digits", data_dir=data_dir))
@@ -291,29 +283,6 @@ def test_the_command_line_changes_the_config(tmp_path):
     expected = dataclasses.replace(shipped("classroom", "smoke"), learning_rate=0.25)
     assert settings.from_config(written) == expected
     assert "results in here" in result.stdout
-
-
-class TestWriteAtomically:
-    def test_a_file_is_replaced_whole(self, tmp_path):
-        path = tmp_path / "summary.json"
-        path.write_text("older")
-        train.write_atomically(path, b"newer")
-        assert path.read_bytes() == b"newer"
-        assert list(tmp_path.iterdir()) == [path]
-
-    def test_a_failure_leaves_the_older_file_and_no_other(self, tmp_path, monkeypatch):
-        path = tmp_path / "summary.json"
-        path.write_text("older")
-
-        def fail_halfway(temporary, content):
-            temporary.open("wb").close()
-            raise OSError("disk full")
-
-        monkeypatch.setattr(pathlib.Path, "write_bytes", fail_halfway)
-        with pytest.raises(OSError, match="disk full"):
-            train.write_atomically(path, b"newer")
-        assert path.read_text() == "older"
-        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):

@@ -1,0 +1,21 @@
+r"""Fashion-MNIST at the optimum for l2 = 1e-4.
+
+    python experiments/fit.py --config=experiments/configs/fit_fashion_mnist.py \
+        --config.data.folder=FOLDER
+
+60,000 training and 10,000 test images, certified to a relative gap of 1e-4:
+
+    objective      0.379478 nats   in 20 passes; relative gap 4e-5
+    train loss     0.3581 nats
+    test loss      0.4337 nats
+    test accuracy  0.8460
+
+15 s with compilation on two CPU cores beside other work; measuring the result took another 2 s.
+"""
+
+import settings
+
+
+def get_config(variant: str = ""):
+    config = settings.to_config(settings.Fit(data=settings.Data(name="fashion_mnist"), l2=(1e-4,)))
+    return settings.vary(config, variant, smoke={"l2": (0.1,), "tol": 0.1})
