@@ -171,6 +171,10 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
     zp = (p[:, :, None] * z[:, None, :]).reshape(size, q * k1)
     diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
     h = _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
+    # h is blind to one number added to all biases; without some weight there, its inverse would
+    # multiply what rounding leaves in that direction.
+    share, bias = jnp.sum(sp, axis=0), k1 * jnp.arange(q)
+    h = h.at[bias[:, None], bias[None, :]].add(share[:, None] * share[None, :])
     inverse = _inverse(h, jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1))
     values, vectors = jnp.linalg.eigh(jnp.diag(jnp.sum(sp, axis=0)) - sp.T @ p)
     return Preconditioner(inverse, vectors, jnp.maximum(values, 0))
