@@ -45,7 +45,7 @@ def arrange(
 ) -> Inputs:
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
     x, n, d = checked_x(x)
-    y = checked_targets(_host(y), n, "y", np.float64)
+    y = checked_targets(np.asarray(y), n, "y", np.float64)
     q = number_of_classes(y, num_classes)
     if y.ndim == 2:
         y = y / y.sum(axis=1, keepdims=True)
@@ -60,7 +60,7 @@ def arrange(
             "there is nothing to tell apart: give rows of two classes at least"
         )
     if offset is not None:
-        offset = np.asarray(_host(offset), np.float64)
+        offset = np.asarray(offset, np.float64)
         if offset.shape != (n, q):
             raise ValueError(
                 f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
@@ -88,7 +88,7 @@ def arrange(
     weights.reshape(blocks * rows, -1)[n:] = 0
     targets = laid_out(y)
     problem = Problem(
-        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else _on_device(laid_out(x)),
+        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else jnp.asarray(laid_out(x)),
         scale=jnp.asarray(scale),
         shift=jnp.asarray(shift),
         targets=jnp.asarray(np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets),
@@ -120,15 +120,8 @@ def _is_sparse(x: Any) -> bool:
     return hasattr(x, "tocsr")
 
 
-def _host(a: Any) -> np.ndarray:
-    return np.asarray(a)
-
-
-def _on_device(x: Any) -> jax.Array:
-    return jnp.asarray(x)
-
-
 def checked_x(x: Any) -> tuple[Any, int, int]:
+    """Features as CSR, a JAX array where they were one, or NumPy; and n and d."""
     if _is_sparse(x):
         x = x.tocsr()
     elif not isinstance(x, jax.Array):
@@ -153,6 +146,7 @@ def checked_x(x: Any) -> tuple[Any, int, int]:
 
 
 def number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
+    """q, as given or as the targets have it."""
     found = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
     if num_classes is None:
         num_classes = found
@@ -175,7 +169,8 @@ def number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
 def checked_weights(
     sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
 ) -> np.ndarray:
-    weights = np.ones(n) if sample_weight is None else np.asarray(_host(sample_weight), np.float64)
+    """``[m, n]``: both kinds multiplied, for each weighting."""
+    weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
     if weights.ndim not in (1, 2) or weights.shape[-1] != n:
         raise ValueError(
             f"sample_weight: shape {weights.shape} for {n} rows; expected [{n}], or [m, {n}]"
@@ -214,11 +209,12 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
 
 
 def mass_of_classes(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
+    """``[q]``: the weight of each class."""
     return np.bincount(y, weights, minlength=q) if y.ndim == 1 else weights @ y
 
 
 def _per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
-    value = np.asarray(default if value is None else _host(value), np.float64)
+    value = np.asarray(default if value is None else value, np.float64)
     if value.shape not in ((), (d,)) or not np.isfinite(value).all():
         raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
     return np.array(np.broadcast_to(value, (d,)))

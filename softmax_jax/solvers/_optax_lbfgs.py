@@ -24,6 +24,7 @@ class State(NamedTuple):
 
 
 def start(problem: Problem, z: None, theta: jax.Array) -> State:
+    """At ``theta``, without a pass."""
     unknown = jnp.full(1, jnp.inf, theta.dtype)
     return State(theta, unknown, unknown, jnp.zeros(1, bool), _OPTIMIZER.init(theta))
 
@@ -87,4 +88,5 @@ def advance(
         state = State(theta, value[None], gap, done, optimizer)
         return state, passes + tries.astype(passes.dtype)
 
-    return jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+    state, passes = jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+    return state, passes[None]

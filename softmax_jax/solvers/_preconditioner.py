@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from softmax_jax.solvers import _problem
 from softmax_jax.solvers._problem import Problem
 
-# A d x d covariance and all its eigenvectors up to here (2,048: 0.5 s, 32 MB on two cores); the
-# leading ones by subspace iteration beyond.
+# Up to so many features, the covariance and all of its eigenvectors; beyond, the leading ones by
+# subspace iteration.
 COMPLETE_UP_TO = 2048
 LEADING = 256
 # Order of the inverse that is formed exactly, and how many rows it is estimated from.
@@ -152,31 +152,29 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
     s = weights / jnp.sum(weights)
     share = s * (1 - jnp.einsum("q,jqr->jr", jnp.ones(q, dtype), p * p))
     share = jnp.maximum(share, 0) + 1e-3 * jnp.mean(share) * s + 1e-30 * (s > 0)
-    # A systematic sample: as good as drawn at random, and the same each time.
-    cumulated = jnp.cumsum(share.reshape(-1))
-    size = min(SAMPLE, blocks * rows)
-    places = (jnp.arange(size, dtype=dtype) + 0.5) * (cumulated[-1] / size)
-    drawn = jnp.minimum(jnp.searchsorted(cumulated, places), cumulated.size - 1)
-    if size == blocks * rows:
-        drawn = jnp.arange(size)
+    if blocks * rows > SAMPLE:
+        # A systematic sample: as good as drawn at random, and the same each time.
+        cumulated = jnp.cumsum(share.reshape(-1))
+        places = (jnp.arange(SAMPLE, dtype=dtype) + 0.5) * (cumulated[-1] / SAMPLE)
+        drawn = jnp.minimum(jnp.searchsorted(cumulated, places), cumulated.size - 1)
+        s = s / jnp.where(share > 0, share, 1)
+    else:
+        drawn = jnp.arange(blocks * rows)
     block, row = jnp.divmod(drawn, rows)
-    z, p = z[block, row], p[block, :, row]
-    s = s[block, row]
-    if size < blocks * rows:
-        s = s / share[block, row]
+    z, p, s = z[block, row], p[block, :, row], s[block, row]
     s = s / jnp.sum(s)
 
     k1 = z.shape[1]
     sp = s[:, None] * p
-    zp = (p[:, :, None] * z[:, None, :]).reshape(size, q * k1)
+    zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), q * k1)
     diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
     h = _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
     # h is blind to one number added to all biases; without some weight there, its inverse would
     # multiply what rounding leaves in that direction.
-    share, bias = jnp.sum(sp, axis=0), k1 * jnp.arange(q)
-    h = h.at[bias[:, None], bias[None, :]].add(share[:, None] * share[None, :])
+    mean, bias = jnp.sum(sp, axis=0), k1 * jnp.arange(q)
+    h = h.at[bias[:, None], bias[None, :]].add(mean[:, None] * mean[None, :])
     inverse = _inverse(h, jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1))
-    values, vectors = jnp.linalg.eigh(jnp.diag(jnp.sum(sp, axis=0)) - sp.T @ p)
+    values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)
     return Preconditioner(inverse, vectors, jnp.maximum(values, 0))
 
 
@@ -211,7 +209,7 @@ def apply(pre: Preconditioner, basis: Basis, l2: jax.Array, g: jax.Array) -> jax
     """The approximate inverse times ``g``: ``[k, q, 1 + d]``, for strengths ``l2: [k]``."""
     k, q, _ = g.shape
     k1 = pre.core.shape[-1] // q
-    u, outside = basis.components, None
+    u = basis.components
     t = g[..., 1:] @ u
     head = jnp.concatenate([g[..., :1], t[..., : k1 - 1]], axis=-1).reshape(k, q * k1)
     head = jnp.einsum("kij,kj->ki", pre.core, head).reshape(k, q, k1)

@@ -87,7 +87,30 @@ def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: 
     return jax.lax.fori_loop(0, problem.active, step, start)
 
 
+def steps_until_done(
+    step: Callable[[Any], Any], state: Any, limit: jax.Array, stop_at_first: jax.Array
+) -> tuple[Any, jax.Array]:
+    """``step(state)`` up to ``limit`` times, until all problems are done, or the first new one is.
+
+    Returns:
+      The state, and ``[k]`` steps that each problem took before it was done.
+    """
+    idle = state.done
+
+    def go_on(carry):
+        state, taken = carry
+        news = jnp.any(state.done & ~idle)
+        return (jnp.max(taken) < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
+
+    def one(carry):
+        state, taken = carry
+        return step(state), taken + ~state.done
+
+    return jax.lax.while_loop(go_on, one, (state, jnp.zeros(idle.shape, jnp.int32)))
+
+
 def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
+    """``array[j]``."""
     return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
 
 
@@ -169,6 +192,7 @@ def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Arr
 
 
 def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
+    """``array`` with ``array[j]`` replaced."""
     return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
 
 
@@ -200,10 +224,13 @@ def over_classes(a: jax.Array) -> jax.Array:
     return jnp.matmul(ones, a.reshape(k * q, rows), precision="highest")
 
 
-def variance(p: jax.Array, a: jax.Array) -> jax.Array:
-    """Of ``a`` under the probabilities, ``[k, rows]``: the loss's second derivative along it."""
+def mean_and_variance(p: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of ``a`` under the probabilities: ``[k, rows]`` each.
+
+    Along ``a``, the loss has the slope mean minus ``y . a``, and the variance as second derivative.
+    """
     mean = over_classes(p * a)
-    return over_classes(p * a * a) - mean * mean
+    return mean, over_classes(p * a * a) - mean * mean
 
 
 def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -231,4 +258,5 @@ def wide(a: jax.Array) -> jax.Array:
 
 
 def without_bias(theta: jax.Array) -> jax.Array:
+    """With the column of biases set to zero."""
     return theta.at[..., 0].set(0)

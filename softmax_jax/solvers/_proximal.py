@@ -98,24 +98,15 @@ def advance(
     stop_at_first: jax.Array,
     grouped: bool,
 ) -> tuple[State, jax.Array]:
-    """Takes up to ``limit`` steps; how many it took. See `_quasi_newton.advance`."""
+    """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`."""
     u = basis.components
     variance = (u * u) @ basis.variances + basis.rest * (1 - jnp.sum(u * u, axis=1))
     # A constant feature has no gradient; any positive number will do for it.
     least = 1e-6 * jnp.max(variance) + 1e-30
     metric = jnp.concatenate([jnp.ones(1, u.dtype), jnp.maximum(variance, least)])
-    idle = state.done
-
-    def go_on(carry):
-        state, i = carry
-        news = jnp.any(state.done & ~idle)
-        return (i < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
-
-    def step(carry):
-        state, i = carry
-        return _step(problem, metric, state, target, grouped), i + 1
-
-    return jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+    return _problem.steps_until_done(
+        lambda state: _step(problem, metric, state, target, grouped), state, limit, stop_at_first
+    )
 
 
 def _step(
@@ -195,7 +186,7 @@ def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
 
         def bend(o):
             p, _, _ = _problem.softmax(o)
-            return jnp.sum(s * _problem.variance(p, a), axis=-1)
+            return jnp.sum(s * _problem.mean_and_variance(p, a)[1], axis=-1)
 
         return carry[0] + bend(o), carry[1] + bend(o + a)
 

@@ -230,6 +230,13 @@ def test_without_a_penalty_nothing_is_certified(iris):
     assert solution.objective == pytest.approx(least, rel=1e-7)
 
 
+def test_a_falling_objective_is_progress_though_the_gap_does_not_fall():
+    rng = np.random.default_rng(0)
+    rng.normal(size=(40, 60)), rng.integers(3, size=40)
+    x, y = rng.normal(size=(60, 20)), rng.integers(5, size=60)
+    assert solvers.fit(x, y, l2=1e-8).status == solvers.CERTIFIED
+
+
 def test_passes_that_run_out_are_said_to(digits):
     x, y = digits
     solution = solvers.fit(x, y, l2=1e-6, scale=1 / 16, tol=1e-12, max_passes=3)
@@ -251,7 +258,10 @@ def test_a_class_of_no_weight_gets_probability_zero(iris):
 def test_the_second_fit_of_the_same_shapes_compiles_nothing(iris, count_compilations):
     x, y = iris
     solvers.fit_path(x, y, l2=np.logspace(-1, -4, 6))
-    again = lambda: solvers.fit_path(2 * x, y, l2=np.logspace(-2, -5, 6), tol=1e-5)  # noqa: E731
+
+    def again():
+        return solvers.fit_path(2 * x, y, l2=np.logspace(-2, -5, 6), tol=1e-5)
+
     assert count_compilations(again) == 0
 
 
