@@ -2,11 +2,11 @@
 
 from softmax_jax.solvers._cross_validation import CrossValidation as CrossValidation
 from softmax_jax.solvers._cross_validation import cross_validate as cross_validate
-from softmax_jax.solvers._fit import AT_INFINITY as AT_INFINITY
-from softmax_jax.solvers._fit import CERTIFIED as CERTIFIED
-from softmax_jax.solvers._fit import NOT_CERTIFIED as NOT_CERTIFIED
-from softmax_jax.solvers._fit import History as History
-from softmax_jax.solvers._fit import Progress as Progress
-from softmax_jax.solvers._fit import Solution as Solution
 from softmax_jax.solvers._fit import fit as fit
 from softmax_jax.solvers._fit import fit_path as fit_path
+from softmax_jax.solvers._solution import AT_INFINITY as AT_INFINITY
+from softmax_jax.solvers._solution import CERTIFIED as CERTIFIED
+from softmax_jax.solvers._solution import NOT_CERTIFIED as NOT_CERTIFIED
+from softmax_jax.solvers._solution import History as History
+from softmax_jax.solvers._solution import Progress as Progress
+from softmax_jax.solvers._solution import Solution as Solution

@@ -36,9 +36,6 @@ class Certificate(NamedTuple):
     """``[k]`` objectives, in nats."""
     gap: jax.Array
     """``[k]``: the minimum is not below ``value - gap``."""
-    margin: jax.Array
-    """``[k]``: by how much a row's class leads in ``W x + b`` at least; above zero, the rows are
-    separated."""
 
 
 def penalty(w: jax.Array, l2: jax.Array, l1: jax.Array, *, grouped: bool) -> jax.Array:
@@ -75,24 +72,23 @@ def certify(
     """The best bias for the weights of ``theta``, and a bound for the result: about a pass.
 
     Args:
-      problem: in float64.
+      problem: in float64; with one weighting.
       theta: ``[k, q, 1 + d]``.
       dual: ``[blocks, k, q, rows]`` distributions for the bound, which are tilted until their
         residuals sum to zero; by default those of ``theta`` with its best bias.
       grouped: see `penalty`.
     """
+    k = len(theta)
     logits = _problem.logits(problem, theta)
-    bias = _best_bias(problem, logits)
-    theta = theta.at[..., 0].add(bias)
-    logits = logits + bias[None, :, :, None]
-    w = theta[..., 1:]
-    loss, p = _problem.loss_and_probabilities(problem, logits)
-    dual_logits = logits
     if dual is not None:
         # What is zero is taken for next to nothing, so that tilting can raise it.
-        dual_logits = jnp.log(jnp.maximum(dual, 1e-300))
-        dual_logits = dual_logits + _best_bias(problem, dual_logits)[None, :, :, None]
-        _, p = _problem.loss_and_probabilities(problem, dual_logits)
+        logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
+    bias = _best_bias(problem, logits)
+    logits = logits + bias[None, :, :, None]
+    loss, p = _problem.loss_and_probabilities(problem, logits)
+    theta, loss = theta.at[..., 0].add(bias[:k]), loss[:k]
+    w = theta[..., 1:]
+    logits, p = logits[:, :k], p[:, -k:]
     r = _problem.gradient(problem, p)
     g = r[..., 1:]
 
@@ -104,7 +100,7 @@ def certify(
     divergence = jax.lax.cond(
         jnp.all(c == 1) & (dual is None),
         lambda: jnp.zeros_like(loss),
-        lambda: _divergence(problem, logits, dual_logits, c),
+        lambda: _divergence(problem, logits, p, c),
     )
     value = loss + penalty(w, problem.l2, problem.l1, grouped=grouped)
     gap = divergence + fenchel_young(w, wide(c) * g, problem.l2, problem.l1, grouped=grouped)
@@ -117,13 +113,13 @@ def certify(
     gap = gap + leftover * reach + 16 * eps * value
     # The objective is not negative, which is all that is known with no penalty.
     gap = jnp.where((problem.l2 == 0) & (problem.l1 == 0), value, jnp.minimum(gap, value))
-    return Certificate(theta, value, gap, _margin(problem, logits))
+    return Certificate(theta, value, gap)
 
 
 def _divergence(
-    problem: Problem, logits: jax.Array, dual_logits: jax.Array, c: jax.Array
+    problem: Problem, logits: jax.Array, probabilities: jax.Array, c: jax.Array
 ) -> jax.Array:
-    """Mean KL divergence of ``y + c (softmax(dual_logits) - y)`` from ``softmax(logits)``."""
+    """Mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
     _, k, q, _ = logits.shape
     mass = _problem.mass(problem)
 
@@ -131,8 +127,7 @@ def _divergence(
         y = _problem.targets(problem, j, q)
         s = _problem.weights(problem, j, mass)
         _, below, log_z = _problem.softmax(_problem.block_of(logits, j))
-        p, _, _ = _problem.softmax(_problem.block_of(dual_logits, j))
-        p = y + wide(c) * (p - y)
+        p = y + wide(c) * (_problem.block_of(probabilities, j) - y)
         # Padded by p's and q's sums, each term is not negative.
         log_q = below - log_z[:, None]
         terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)
@@ -141,20 +136,22 @@ def _divergence(
     return _problem.over_blocks(problem, add, jnp.zeros(k, logits.dtype))
 
 
-def _margin(problem: Problem, logits: jax.Array) -> jax.Array:
-    _, k, q, _ = logits.shape
+def margin(problem: Problem, theta: jax.Array) -> jax.Array:
+    """By how much a row's class leads in ``W x + b`` at least: above zero, they are separated.
+
+    Half a pass: ``[k]``.
+    """
+    k, q, _ = theta.shape
 
     def least(j, margin):
-        o = _problem.block_of(logits, j)
-        if problem.offset is not None:
-            o = o - _problem.block_of(problem.offset, j)[None]
+        o = _problem.product(theta, _problem.features(problem, j))
         is_target = jnp.broadcast_to(_problem.targets(problem, j, q) > 0, o.shape)
         own = jnp.min(jnp.where(is_target, o, jnp.inf), axis=1)
         other = jnp.max(jnp.where(is_target, -jnp.inf, o), axis=1)
         counts = _problem.block_of(problem.weights, j) > 0
         return jnp.minimum(margin, jnp.min(jnp.where(counts, own - other, jnp.inf), axis=-1))
 
-    return _problem.over_blocks(problem, least, jnp.full(k, jnp.inf, logits.dtype))
+    return _problem.over_blocks(problem, least, jnp.full(k, jnp.inf, theta.dtype))
 
 
 def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
@@ -183,20 +180,14 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
     def newton(carry):
         b, size, _, _, i = carry
         g, h = derivatives(b)
-        # Scaled to a unit diagonal, as classes may differ in weight by many orders; classes of no
-        # weight at all stay put. It is flat along adding one number to all classes.
-        diagonal = jnp.diagonal(h, axis1=1, axis2=2)
-        counts = diagonal > 0
-        root = jnp.where(counts, jnp.sqrt(diagonal), 0)
-        scale = jnp.where(counts, 1 / jnp.where(counts, root, 1), 0)
-        h = scale[:, :, None] * h * scale[:, None, :]
-        flat = root / jnp.linalg.norm(root, axis=-1, keepdims=True)
-        h = (
-            h
-            + flat[:, :, None] * flat[:, None, :]
-            + jnp.where(counts, 0, 1)[:, :, None] * eye[None]
-        )
-        step = -scale * jnp.linalg.solve(h, (scale * g)[..., None])[..., 0]
+        # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat
+        # along adding one number to all classes, or to some that are never confused with others.
+        diagonal = jnp.einsum("kaa->ka", h)
+        scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+        values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
+        inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
+        turned = jnp.einsum("kab,ka->kb", vectors, scale * g)
+        step = -scale * jnp.einsum("kab,kb->ka", vectors, inverse * turned)
         # Within a change of the logits by one the loss stays close to its quadratic model.
         length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
         step = step / jnp.maximum(1, length)

@@ -14,7 +14,8 @@ from softmax_jax._checks import checked_targets
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs
-from softmax_jax.solvers._fit import Solution, fit_path
+from softmax_jax.solvers._fit import fit_path
+from softmax_jax.solvers._solution import Solution
 
 # Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
 _BLOCK = 3_200_000

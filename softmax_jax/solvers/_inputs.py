@@ -88,18 +88,18 @@ def arrange(
     weights.reshape(blocks * rows, -1)[n:] = 0
     targets = laid_out(y)
     problem = Problem(
-        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else jnp.asarray(laid_out(x)),
-        scale=jnp.asarray(scale),
-        shift=jnp.asarray(shift),
-        targets=jnp.asarray(np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets),
-        weights=jnp.asarray(np.moveaxis(weights, 2, 1)),
-        offset=None if offset is None else jnp.asarray(np.moveaxis(laid_out(offset), 2, 1)),
-        l2=jnp.zeros(0),
-        l1=jnp.zeros(0),
-        active=jnp.asarray(blocks, jnp.int32),
+        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else laid_out(x),
+        scale=scale,
+        shift=shift,
+        targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
+        weights=np.moveaxis(weights, 2, 1),
+        offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
+        l2=np.zeros(0),
+        l1=np.zeros(0),
+        active=np.asarray(blocks, np.int32),
     )
     one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
-    return Inputs(problem, class_mass == 0, start, one_hot, n, q)
+    return Inputs(jax.device_put(problem), class_mass == 0, start, one_hot, n, q)
 
 
 def _rounded_up(n: int) -> int:
@@ -241,7 +241,7 @@ def _sparse_blocks(x: Any, order: np.ndarray, blocks: int, rows: int) -> SparseB
         out = np.zeros((blocks, entries), dtype)
         for row, a in zip(out, arrays, strict=True):
             row[: len(a)] = a
-        return jnp.asarray(out)
+        return out
 
     return SparseBlocks(
         row=padded((part.row for part in parts), np.int32),

@@ -57,7 +57,7 @@ def test_the_solution_is_that_of_scikit_learn(iris, method):
 def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits, monkeypatch):
     x, y = digits
     exact = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=1e-13)
-    monkeypatch.setattr(solvers._fit, "SMALL", 0)
+    monkeypatch.setattr(solvers._lanes, "SMALL", 0)
     for tol in (1e-3, 1e-11):
         solution = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=tol)
         assert solution.status == solvers.CERTIFIED

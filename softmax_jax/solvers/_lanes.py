@@ -1,0 +1,488 @@
+"""Problems run on lanes that share each pass, with a certificate at the end of each.
+
+Compiled programs advance all lanes by some steps; the host looks at them in between, certifies what
+is done in float64, and gives free lanes the next problem of their queue.
+"""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax.model import Params
+from softmax_jax.solvers import (
+    _certificate,
+    _optax_lbfgs,
+    _preconditioner,
+    _problem,
+    _proximal,
+    _quasi_newton,
+)
+from softmax_jax.solvers._certificate import Certificate
+from softmax_jax.solvers._inputs import Inputs
+from softmax_jax.solvers._problem import Problem
+from softmax_jax.solvers._solution import (
+    AT_INFINITY,
+    CERTIFIED,
+    NOT_CERTIFIED,
+    History,
+    Progress,
+    Solution,
+)
+
+# Steps after which a preconditioner is renewed, and by how many it is older for a problem that took
+# it over from a neighbour. Where it is the exact Hessian that is done often, as it makes the method
+# Newton's; where it is not, it takes the time of some five steps and gains little.
+RENEWAL = {True: 8, False: 30}
+HANDED_OVER = {True: 8, False: 10}
+# Steps on each sample of the rows, before the work on all of them.
+WARM_UP = 12
+# Steps of the proximal method between looks from the host.
+ROUND = 50
+# Below this many multiplications a pass, all work is in float64, and goes on to where rounding ends
+# it: precision costs next to nothing then, and results of equivalent problems agree.
+SMALL = 10_000_000
+ROUNDING = 1e-18
+# The bias of a class of no weight, whose probability is then exactly zero.
+NEVER = -1e30
+
+
+_SEPARATED = "the classes are separated and nothing is penalised: the loss falls to 0 as |W| grows"
+_UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the last step promised less than tol"
+_EXHAUSTED = "no step makes progress any more in float64"
+
+
+# With XLA:CPU's newer emitters of fused loops it takes twice as long to compile, and just as long
+# to run. Versions from 0.11.1 on have no choice.
+_jit = partial(
+    jax.jit,
+    compiler_options={"xla_cpu_use_fusion_emitters": False}
+    if jax.__version_info__ < (0, 11, 1)
+    else None,
+)
+
+
+class Options(NamedTuple):
+    """Those of `fit_path` that the lanes need, with the time of the call and how many problems."""
+
+    tol: float
+    max_passes: float
+    grouped: bool
+    lanes: int
+    began: float
+    callback: Callable[[Progress], None] | None
+    problems: int
+
+
+@dataclasses.dataclass
+class Work:
+    """A problem and the host's account of it."""
+
+    place: tuple[int, ...]
+    """In the results."""
+    weighting: int
+    l2: float
+    l1: float
+    target: float
+    """Relative gap in working precision that counts as done; a margin below ``tol``."""
+    order: int = 0
+    """In its queue."""
+    passes: float = 0.0
+    value: float = math.inf
+    gap: float = math.inf
+    lowest: float = math.inf
+    least: float = math.inf
+    """The lowest value and the least gap so far, and for how many steps neither has fallen."""
+    idle_steps: int = 0
+    restarted: bool = False
+    history: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
+
+
+class Method(NamedTuple):
+    """The compiled parts of a method; see `_quasi_newton` for what they do."""
+
+    start: Callable
+    advance: Callable
+    hand_over: Callable
+    forget: Callable
+    lanes: int
+    """Weightings that share a pass: a step takes 31 ms for one and 80 for four on two cores."""
+    with_scores: bool
+    patience: int
+    """Steps without progress after which the precision counts as exhausted."""
+
+
+def _method(module: Any, *, lanes: int, with_scores: bool, patience: int) -> Method:
+    return Method(
+        start=_jit(module.start),
+        advance=_jit(module.advance, donate_argnames="state", static_argnames="grouped"),
+        hand_over=_jit(module.hand_over, donate_argnames="state"),
+        forget=_jit(module.forget, donate_argnames="state"),
+        lanes=lanes,
+        with_scores=with_scores,
+        patience=patience,
+    )
+
+
+QUASI_NEWTON = _method(_quasi_newton, lanes=4, with_scores=True, patience=60)
+PROXIMAL = _method(_proximal, lanes=4, with_scores=False, patience=1000)
+OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, with_scores=False, patience=1000)
+SMOOTH_METHODS = {"quasi-newton": QUASI_NEWTON, "lbfgs": OPTAX_LBFGS}
+
+
+@partial(_jit, static_argnames=("dtype", "q", "with_scores"))
+def _prepare(
+    problem: Problem, chosen: np.ndarray, *, dtype: Any, q: int, with_scores: bool
+) -> tuple[Problem, Problem, _preconditioner.Basis, jax.Array | None]:
+    """The problem with the chosen weightings and centered features, in float64 and ``dtype``.
+
+    Without the rows, which stay where they are.
+    """
+    exact = problem._replace(weights=problem.weights[:, chosen])
+    sample = min(problem.blocks, max(2, -(-_preconditioner.SAMPLE // problem.rows)))
+    centered, basis = _preconditioner.center_and_basis(_problem.cast(exact, dtype), sample)
+    z = _preconditioner.scores(centered, basis, q) if with_scores else None
+    exact = exact._replace(x=None, shift=centered.shift.astype(jnp.float64))
+    return exact, centered._replace(x=None), basis, z
+
+
+@partial(_jit, static_argnames=("grouped", "with_dual"))
+def _certify(
+    exact: Problem,
+    state: Any,
+    lane: np.ndarray,
+    weighting: np.ndarray,
+    *,
+    grouped: bool,
+    with_dual: bool,
+) -> Certificate:
+    """The certificate of the problem of a lane, in float64."""
+    dual = _of_lane(state.dual.probabilities, lane, 1) if with_dual else None
+    alone = exact._replace(weights=_of_lane(exact.weights, weighting, 1))
+    return _certificate.certify(alone, _of_lane(state.theta, lane, 0), dual, grouped=grouped)
+
+
+@_jit
+def _margin(exact: Problem, state: Any, lane: np.ndarray, weighting: np.ndarray) -> jax.Array:
+    alone = exact._replace(weights=_of_lane(exact.weights, weighting, 1))
+    return _certificate.margin(alone, _of_lane(state.theta, lane, 0))[0]
+
+
+def _of_lane(array: jax.Array, lane: np.ndarray, axis: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(array, lane, 1, axis).astype(jnp.float64)
+
+
+def solve(
+    inputs: Inputs, works: Sequence[Work], method: Method, options: Options
+) -> dict[tuple[int, ...], Solution]:
+    """Solutions by place. Strong penalties first: each goes on from where a stronger one stands."""
+    queues: dict[int, collections.deque[Work]] = {}
+    for order, work in enumerate(sorted(works, key=lambda work: (-work.l1, -work.l2))):
+        work.order = order
+        queues.setdefault(work.weighting, collections.deque()).append(work)
+    dtype: Any = np.float32
+    if inputs.n * inputs.problem.d * inputs.q <= SMALL:
+        dtype = np.float64
+        if method is QUASI_NEWTON:
+            method = method._replace(patience=RENEWAL[True])
+            for work in works:
+                if work.l2 > 0:
+                    work.target = min(work.target, ROUNDING)
+    solved: dict[tuple[int, ...], Solution] = {}
+    weightings = sorted(queues)
+    # Of one width, as far as it goes, as each width is compiled for.
+    groups = -(-len(weightings) // method.lanes)
+    width = -(-len(weightings) // groups)
+    for first in range(0, len(weightings), width):
+        lanes = [queues[m] for m in weightings[first : first + width]]
+        if len(lanes) == 1:  # the lanes draw from one queue
+            lanes = lanes * min(options.lanes if method.lanes > 1 else 1, len(lanes[0]))
+        solved |= _run(inputs, lanes, dtype, method, inputs.initial, options, len(solved))
+    return solved
+
+
+def _run(
+    inputs: Inputs,
+    queues: Sequence[collections.deque[Work]],
+    dtype: Any,
+    method: Method,
+    initial: np.ndarray | None,
+    options: Options,
+    solved_before: int,
+) -> dict[tuple[int, ...], Solution]:
+    """The problems of the queues; there is a lane for each queue, and they may be the same."""
+    latest = [queue.popleft() for queue in queues]
+    lanes: list[Work | None] = list(latest)
+    weightings = sorted({work.weighting for work in latest})
+    exact, problem, basis, z = _prepare(
+        inputs.problem,
+        np.array(weightings),
+        dtype=dtype,
+        q=inputs.q,
+        with_scores=method.with_scores,
+    )
+    exact = exact._replace(x=inputs.problem.x)
+    problem = _with_strengths(problem._replace(x=inputs.problem.x), latest, dtype)
+    mean = np.asarray(inputs.problem.shift) - np.asarray(exact.shift)
+
+    theta = np.zeros((len(lanes), inputs.q, 1 + exact.d))
+    if initial is not None:
+        theta[:] = initial
+        theta[..., 0] += theta[..., 1:] @ mean
+    theta[inputs.absent[[work.weighting for work in latest]], 0] = NEVER
+    begin: Any = theta.astype(dtype)
+    if initial is None:
+        begin = _warm_up(problem, basis, z, begin, latest, method, options)
+    state = _started(problem, basis, z, begin, method, options)
+
+    for first in latest:
+        first.passes += 1
+
+    solved: dict[tuple[int, ...], Solution] = {}
+    is_exact = _preconditioner.rank(exact.d, inputs.q) == exact.d
+    age = np.full(len(lanes), RENEWAL[is_exact])
+    while any(work is not None for work in lanes):
+        spent = max(work.passes for work in lanes if work is not None)
+        passes_left = max(math.ceil(options.max_passes - spent), 1)
+        renew = (age >= RENEWAL[is_exact]) & [work is not None for work in lanes]
+        state, steps = method.advance(
+            problem,
+            basis,
+            z,
+            state,
+            renew=renew,
+            target=np.array([math.inf if work is None else work.target for work in lanes], dtype),
+            limit=np.asarray(min(RENEWAL[is_exact] if method.with_scores else ROUND, passes_left)),
+            stop_at_first=np.bool_(any(queues)),
+            grouped=options.grouped,
+        )
+        done, steps = _look(lanes, state, steps, 1.0, options, solved_before + len(solved))
+        age = np.where(renew, 0, age) + steps
+        for i, work in enumerate(lanes):
+            if work is None or not _deserves_a_look(work, done[i], method, options):
+                continue
+            work.passes += 1
+            lane, weighting = np.asarray(i), np.asarray(weightings.index(work.weighting))
+            certificate = jax.device_get(
+                _certify(
+                    _with_strengths(exact, [work], np.float64),
+                    state,
+                    lane,
+                    weighting,
+                    grouped=options.grouped,
+                    with_dual=method.with_scores,
+                )
+            )
+            separated = (
+                work.l2 == work.l1 == 0
+                and inputs.one_hot
+                and float(_margin(exact, state, lane, weighting)) > 0
+            )
+            verdict = _verdict(certificate, work, bool(done[i]), separated, method, options)
+            if verdict is None:
+                # The estimate was a little too good, as the bias was not yet the best.
+                work.target = min(work.target, work.gap / work.value) / 2
+                done[i] = False
+                state = state._replace(done=np.array(done))
+                continue
+            if verdict == (NOT_CERTIFIED, _EXHAUSTED) and not work.restarted:
+                # A stale preconditioner may be to blame, or pairs that rounding spoilt.
+                work.restarted, work.idle_steps = True, 0
+                age[i] = RENEWAL[is_exact]
+                done[i] = False
+                state = method.forget(state, lane)
+                continue
+            if verdict == (NOT_CERTIFIED, _EXHAUSTED) and dtype == np.float32:
+                at = _in_users_terms(np.asarray(certificate.theta[0]), mean)
+                work.lowest, work.least = math.inf, math.inf
+                work.idle_steps, work.restarted = 0, False
+                solved |= _run(
+                    inputs,
+                    [collections.deque([work])],
+                    np.float64,
+                    method,
+                    at,
+                    options,
+                    solved_before + len(solved),
+                )
+            else:
+                absent = inputs.absent[work.weighting]
+                solved[work.place] = _solution(certificate, work, mean, absent, verdict)
+            lanes[i] = None
+            if queues[i]:
+                lanes[i] = latest[i] = queues[i].popleft()
+                others = [j for j in range(len(lanes)) if j != i and queues[j] is queues[i]]
+                source = max(others, key=lambda j: latest[j].order, default=i)
+                l2 = np.asarray(problem.l2[source])
+                problem = _with_strengths(problem, latest, dtype)
+                state = method.hand_over(problem, state, lane, np.asarray(source), l2)
+                age[i] = age[source] + HANDED_OVER[is_exact]
+    return solved
+
+
+def _with_strengths(problem: Problem, works: Sequence[Work], dtype: Any) -> Problem:
+    return problem._replace(
+        l2=np.array([work.l2 for work in works], dtype),
+        l1=np.array([work.l1 for work in works], dtype),
+    )
+
+
+def _started(
+    problem: Problem, basis: Any, z: Any, theta: Any, method: Method, options: Options
+) -> Any:
+    """At ``theta``, with a preconditioner yet to come: it is that of where the problems stand."""
+    state = method.start(problem, z, theta)
+    if not method.with_scores:
+        return state
+    return method.advance(
+        problem,
+        basis,
+        z,
+        state,
+        renew=np.zeros(len(theta), bool),
+        target=np.zeros(len(theta), problem.dtype),
+        limit=np.asarray(1),
+        stop_at_first=np.bool_(False),
+        grouped=options.grouped,
+    )[0]
+
+
+def _warm_up(
+    problem: Problem,
+    basis: Any,
+    z: Any,
+    theta: Any,
+    works: Sequence[Work],
+    method: Method,
+    options: Options,
+) -> Any:
+    """Roughly solves a sixteenth and then a quarter of the rows.
+
+    With the penalty as strong in all as with all rows: strengths times the ratio of the rows.
+    """
+    for active in sorted({max(1, problem.blocks // 16), problem.blocks // 4}):
+        if not 1 <= active <= problem.blocks // 2:
+            continue
+        ratio = problem.blocks / active
+        part = problem._replace(
+            active=np.asarray(active, np.int32),
+            l2=(problem.l2 * ratio).astype(problem.l2.dtype),
+            l1=(problem.l1 * ratio).astype(problem.l1.dtype),
+        )
+        everyone = np.ones(len(works), bool)
+        state, steps = method.advance(
+            part,
+            basis,
+            z,
+            _started(part, basis, z, theta, method, options),
+            renew=everyone,
+            target=np.full(len(works), 0.02, problem.dtype),
+            limit=np.asarray(WARM_UP if method.with_scores else ROUND),
+            stop_at_first=np.bool_(False),
+            grouped=options.grouped,
+        )
+        _look(works, state, steps, 1 / ratio, options, 0)
+        theta = state.theta
+    for work in works:
+        work.lowest, work.least, work.idle_steps = math.inf, math.inf, 0
+    return theta
+
+
+def _look(
+    works: Sequence[Work | None],
+    state: Any,
+    steps: jax.Array,
+    share: float,
+    options: Options,
+    solved: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fetches where the lanes stand, and takes note of it; who is done, and their steps."""
+    values, gaps, done, taken = jax.device_get((state.value, state.gap, state.done, steps))
+    seconds = time.perf_counter() - options.began
+    busy = []
+    for i, work in enumerate(works):
+        if work is None:
+            continue
+        work.passes += float(taken[i]) * share
+        work.value, work.gap = float(values[i]), float(gaps[i])
+        # Far from the optimum the gap may grow while the value falls.
+        falls = work.gap < 0.9 * work.least or work.value < (1 - 1e-5) * work.lowest
+        work.idle_steps = 0 if falls else work.idle_steps + int(taken[i])
+        work.least, work.lowest = min(work.least, work.gap), min(work.lowest, work.value)
+        work.history.append((seconds, work.passes, work.value, work.gap, share))
+        busy.append(work)
+    if options.callback is not None:
+        ratios = [work.gap / work.value if work.value > 0 else math.inf for work in busy]
+        last = busy[int(np.argmax(ratios))]
+        options.callback(
+            Progress(seconds, solved, options.problems, last.passes, last.value, max(ratios))
+        )
+    return np.array(done), taken
+
+
+def _deserves_a_look(work: Work, done: bool, method: Method, options: Options) -> bool:
+    stuck = work.idle_steps >= method.patience
+    return done or stuck or work.passes >= options.max_passes or work.l2 == work.l1 == 0
+
+
+def _verdict(
+    certificate: Certificate,
+    work: Work,
+    done: bool,
+    separated: bool,
+    method: Method,
+    options: Options,
+) -> tuple[str, str] | None:
+    """Status and reason, or None if the work is to go on."""
+    if work.l2 == work.l1 == 0:
+        if separated:
+            return AT_INFINITY, _SEPARATED
+        if done:
+            return NOT_CERTIFIED, _UNBOUNDED
+    elif certificate.gap[0] <= options.tol * certificate.value[0]:
+        return CERTIFIED, ""
+    if work.passes >= options.max_passes:
+        return NOT_CERTIFIED, f"max_passes = {options.max_passes:g} are used up"
+    if work.idle_steps >= method.patience or (done and not work.gap <= work.target * work.value):
+        return NOT_CERTIFIED, _EXHAUSTED
+    return None
+
+
+def _in_users_terms(theta: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Parameters for the features as they were before they were centered."""
+    theta = np.array(theta, np.float64)
+    theta[:, 0] -= theta[:, 1:] @ mean
+    return theta
+
+
+def _solution(
+    certificate: Certificate,
+    work: Work,
+    mean: np.ndarray,
+    absent: np.ndarray,
+    verdict: tuple[str, str],
+) -> Solution:
+    theta = _in_users_terms(np.asarray(certificate.theta[0]), mean)
+    w: Any = theta[:, 1:].T
+    b: Any = theta[:, 0]
+    # One number may be added to all biases; the choice is that they sum to zero.
+    b = np.where(absent, -np.inf, b - b[~absent].mean())
+    value, gap = float(certificate.value[0]), float(certificate.gap[0])
+    columns = np.array(work.history, np.float64).T
+    return Solution(
+        params=Params(w=w, b=b),
+        objective=value,
+        gap=gap,
+        relative_gap=gap / value if value > 0 else 0.0,
+        status=verdict[0],
+        reason=verdict[1],
+        passes=work.passes,
+        history=History(*columns),
+    )
