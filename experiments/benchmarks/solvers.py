@@ -810,60 +810,40 @@ MARKERS = "osD^vPX*<"
 def draw(rows: Sequence[Row]) -> bytes:
     """Excess over seconds, a line a solver, as PNG."""
     import matplotlib as mpl
-    from matplotlib import patheffects
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    shown = []
-    for row in rows:
-        points = np.array(frontier([(trial.seconds, trial.excess) for trial in row.trials]))
-        name, _, calls = row.name.rpartition(", ")
-        name, calls = (name, calls) if name in (OURS, OPTAX) else (row.name, "")
-        if not len(points) or name not in COLOURS:
-            continue
-        looks = {
-            "color": COLOURS[name],
-            "marker": MARKERS[list(COLOURS).index(name)],
-            "linestyle": "--" if calls == "first call" else "-",
-            "linewidth": 2.5 if name == OURS else 1.4,
-        }
-        shown.append(
-            (f"{name}, with compilation" if calls == "first call" else name, points, looks)
-        )
 
     style: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.alpha": 0.3,
-        "font.size": 10,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 5.4), layout="constrained")
-        canvas: Any = FigureCanvasAgg(figure)
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
         ax = figure.subplots()
-        for _, points, looks in shown:
-            ax.loglog(*points.T, markersize=4, **looks)
+        for row in rows:
+            name, _, calls = row.name.rpartition(", ")
+            name = name if name in (OURS, OPTAX) else row.name
+            points = np.array(frontier([(trial.seconds, trial.excess) for trial in row.trials]))
+            if name not in COLOURS or not len(points):
+                continue
+            compiles = calls == "first call"
+            ax.loglog(
+                *points.T,
+                label=f"{name}, with compilation" if compiles else name,
+                color=COLOURS[name],
+                marker=MARKERS[list(COLOURS).index(name)],
+                markersize=4,
+                linestyle="--" if compiles else "-",
+                linewidth=2.5 if name == OURS else 1.4,
+            )
         for target in TARGETS:
             ax.axhline(target, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
         ax.set_xlabel("seconds of a fit from scratch")
         ax.set_ylabel("(F - min F) / min F, in float64")
-        ax.margins(x=0.15, y=0.08)
-        canvas.draw()
-        ink = np.concatenate([dense(ax.transData.transform(points)) for _, points, _ in shown])
-        inside = ax.get_window_extent()
-        taken: list[Any] = []
-        for label, points, looks in shown:
-            text = ax.annotate(
-                label,
-                points[-1],
-                (0, 0),
-                textcoords="offset points",
-                color=looks["color"],
-                fontsize=9,
-                path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
-            )
-            taken.append(place(text, canvas.get_renderer(), taken, ink, inside))
+        figure.legend(loc="outside right center", frameon=False)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=120)
     return stream.getvalue()
@@ -876,33 +856,6 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         if 0 < excess < (kept[-1][1] if kept else math.inf):
             kept.append((seconds, excess))
     return kept
-
-
-def dense(corners: np.ndarray) -> np.ndarray:
-    """Points along a line."""
-    along = np.linspace(0, len(corners) - 1, 40 * len(corners))
-    at = np.arange(len(corners))
-    return np.stack([np.interp(along, at, values) for values in corners.T], axis=1)
-
-
-def place(text: Any, renderer: Any, taken: Sequence[Any], ink: np.ndarray, inside: Any) -> Any:
-    """Moves a label to where it covers the least; returns the room it takes there."""
-    options: list[tuple[float, int, tuple[int, int], str, Any]] = []
-    for distance in (0, 10, 20, 32, 46):
-        for dx, align in ((8, "left"), (-8, "right"), (0, "center")):
-            for dy in (distance, -distance):
-                text.set_position((dx, dy - 3))
-                text.set_horizontalalignment(align)
-                box = text.get_window_extent(renderer)
-                covered = ((ink > box.min - 2) & (ink < box.max + 2)).all(axis=1).sum()
-                overlaps = sum(box.overlaps(other) for other in taken)
-                outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0
-                cost = 1000 * overlaps + 200 * outside + 5 * int(covered) + distance
-                options.append((cost, len(options), (dx, dy - 3), align, box))
-    _, _, position, align, box = min(options)
-    text.set_position(position)
-    text.set_horizontalalignment(align)
-    return box
 
 
 def machine() -> str:

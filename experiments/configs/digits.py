@@ -8,7 +8,8 @@
     test loss      0.1236 ± 0.0001 nats
     test accuracy  0.9638 ± 0.0000 (346 of 359 each time)
 
-The problem is convex, so seeds hardly matter: the cosine schedule ends near the one optimum.
+The problem is convex, so seeds hardly matter. The optimum is further: `fit_digits` has a train loss
+of 0.0390 and a test loss of 0.1063.
 0.3 s of training after 1 s of compilation on two CPU cores.
 """
 
