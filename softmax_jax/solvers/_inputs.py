@@ -83,16 +83,15 @@ def arrange(
         a = a if len(order) == n and blocks == 1 else a[order]
         return a.reshape(blocks, rows, *a.shape[1:])
 
-    weights = (weights / weights.sum(axis=1, keepdims=True)).T
-    weights = np.array(laid_out(weights))
-    weights.reshape(blocks * rows, -1)[n:] = 0
+    shares: Any = np.array(laid_out((weights / weights.sum(axis=1, keepdims=True)).T))
+    shares.reshape(blocks * rows, -1)[n:] = 0
     targets = laid_out(y)
     problem = Problem(
         x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else laid_out(x),
         scale=scale,
         shift=shift,
         targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
-        weights=np.moveaxis(weights, 2, 1),
+        weights=np.moveaxis(shares, 2, 1),
         offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
         l2=np.zeros(0),
         l1=np.zeros(0),
