@@ -7,9 +7,10 @@ SUM_TOLERANCE = 1e-3
 
 
 def is_real(a: np.ndarray) -> bool:
-    """Booleans, integers and floating-point numbers of any width."""
+    """Booleans, integers and floating-point numbers of up to 64 bits."""
     # Extension types such as bfloat16 are of kind V, which plain structured data is too.
-    return a.dtype.kind in "buif" or a.dtype.name == "bfloat16"
+    kind, name = a.dtype.kind, a.dtype.name
+    return kind in "bui" or (kind == "f" and a.dtype.itemsize <= 8) or name == "bfloat16"
 
 
 def refuse_not_finite(x: np.ndarray, where: str) -> None:

@@ -105,14 +105,15 @@ def certify(
     value = loss + penalty(w, problem.l2, problem.l1, grouped=grouped)
     gap = divergence + fenchel_young(w, wide(c) * g, problem.l2, problem.l1, grouped=grouped)
     # What is left of the zero sums, times how far the bias could still have to go, and rounding.
+    # If that is more than rounding, nothing is known but that the objective is not negative.
     leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
     counts = theta[..., 0] > -1e29
     b = jnp.where(counts, theta[..., 0], 0)
     center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
     reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
     gap = gap + leftover * reach + 16 * eps * value
-    # The objective is not negative, which is all that is known with no penalty.
-    gap = jnp.where((problem.l2 == 0) & (problem.l1 == 0), value, jnp.minimum(gap, value))
+    bounded = (leftover < 1e-10) & ((problem.l2 > 0) | (problem.l1 > 0))
+    gap = jnp.where(bounded, jnp.minimum(gap, value), value)
     return Certificate(theta, value, gap)
 
 
@@ -155,7 +156,11 @@ def margin(problem: Problem, theta: jax.Array) -> jax.Array:
 
 
 def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
-    """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding."""
+    """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding.
+
+    The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
+    p), which never overshoots, and gets there from however far where offsets or weights are large.
+    """
     _, k, q, _ = logits.shape
     mass = _problem.mass(problem)
     eye = jnp.eye(q, dtype=logits.dtype)
@@ -193,7 +198,16 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         step = step / jnp.maximum(1, length)
         return b + step, jnp.sum(jnp.abs(g), axis=-1), size, length[:, 0] > 0.1, i + 1
 
-    zero = jnp.zeros((k, q), logits.dtype)
+    def add_target(j, total):
+        s = _problem.weights(problem, j, mass)[:, None]
+        return total + jnp.sum(s * _problem.targets(problem, j, q), axis=-1)
+
+    target = _problem.over_blocks(problem, add_target, jnp.zeros((1, q), logits.dtype))
+    shares = problem.weights[:, :, None] / mass[None, :, None, None]
+    terms = jax.nn.log_softmax(logits, axis=2) + jnp.log(shares)
+    reached = jax.nn.logsumexp(terms, axis=(0, 3))
+    scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
+    scaling = jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)
     unknown = jnp.full(k, jnp.inf, logits.dtype)
-    start = (zero, unknown, unknown, jnp.ones(k, bool), 0)
+    start = (scaling, unknown, unknown, jnp.ones(k, bool), 0)
     return jax.lax.while_loop(go_on, newton, start)[0]

@@ -68,7 +68,8 @@ def cross_validate(
 ) -> CrossValidation:
     r"""Scores every strength on rows that its fit has not seen.
 
-    The fits of all folds, and of all rows, are one `fit_path` and share their passes over ``x``.
+    The fits of all folds, and of all rows, are one `fit_path`, and up to four at a time share their
+    passes over ``x``.
     With the weight :math:`S_k` of the rows held out by fold :math:`k` and the mean loss
     :math:`l_k(\lambda)` on them, of the parameters fitted to the other rows,
 
@@ -121,7 +122,8 @@ def cross_validate(
     l2, l1 = np.broadcast_arrays(
         _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
     )
-    x, n, d = _inputs.checked_x(x)
+    x, _ = _inputs.checked_x(x)
+    n, d = x.shape
     y = checked_targets(np.asarray(y), n, "y", np.float64)
     q = _inputs.number_of_classes(y, num_classes)
     weights = _inputs.checked_weights(sample_weight, class_weight, y, n, q)

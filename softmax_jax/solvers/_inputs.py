@@ -1,5 +1,6 @@
 """What users give, checked and laid out in blocks; nothing is compiled before all of it passed."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ from softmax_jax.solvers._problem import Problem, SparseBlocks
 # Numbers in a block of features: 6 MiB of float32, which leaves room in a last-level cache, and
 # enough rows to share out.
 _BLOCK = 1_600_000
+# Above this size, work is in float64: sums of squares stay below 3e38, float32's largest number.
+_WIDE = 1e15
 
 
 class Inputs(NamedTuple):
@@ -26,6 +29,8 @@ class Inputs(NamedTuple):
     """``[q, 1 + d]``: the bias as a column in front of the weights."""
     one_hot: bool
     """Whether each row is of one class for certain."""
+    is_wide: bool
+    """Whether float32 may not hold the squares of features or offsets."""
     n: int
     q: int
 
@@ -44,7 +49,8 @@ def arrange(
     block_size: int | None,
 ) -> Inputs:
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
-    x, n, d = checked_x(x)
+    x, largest = checked_x(x)
+    n, d = x.shape
     y = checked_targets(np.asarray(y), n, "y", np.float64)
     q = number_of_classes(y, num_classes)
     if y.ndim == 2:
@@ -66,7 +72,9 @@ def arrange(
                 f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
             )
         refuse_not_finite(offset, "offset")
+        largest = max(largest, float(np.abs(offset).max()))
     scale, shift = _per_feature(scale, 1.0, d, "scale"), _per_feature(shift, 0.0, d, "shift")
+    largest = max(largest, largest * np.abs(scale).max() + np.abs(shift).max())
 
     start = None if initial is None else _checked_initial(initial, d, q)
     if block_size is None:
@@ -76,11 +84,14 @@ def arrange(
     blocks = -(-n // min(block_size, n))
     rows = _rounded_up(-(-n // blocks))
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
+    # Rows without weight last, so that the first blocks, which stand for all, have some.
+    counts = np.any(weights > 0, axis=0)
+    order = order[np.argsort(~counts[order], kind="stable")]
     # Padding repeats the first row, with weight zero.
     order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
 
     def laid_out(a):
-        a = a if len(order) == n and blocks == 1 else a[order]
+        a = a if np.array_equal(order, np.arange(n)) else a[order]
         return a.reshape(blocks, rows, *a.shape[1:])
 
     shares: Any = np.array(laid_out((weights / weights.sum(axis=1, keepdims=True)).T))
@@ -98,7 +109,7 @@ def arrange(
         active=np.asarray(blocks, np.int32),
     )
     one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
-    return Inputs(jax.device_put(problem), class_mass == 0, start, one_hot, n, q)
+    return Inputs(jax.device_put(problem), class_mass == 0, start, one_hot, largest > _WIDE, n, q)
 
 
 def _rounded_up(n: int) -> int:
@@ -119,8 +130,8 @@ def _is_sparse(x: Any) -> bool:
     return hasattr(x, "tocsr")
 
 
-def checked_x(x: Any) -> tuple[Any, int, int]:
-    """Features as CSR, a JAX array where they were one, or NumPy; and n and d."""
+def checked_x(x: Any) -> tuple[Any, float]:
+    """Features as CSR, a JAX array where they were one, or NumPy; and the largest in size."""
     if _is_sparse(x):
         x = x.tocsr()
     elif not isinstance(x, jax.Array):
@@ -132,16 +143,28 @@ def checked_x(x: Any) -> tuple[Any, int, int]:
     if not is_real(x):
         raise ValueError(f"x: type {x.dtype}; expected real numbers")
     if _is_sparse(x):
-        refuse_not_finite(x.data[:, None], "x, stored values")
+        largest = _largest(x.data, np)
+        if not np.isfinite(largest):
+            refuse_not_finite(x.data[:, None], "x, stored values")
     elif isinstance(x, jax.Array) and x.devices() != set(jax.devices("cpu")[:1]):
         # Looked at where it lies, as it may be large.
-        if not bool(jnp.isfinite(x).all()):
+        largest = _largest(x, jnp)
+        if not np.isfinite(largest):
             raise ValueError(
                 "x: there are NaN or infinite values; drop these rows or fill the gaps"
             )
     else:
-        refuse_not_finite(np.asarray(x), "x")
-    return x, *x.shape
+        largest = _largest(np.asarray(x), np)
+        if not np.isfinite(largest):
+            refuse_not_finite(np.asarray(x), "x")
+    return x, largest
+
+
+def _largest(a: Any, numpy: Any) -> float:
+    """In size; NaN if there is one."""
+    if a.size == 0:
+        return 0.0
+    return float(np.maximum(np.abs(float(numpy.min(a))), np.abs(float(numpy.max(a)))))
 
 
 def number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
@@ -183,8 +206,12 @@ def checked_weights(
         )
     if class_weight is not None:
         weights = weights * _class_weights(class_weight, y, weights, q)
-    if not (weights.sum(axis=1) > 0).all():
+    with np.errstate(over="ignore"):
+        total = weights.sum(axis=1)
+    if not (total > 0).all():
         raise ValueError("sample_weight: the total weight is zero; give some row a positive weight")
+    if not np.isfinite(total).all():
+        raise ValueError("sample_weight: the total weight is infinite; give smaller ones")
     return weights
 
 
@@ -198,6 +225,8 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
         with np.errstate(divide="ignore"):
             factors = np.where(mass > 0, mass.sum(axis=1, keepdims=True) / (present * mass), 0)
     else:
+        if isinstance(class_weight, Mapping):
+            class_weight = [class_weight.get(c, 1.0) for c in range(q)]
         factors = np.asarray(class_weight, np.float64)[None]
         if factors.shape != (1, q) or not (np.isfinite(factors) & (factors >= 0)).all():
             raise ValueError(

@@ -180,18 +180,19 @@ def _of_lane(array: jax.Array, lane: np.ndarray, axis: int) -> jax.Array:
 
 
 def solve(
-    inputs: Inputs, works: Sequence[Work], method: Method, options: Options
+    inputs: Inputs, works: Sequence[Work], method: Method, options: Options, solved_before: int
 ) -> dict[tuple[int, ...], Solution]:
     """Solutions by place. Strong penalties first: each goes on from where a stronger one stands."""
     queues: dict[int, collections.deque[Work]] = {}
     for order, work in enumerate(sorted(works, key=lambda work: (-work.l1, -work.l2))):
         work.order = order
         queues.setdefault(work.weighting, collections.deque()).append(work)
-    dtype: Any = np.float32
+    dtype: Any = np.float64 if inputs.is_wide else np.float32
     if inputs.n * inputs.problem.d * inputs.q <= SMALL:
         dtype = np.float64
         if method is QUASI_NEWTON:
-            method = method._replace(patience=RENEWAL[True])
+            if _preconditioner.rank(inputs.problem.d, inputs.q) == inputs.problem.d:
+                method = method._replace(patience=RENEWAL[True])
             for work in works:
                 if work.l2 > 0:
                     work.target = min(work.target, ROUNDING)
@@ -204,7 +205,9 @@ def solve(
         lanes = [queues[m] for m in weightings[first : first + width]]
         if len(lanes) == 1:  # the lanes draw from one queue
             lanes = lanes * min(options.lanes if method.lanes > 1 else 1, len(lanes[0]))
-        solved |= _run(inputs, lanes, dtype, method, inputs.initial, options, len(solved))
+        solved |= _run(
+            inputs, lanes, dtype, method, inputs.initial, options, solved_before + len(solved)
+        )
     return solved
 
 
@@ -236,10 +239,12 @@ def _run(
     if initial is not None:
         theta[:] = initial
         theta[..., 0] += theta[..., 1:] @ mean
-    theta[inputs.absent[[work.weighting for work in latest]], 0] = NEVER
+    absent = inputs.absent[[work.weighting for work in latest]]
+    theta[absent] = 0
+    theta[absent, 0] = NEVER
     begin: Any = theta.astype(dtype)
     if initial is None:
-        begin = _warm_up(problem, basis, z, begin, latest, method, options)
+        begin = _warm_up(problem, basis, z, begin, latest, method, options, solved_before)
     state = _started(problem, basis, z, begin, method, options)
 
     for first in latest:
@@ -250,7 +255,7 @@ def _run(
     age = np.full(len(lanes), RENEWAL[is_exact])
     while any(work is not None for work in lanes):
         spent = max(work.passes for work in lanes if work is not None)
-        passes_left = max(math.ceil(options.max_passes - spent), 1)
+        passes_left = max(math.ceil(min(options.max_passes - spent, ROUND)), 1)
         renew = (age >= RENEWAL[is_exact]) & [work is not None for work in lanes]
         state, steps = method.advance(
             problem,
@@ -265,11 +270,20 @@ def _run(
         )
         done, steps = _look(lanes, state, steps, 1.0, options, solved_before + len(solved))
         age = np.where(renew, 0, age) + steps
+        handed_over: set[int] = set()
         for i, work in enumerate(lanes):
-            if work is None or not _deserves_a_look(work, done[i], method, options):
+            if work is None:
+                continue
+            lane, weighting = np.asarray(i), np.asarray(weightings.index(work.weighting))
+            separated = (
+                work.l2 == work.l1 == 0
+                and inputs.one_hot
+                and float(_margin(exact, state, lane, weighting)) > 0
+            )
+            stuck = work.idle_steps >= method.patience
+            if not (done[i] or stuck or separated or work.passes >= options.max_passes):
                 continue
             work.passes += 1
-            lane, weighting = np.asarray(i), np.asarray(weightings.index(work.weighting))
             certificate = jax.device_get(
                 _certify(
                     _with_strengths(exact, [work], np.float64),
@@ -279,11 +293,6 @@ def _run(
                     grouped=options.grouped,
                     with_dual=method.with_scores,
                 )
-            )
-            separated = (
-                work.l2 == work.l1 == 0
-                and inputs.one_hot
-                and float(_margin(exact, state, lane, weighting)) > 0
             )
             verdict = _verdict(certificate, work, bool(done[i]), separated, method, options)
             if verdict is None:
@@ -300,7 +309,8 @@ def _run(
                 state = method.forget(state, lane)
                 continue
             if verdict == (NOT_CERTIFIED, _EXHAUSTED) and dtype == np.float32:
-                at = _in_users_terms(np.asarray(certificate.theta[0]), mean)
+                at: Any = _in_users_terms(np.asarray(certificate.theta[0]), mean)
+                at = at if np.isfinite(at).all() else np.zeros_like(at)
                 work.lowest, work.least = math.inf, math.inf
                 work.idle_steps, work.restarted = 0, False
                 solved |= _run(
@@ -317,9 +327,14 @@ def _run(
                 solved[work.place] = _solution(certificate, work, mean, absent, verdict)
             lanes[i] = None
             if queues[i]:
+                # From the nearest in strength, which is the one that was begun last.
+                near = [
+                    j for j in range(len(lanes)) if queues[j] is queues[i] and j not in handed_over
+                ]
+                source = max(near, key=lambda j: latest[j].order)
                 lanes[i] = latest[i] = queues[i].popleft()
-                others = [j for j in range(len(lanes)) if j != i and queues[j] is queues[i]]
-                source = max(others, key=lambda j: latest[j].order, default=i)
+                handed_over.add(i)
+                done[i] = False
                 l2 = np.asarray(problem.l2[source])
                 problem = _with_strengths(problem, latest, dtype)
                 state = method.hand_over(problem, state, lane, np.asarray(source), l2)
@@ -362,6 +377,7 @@ def _warm_up(
     works: Sequence[Work],
     method: Method,
     options: Options,
+    solved_before: int,
 ) -> Any:
     """Roughly solves a sixteenth and then a quarter of the rows.
 
@@ -388,7 +404,9 @@ def _warm_up(
             stop_at_first=np.bool_(False),
             grouped=options.grouped,
         )
-        _look(works, state, steps, 1 / ratio, options, 0)
+        for work in works:
+            work.passes += 1 / ratio  # the first one
+        _look(works, state, steps, 1 / ratio, options, solved_before)
         theta = state.theta
     for work in works:
         work.lowest, work.least, work.idle_steps = math.inf, math.inf, 0
@@ -427,11 +445,6 @@ def _look(
     return np.array(done), taken
 
 
-def _deserves_a_look(work: Work, done: bool, method: Method, options: Options) -> bool:
-    stuck = work.idle_steps >= method.patience
-    return done or stuck or work.passes >= options.max_passes or work.l2 == work.l1 == 0
-
-
 def _verdict(
     certificate: Certificate,
     work: Work,
@@ -444,13 +457,14 @@ def _verdict(
     if work.l2 == work.l1 == 0:
         if separated:
             return AT_INFINITY, _SEPARATED
-        if done:
+        if work.gap <= work.target * work.value:
             return NOT_CERTIFIED, _UNBOUNDED
     elif certificate.gap[0] <= options.tol * certificate.value[0]:
         return CERTIFIED, ""
     if work.passes >= options.max_passes:
         return NOT_CERTIFIED, f"max_passes = {options.max_passes:g} are used up"
-    if work.idle_steps >= method.patience or (done and not work.gap <= work.target * work.value):
+    promises = work.target > 0 and work.gap <= work.target * work.value
+    if work.idle_steps >= method.patience or (done and not promises):
         return NOT_CERTIFIED, _EXHAUSTED
     return None
 

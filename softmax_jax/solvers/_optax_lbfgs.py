@@ -83,7 +83,12 @@ def advance(
         updates, optimizer = _OPTIMIZER.update(
             gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
         )
-        theta = jnp.where(done[0], state.theta, state.theta + updates)
+        # What is done stays as it is, also where it is taken up again later.
+        theta, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(done[0], old, new),
+            (state.theta + updates, optimizer),
+            (state.theta, state.optimizer),
+        )
         tries = optax.tree.get(optimizer, "info").num_linesearch_steps
         state = State(theta, value[None], gap, done, optimizer)
         return state, passes + tries.astype(passes.dtype)

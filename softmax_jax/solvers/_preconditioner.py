@@ -86,6 +86,7 @@ def center_and_basis(problem: Problem, blocks: int) -> tuple[Problem, Basis]:
     total, mass = _problem.over_blocks(
         problem, add_mean, (jnp.zeros(d, dtype), jnp.zeros((), dtype))
     )
+    mass = jnp.where(mass > 0, mass, 1)
     mean = total / mass
     centered = whole._replace(shift=whole.shift - mean)
 
@@ -149,9 +150,11 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
     blocks, q, rows = logits.shape
     dtype = logits.dtype
     p = jax.nn.softmax(logits, axis=1)
-    s = weights / jnp.sum(weights)
-    share = s * (1 - jnp.einsum("q,jqr->jr", jnp.ones(q, dtype), p * p))
-    share = jnp.maximum(share, 0) + 1e-3 * jnp.mean(share) * s + 1e-30 * (s > 0)
+    tiny = jnp.finfo(dtype).tiny
+    s = weights / jnp.maximum(jnp.sum(weights), tiny)
+    share = jnp.maximum(s * (1 - jnp.einsum("q,jqr->jr", jnp.ones(q, dtype), p * p)), 0)
+    # No row counts a thousand times what it has a right to, though its prediction be certain.
+    share = share + 1e-3 * jnp.sum(share) * s + 1e-30 * (s > 0)
     if blocks * rows > SAMPLE:
         # A systematic sample: as good as drawn at random, and the same each time.
         cumulated = jnp.cumsum(share.reshape(-1))
@@ -162,7 +165,7 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
         drawn = jnp.arange(blocks * rows)
     block, row = jnp.divmod(drawn, rows)
     z, p, s = z[block, row], p[block, :, row], s[block, row]
-    s = s / jnp.sum(s)
+    s = s / jnp.maximum(jnp.sum(s), tiny)
 
     k1 = z.shape[1]
     sp = s[:, None] * p
@@ -179,12 +182,15 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
 
 
 def _inverse(h: jax.Array, ridge: jax.Array) -> jax.Array:
-    """Of ``h`` with at least ``ridge`` added, and more until rounding leaves it definite."""
+    """Of ``h`` with at least ``ridge`` added, and more until rounding leaves it definite.
+
+    Zero, so that nothing moves, if there is no such number, as ``h`` is not finite.
+    """
     largest = jnp.max(jnp.diagonal(h)) + jnp.finfo(h.dtype).tiny
 
     def failed(carry):
-        factor, _ = carry
-        return ~jnp.all(jnp.isfinite(factor))
+        factor, share = carry
+        return ~jnp.all(jnp.isfinite(factor)) & (share < 1e3)
 
     def try_more(carry):
         _, share = carry
@@ -195,7 +201,7 @@ def _inverse(h: jax.Array, ridge: jax.Array) -> jax.Array:
     factor, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
     identity = jnp.eye(len(h), dtype=h.dtype)
     root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-    return root.T @ root
+    return jnp.where(jnp.all(jnp.isfinite(root)), root.T @ root, 0)
 
 
 def _block_diagonal(blocks: jax.Array) -> jax.Array:
@@ -217,7 +223,10 @@ def apply(pre: Preconditioner, basis: Basis, l2: jax.Array, g: jax.Array) -> jax
     def kronecker(a, variances):
         a = jnp.einsum("kij,kic->kjc", pre.class_vectors, a)
         h = pre.class_values[:, :, None] * variances[None, None, :] + l2[:, None, None]
-        return jnp.einsum("kij,kjc->kic", pre.class_vectors, a / (h + 1e-20))
+        # Along adding the same to all classes h is zero but for l2, and what is there is rounding.
+        eps, tiny = jnp.finfo(h.dtype).eps, jnp.finfo(h.dtype).tiny
+        h = jnp.maximum(h, 10 * eps * jnp.max(h, axis=(1, 2), keepdims=True, initial=0) + tiny)
+        return jnp.einsum("kij,kjc->kic", pre.class_vectors, a / h)
 
     tail = kronecker(t[..., k1 - 1 :], basis.variances[k1 - 1 :])
     w = jnp.concatenate([head[..., 1:], tail], axis=-1) @ u.T

@@ -139,9 +139,10 @@ def weights(problem: Problem, j: jax.Array, mass: jax.Array) -> jax.Array:
 
 
 def mass(problem: Problem) -> jax.Array:
-    """``[1 or k]``: the weight of all active rows."""
+    """``[1 or k]``: the weight of all active rows; 1 if they have none."""
     is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
-    return jnp.einsum("jkr,j->k", problem.weights, is_active)
+    total = jnp.einsum("jkr,j->k", problem.weights, is_active, precision="highest")
+    return jnp.where(total > 0, total, 1)
 
 
 def linear(problem: Problem, theta: jax.Array) -> jax.Array:

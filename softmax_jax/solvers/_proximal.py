@@ -132,12 +132,11 @@ def _step(
     theta = _prox(y - g / strength, l2, l1, strength, grouped)
     move = theta - y
     ahead = _problem.linear(problem, move)
-    size = dot(move, move * jnp.broadcast_to(metric[None, None, :], move.shape))
+    scaled = move * jnp.broadcast_to(metric[None, None, :], move.shape)
+    size = dot(move, scaled)
     bend = _bend(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
     accepted = (bend <= state.curvature) & ~state.done
-    uphill = (
-        dot(-move * jnp.broadcast_to(metric[None, None, :], move.shape), theta - state.theta) > 0
-    )
+    uphill = dot(scaled, theta - state.theta) < 0
 
     def choose(new, old):
         return jnp.where(jnp.expand_dims(accepted, tuple(range(1, old.ndim))), new, old)
@@ -147,11 +146,9 @@ def _step(
 
     finished = gap <= target * value
     return State(
-        theta=choose(jnp.where(wide(finished), y, theta), state.theta),
+        theta=choose(theta, state.theta),
         previous=choose(state.theta, state.previous),
-        logits=choose_logits(
-            jnp.where(finished[None, :, None, None], y_logits, y_logits + ahead), state.logits
-        ),
+        logits=choose_logits(y_logits + ahead, state.logits),
         previous_logits=choose_logits(state.logits, state.previous_logits),
         value=jnp.where(state.done, state.value, value),
         gap=jnp.where(state.done, state.gap, gap),
@@ -161,7 +158,7 @@ def _step(
             jnp.where(state.done, state.curvature, jnp.maximum(2 * state.curvature, 1.1 * bend)),
         ),
         momentum=jnp.where(accepted, jnp.where(uphill, 1, t), state.momentum),
-        done=state.done | finished,
+        done=state.done | (finished & accepted),
     )
 
 

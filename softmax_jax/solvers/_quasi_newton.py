@@ -208,6 +208,11 @@ def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> St
     along = jnp.where(is_first, 0, dot(move, change))
     usable = along > 0
     gap, dual = _bound(problem, theta, loss, here, state.dual, decrement)
+
+    def pushed(new, memory):
+        kept = jnp.reshape(state.done, (1, -1) + (1,) * (memory.ndim - 2))
+        return jnp.where(kept, memory, jnp.concatenate([new[None], memory[:-1]]))
+
     return state._replace(
         theta=theta,
         gradient=gradient,
@@ -216,12 +221,10 @@ def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> St
         dual=dual,
         logits=logits,
         is_led=jnp.zeros_like(state.is_led),
-        step=jnp.where(t > 0, t, state.step),
-        moves=jnp.concatenate([move[None], state.moves[:-1]]),
-        changes=jnp.concatenate([change[None], state.changes[:-1]]),
-        curvature=jnp.concatenate(
-            [jnp.where(usable, 1 / jnp.where(usable, along, 1), 0)[None], state.curvature[:-1]]
-        ),
+        step=jnp.where((t > 0) & ~state.is_led, t, state.step),
+        moves=pushed(move, state.moves),
+        changes=pushed(change, state.changes),
+        curvature=pushed(jnp.where(usable, 1 / jnp.where(usable, along, 1), 0), state.curvature),
         done=state.done | (gap <= target * value) | ((t == 0) & ~state.is_led),
     )
 

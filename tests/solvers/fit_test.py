@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+import scipy.special
 from sklearn.datasets import load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 
@@ -232,9 +233,85 @@ def test_without_a_penalty_nothing_is_certified(iris):
 
 def test_a_falling_objective_is_progress_though_the_gap_does_not_fall():
     rng = np.random.default_rng(0)
-    rng.normal(size=(40, 60)), rng.integers(3, size=40)
-    x, y = rng.normal(size=(60, 20)), rng.integers(5, size=60)
+    sizes = ((40, 60, 3), (60, 20, 5))
+    _, (x, y) = [(rng.normal(size=(n, d)), rng.integers(q, size=n)) for n, d, q in sizes]
     assert solvers.fit(x, y, l2=1e-8).status == solvers.CERTIFIED
+
+
+def noise(n, d, q):
+    """Labels that have nothing to do with the features, so that no penalty is needed."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, d)), rng.integers(q, size=n)
+
+
+def test_without_a_penalty_on_one_of_several_lanes():
+    x, y = noise(300, 4, 3)
+    weights = np.stack([np.arange(300) % 3 != i for i in range(3)]).astype(float)
+    paths = solvers.fit_path(x, y, l2=[1e-2, 0.0], sample_weight=weights, tol=1e-6)
+    for i in range(3):
+        for j, l2 in enumerate((1e-2, 0.0)):
+            alone = solvers.fit(x, y, l2=l2, sample_weight=weights[i], tol=1e-6)
+            assert alone.status == paths.status[i, j]
+            assert paths.objective[i, j] == pytest.approx(alone.objective, rel=2e-6)
+    assert (paths.objective[:, 1] < paths.objective[:, 0]).all()
+
+
+def test_without_a_penalty_and_with_many_features(monkeypatch):
+    x, y = noise(2000, 300, 3)
+    least = scipy.optimize.minimize(
+        lambda theta: losses_in_numpy(theta, x, y, 3),
+        np.zeros(301 * 3),
+        jac=True,
+        method="L-BFGS-B",
+    ).fun
+    monkeypatch.setattr(solvers._lanes, "SMALL", 0)
+    solution = solvers.fit(x, y, l2=0.0, tol=1e-5)
+    assert solution.objective == pytest.approx(least, rel=1e-5)
+
+
+def losses_in_numpy(theta, x, y, q):
+    """The mean loss and its gradient."""
+    theta = theta.reshape(q, -1)
+    o = x @ theta[:, 1:].T + theta[:, 0]
+    p = scipy.special.softmax(o, axis=1)
+    loss = np.mean(scipy.special.logsumexp(o, axis=1) - o[np.arange(len(y)), y])
+    r = (p - np.eye(q)[y]) / len(y)
+    return loss, np.concatenate([r.sum(0)[:, None], r.T @ x], axis=1).ravel()
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_rows_without_weight_are_as_if_they_were_not_there(digits, monkeypatch, small):
+    if not small:
+        monkeypatch.setattr(solvers._lanes, "SMALL", 0)
+    x, y = digits
+    weights = np.zeros((2, len(x)))
+    weights[0, -40:] = 1
+    weights[1, 100:180] = 1e300
+    both = solvers.fit_path(x, y, l2=1e-2, scale=1 / 16, sample_weight=weights, block_size=64)
+    for i, rows in enumerate((slice(-40, None), slice(100, 180))):
+        alone = solvers.fit(x[rows], y[rows], l2=1e-2, scale=1 / 16, num_classes=10)
+        assert both.status[i] == alone.status == solvers.CERTIFIED
+        assert both.objective[i] == pytest.approx(alone.objective, rel=2e-4)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5])
+@pytest.mark.parametrize("method", METHODS)
+def test_offsets_however_large_are_made_up_for_by_the_bias(size, method):
+    x, y = np.array([[1.0], [-1.0], [1.0], [-1.0]]), np.array([0, 0, 1, 1])
+    offset = np.tile([0.0, size], (4, 1))
+    solution = solvers.fit(x, y, l2=1.0, offset=offset, tol=1e-2, method=method)
+    assert solution.objective - solution.gap <= np.log(2) * (1 + 1e-12)
+    assert solution.status == solvers.CERTIFIED
+    assert solution.objective == pytest.approx(np.log(2), rel=1e-9)
+
+
+def test_features_too_large_for_float32(digits, monkeypatch):
+    monkeypatch.setattr(solvers._lanes, "SMALL", 0)
+    x, y = digits
+    x = x.astype(float) / 16
+    x[:, 0] = 1e25 * np.arange(len(x))
+    solution = solvers.fit(x, y, l2=1e-2)
+    assert np.log(10) > solution.objective > solution.objective - solution.gap >= 0
 
 
 def test_passes_that_run_out_are_said_to(digits):
@@ -268,10 +345,11 @@ def test_the_second_fit_of_the_same_shapes_compiles_nothing(iris, count_compilat
 def test_progress_and_history(digits):
     x, y = digits
     seen = []
-    path = solvers.fit_path(x, y, l2=[1e-2, 1e-4], scale=1 / 16, callback=seen.append)
-    assert seen
-    assert all(p.problems == 2 and 0 <= p.solved <= 2 for p in seen)
+    path = solvers.fit_path(x, y, l2=[1e-2, 1e-4], l1=[0, 1e-3], scale=1 / 16, callback=seen.append)
+    assert {p.solved for p in seen} == {0, 1}
+    assert all(p.problems == 2 for p in seen)
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(seen))
+    assert all(a.solved <= b.solved for a, b in itertools.pairwise(seen))
     for at in range(2):
         history = path.history[at]
         assert len({len(column) for column in history}) == 1
@@ -302,6 +380,7 @@ NAN_AT_3_1 = np.where(np.arange(8).reshape(4, 2) == 7, np.nan, 1.0)
         (dict(sample_weight=np.array([1, 1, -2, 1.0])), "row 2 has weight -2"),
         (dict(sample_weight=np.array([1, 1, np.nan, 1.0])), "row 2 has weight nan"),
         (dict(sample_weight=np.zeros(4)), "total weight is zero"),
+        (dict(sample_weight=np.full(4, 1e308)), "total weight is infinite"),
         (dict(sample_weight=np.ones(3)), r"expected \[4\]"),
         (dict(class_weight="equal"), "'balanced'"),
         (dict(class_weight=[1.0]), "one a class"),
@@ -313,6 +392,8 @@ NAN_AT_3_1 = np.where(np.arange(8).reshape(4, 2) == 7, np.nan, 1.0)
         (dict(l2=np.nan), "l2: nan"),
         (dict(l1=-1.0), "l1: -1.0"),
         (dict(tol=0.0), "tol: 0.0"),
+        (dict(max_passes=0), "max_passes: 0"),
+        (dict(max_passes=np.nan), "max_passes: nan"),
         (dict(block_size=0), "block_size: 0"),
         (dict(lanes=0), "lanes: 0"),
         (dict(method="newton"), "quasi-newton, lbfgs"),
