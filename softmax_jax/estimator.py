@@ -166,8 +166,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 class SoftmaxRegressionCV(SoftmaxRegression):
     """Softmax regression whose strengths are chosen by cross-validation.
 
-    All fits, of every strength to the rows of every fold and to all rows, share their passes over
-    the data; see `softmax_jax.solvers.cross_validate`.
+    The fits to the rows of every fold and to all rows share their passes over the data, up to four
+    at a time; see `softmax_jax.solvers.cross_validate`.
 
     Args:
       l2: strengths to choose from.
