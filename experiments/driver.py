@@ -1,15 +1,21 @@
-"""What the drivers share: the command line, the start of a run, and files written whole."""
+"""What the drivers share: the command line, the folder of a run, and files written whole."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import filelock
+import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,6 +26,14 @@ from softmax_jax.training import Batch
 
 # So that --help counts the flags as the script's own.
 flags.disclaim_key_flags()
+
+
+class Interrupted(Exception):
+    """By a signal, after which all that is needed to go on was saved."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
 
 
 def run(
@@ -60,27 +74,76 @@ def run(
             if traceback.value:
                 raise
             sys.exit(f"error: {e}")
+        except jax.errors.JaxRuntimeError as e:
+            if traceback.value or "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            line = str(e).splitlines()[0]
+            sys.exit(f"error: {line}; a smaller config.sweep.memory or batch_size needs less")
         except KeyboardInterrupt:
             sys.exit(f"interrupted; what there is so far is in {folder}")
+        except Interrupted as e:
+            again = sys.argv if workdir.value else [*sys.argv, f"--workdir={folder}"]
+            command = shlex.join([pathlib.Path(sys.executable).name, *again])
+            print(f"stopped by {e}; to go on: {command}", file=sys.stderr)
+            sys.exit(e.exit_code)
         print(report(results))
         print(f"\nresults in {folder}")
 
-    logging.set_verbosity(logging.WARNING)
+    # Of a write that fails, orbax logs tracebacks, and its other writers print that their event
+    # loop is gone; the error itself comes here.
+    logging.set_verbosity(logging.FATAL)
+    sys.excepthook = print_unless_loop_is_closed
     app.run(main, flags_parser=partial(settings.parse_flags, default=default))
 
 
 def start(config: settings.Train | settings.Fit, workdir: pathlib.Path) -> data.Dataset:
     """Loads the data of a run, says what they are, and makes its folder with config.json."""
     refuse_earlier_run(workdir)
-    dataset = data.load(config.data.name, folder=config.data.folder, data_dir=config.data.data_dir)
-    num_train, num_features = dataset.train.x.shape
-    print(
-        f"{config.data.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
-        f"{num_features} features, {len(dataset.class_names)} classes"
-    )
+    dataset = load(config.data)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here
         file.write(to_json(dataclasses.asdict(config)))
+    return dataset
+
+
+@contextlib.contextmanager
+def claimed(config: settings.Train, workdir: pathlib.Path) -> Iterator[None]:
+    """The folder with config.json, for this process alone; a run of it may have been here before.
+
+    Raises:
+      ValueError: if the folder holds a run of another config: says what differs.
+      OSError: if another process is at work in the folder, or nothing can be written there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as e:
+        raise OSError(
+            f"another run is at work in {workdir}: wait for it, or give another --workdir"
+        ) from e
+    try:
+        refuse_another_config(config, workdir)
+        write_atomically(workdir / "config.json", to_json(dataclasses.asdict(config)))
+        yield
+    finally:
+        lock.release()
+
+
+def print_unless_loop_is_closed(kind: Any, error: BaseException, trace: Any) -> None:
+    """For `sys.excepthook`."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
+
+
+def load(source: settings.Data) -> data.Dataset:
+    """The data set, with a line that says what it is."""
+    dataset = data.load(source.name, folder=source.folder, data_dir=source.data_dir)
+    num_train, num_features = dataset.train.x.shape
+    print(
+        f"{source.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
+        f"{num_features} features, {len(dataset.class_names)} classes"
+    )
     return dataset
 
 
@@ -93,10 +156,71 @@ def batches(dataset: data.Dataset) -> tuple[Batch, Batch]:
     return train, test
 
 
-def refuse_earlier_run(workdir: pathlib.Path) -> None:
-    """Early, before the data are loaded."""
+@contextlib.contextmanager
+def signals_noted() -> Iterator[Callable[[], int]]:
+    """Ctrl-C and SIGTERM end nothing at first; the function tells which came, or 0.
+
+    The second one ends the process, as usual.
+    """
+    came = 0
+    usual: dict[int, Any] = {}
+
+    def note(number, frame):
+        nonlocal came
+        came = number
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        usual = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came
+    finally:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+
+def refuse_another_config(config: settings.Train, workdir: pathlib.Path) -> None:
+    """If the folder holds a run of one."""
+    refuse_a_file(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        there = flat(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as e:
+        raise ValueError(f"{path} cannot be read ({e}): give another --workdir") from e
+    here = flat(json.loads(to_json(dataclasses.asdict(config))))
+    different = [
+        f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+    if different:
+        lines = "\n".join(different)
+        raise ValueError(
+            f"{workdir} holds a run of another config; give another --workdir, or the same "
+            f"settings for it to go on:\n{lines}"
+        )
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as ``outer.inner``."""
+    items: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        items |= flat(item, f"{name}.") if isinstance(item, Mapping) else {name: item}
+    return items
+
+
+def refuse_a_file(workdir: pathlib.Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
+
+
+def refuse_earlier_run(workdir: pathlib.Path) -> None:
+    """Early, before the data are loaded."""
+    refuse_a_file(workdir)
     if (workdir / "config.json").exists():
         raise FileExistsError(
             f"{workdir} already holds a run: give another --workdir, or remove it"

@@ -6,19 +6,20 @@ that ``--config.key=value`` can change any; `from_config` turns that back into t
 
 import dataclasses
 import difflib
+import itertools
 import math
 import pathlib
 import sys
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-OPTIMIZERS = ("sgd", "momentum", "adam")
-SCHEDULES = ("constant", "cosine")
+import durations
+import optimizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,32 +32,115 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What the members of a sweep differ in; where it is empty, all have the value of the run."""
+
+    learning_rate: tuple[float, ...] = ()
+    l2: tuple[float, ...] = ()
+    label_smoothing: tuple[float, ...] = ()
+    init_seed: tuple[int, ...] = ()
+    """Of the initial parameters."""
+    order_seed: tuple[int, ...] = ()
+    """Of the order of the examples; members that share it are trained faster."""
+    mode: str = "product"
+    """``product``: a member for each combination; ``zip``: the first values, the second, ..."""
+    memory: float = 2.0
+    """GiB for the members that are trained at once; if it is too little, they go in groups."""
+
+    def __post_init__(self):
+        _require_choice("sweep.mode", self.mode, ("product", "zip"))
+        _require(0 < self.memory < math.inf, "sweep.memory", self.memory, "positive and finite")
+        values = {key: getattr(self, key) for key in Member._fields}
+        for key, some in values.items():
+            differ = len(set(some)) == len(some) or self.mode == "zip"
+            _require(differ, f"sweep.{key}", some, "of numbers that differ")
+        lengths = {key: len(some) for key, some in values.items() if some}
+        if self.mode == "zip" and len(set(lengths.values())) > 1:
+            raise ValueError(f"config.sweep: to zip them, give equally many of each: {lengths}")
+
+
+class Member(NamedTuple):
+    """One run of a sweep, or the only one."""
+
+    learning_rate: float
+    l2: float
+    label_smoothing: float
+    init_seed: int
+    order_seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """Settings of `experiments/train.py`."""
 
     data: Data = dataclasses.field(default_factory=Data)
     seed: int = 0
-    epochs: int = 30
+    """Of the initial parameters and of the order of the examples."""
+    duration: str = "30 epochs"
+    """In epochs, steps or examples, as all durations are; those below may also be like ``10%``."""
     batch_size: int = 256
     optimizer: str = "sgd"
+    """One of `optimizers.OPTIMIZERS`, as in ``adam`` or ``adamw(weight_decay=1e-4)``."""
     learning_rate: float = 0.1
     schedule: str = "constant"
-    """``constant``, or ``cosine`` from the learning rate to zero over the run."""
+    """One of `optimizers.SCHEDULES`, as in ``cosine`` or ``warmup_cosine(warmup_steps="5%")``."""
     l2: float = 0.0
     label_smoothing: float = 0.0
+    evaluate_every: str = "1 epoch"
+    save_every: str = "30 seconds"
+    """For a run that is killed to go on from."""
+    keep_last: int = 2
+    keep_best: int = 1
+    """How many checkpoints stay: the latest, and those with the lowest test loss."""
+    sweep: Sweep = dataclasses.field(default_factory=Sweep)
 
     def __post_init__(self):
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 or more and below 2**32")
-        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        rate = self.learning_rate
-        _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
-        _require(0 <= self.l2 < 1e30, "l2", self.l2, "0 or more, and below 1e30")
-        _require(
-            0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
-        )
-        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _require_choice("schedule", self.schedule, SCHEDULES)
+        _require(self.keep_last >= 1, "keep_last", self.keep_last, "1 or more")
+        _require(self.keep_best >= 0, "keep_best", self.keep_best, "0 or more")
+        for key, others in (
+            ("duration", ()),
+            ("evaluate_every", ("%",)),
+            ("save_every", ("%", "seconds")),
+        ):
+            value = getattr(self, key)
+            try:
+                number, unit = durations.parse(value)
+            except ValueError as e:
+                raise ValueError(f"config.{key}: {e}") from e
+            allowed = ("steps", "epochs", "examples", *others)
+            _require(
+                number > 0 and unit in allowed, key, value, f"positive, in {', '.join(allowed)}"
+            )
+        optimizers.parse("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+        optimizers.parse("schedule", self.schedule, optimizers.SCHEDULES)
+        for sweep in (Sweep(), self.sweep):
+            for member in members(self, sweep):
+                _check_member(member)
+
+
+def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
+    """The runs of a sweep, by default that of the config; one, if nothing is swept."""
+    sweep = config.sweep if sweep is None else sweep
+    own = Member(config.learning_rate, config.l2, config.label_smoothing, config.seed, config.seed)
+    axes = [getattr(sweep, key) for key in Member._fields]
+    if sweep.mode == "product":
+        filled = [values or (value,) for values, value in zip(axes, own, strict=True)]
+        return [Member(*values) for values in itertools.product(*filled)]
+    number = max(map(len, axes)) or 1
+    filled = [values or (value,) * number for values, value in zip(axes, own, strict=True)]
+    return [Member(*values) for values in zip(*filled, strict=True)]
+
+
+def _check_member(member: Member) -> None:
+    for key in ("init_seed", "order_seed"):
+        seed = getattr(member, key)
+        _require(0 <= seed < 2**32, "seed", seed, "0 or more and below 2**32")
+    rate = member.learning_rate
+    _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
+    _require(0 <= member.l2 < 1e30, "l2", member.l2, "0 or more, and below 1e30")
+    smoothing = member.label_smoothing
+    _require(0 <= smoothing < 1, "label_smoothing", smoothing, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,157 +1,461 @@
-r"""Trains softmax regression from a config and reports what came of it.
+r"""Trains softmax regression from a config, alone or as a sweep, and reports what came of it.
 
     python experiments/train.py
     python experiments/train.py --config=experiments/configs/fashion_mnist.py \
         --config.data.folder=FOLDER --config.learning_rate=0.05 --workdir=DIR
     python experiments/train.py --config=experiments/configs/digits.py:smoke
+    python experiments/train.py --config.sweep.learning_rate=0.1,0.3,1 --config.sweep.l2=0,1e-4,1e-3
 
-The workdir gets config.json, metrics.jsonl (a row an epoch), summary.json, params.npz (w, b and
-the scale of the features), curves.png and, for images, weights.png.
+The members of a sweep, one for each combination, are trained together in one program. A run that
+was stopped or killed goes on when it is started again on its workdir, and ends as if nothing had
+been.
+
+The workdir gets config.json, metrics.jsonl (a row an evaluation, of each member), event files for
+TensorBoard, checkpoints, params.npz (w, b and the scale of the features), pictures, report.html to
+look at all that, and last summary.json.
 """
 
-import dataclasses
-import io
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
 
 import driver
-import gradcheck
+import durations
+import logs
+import optimizers
+import results
 import settings
-from softmax_jax import data, figures, metrics, model, training
+from softmax_jax import checkpoint, data, metrics, model, training
+from softmax_jax.training import Batch, StepMetrics, TrainState
 
 T = TypeVar("T")
 
 
-def make_optimizer(config: settings.Train, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser that the config names, with its schedule."""
-    rate: optax.ScalarOrSchedule = config.learning_rate
-    if config.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(config.learning_rate, total_steps)
-    if config.optimizer == "adam":
-        return optax.adam(rate)
-    return optax.sgd(rate, momentum=0.9 if config.optimizer == "momentum" else None)
+class Run(NamedTuple):
+    """All that a run is made of."""
+
+    config: settings.Train
+    members: list[settings.Member]
+    """One, if nothing is swept."""
+    dataset: data.Dataset
+    train_data: Batch
+    test_data: Batch
+    optimizer: optax.GradientTransformation
+    total: int
+    """Steps, as are the next three."""
+    epoch: int
+    evaluate: int
+    save: int | None
+    """None if it goes by seconds."""
+    save_seconds: float
+
+    @property
+    def num_classes(self) -> int:
+        """The q of the data set."""
+        return len(self.dataset.class_names)
+
+    @property
+    def shared_order(self) -> bool:
+        """Whether all members see the same examples at the same time."""
+        return len({member.order_seed for member in self.members}) == 1
+
+
+class Programs(NamedTuple):
+    """Compiled, for members of a sweep that are trained at once, or for a run alone."""
+
+    advance: Callable[..., tuple[TrainState, StepMetrics]]
+    measure: Callable[..., metrics.Metrics]
+
+
+class Event(NamedTuple):
+    """Where training stands after some steps; on the device, and not waited for."""
+
+    step: int
+    state: TrainState
+    steps: StepMetrics
+    """Of the epoch; with an axis of members in front if there are several."""
+    taken: slice
+    """Those of its steps that were taken since the last event."""
+    test: metrics.Metrics | None
+    """If it is time to evaluate."""
+    is_save: bool
 
 
 def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
-    """Runs the experiment; returns what it also writes to ``workdir/summary.json``."""
-    dataset = driver.start(config, workdir)
+    """Runs the experiment, or what is left of it; returns what it also writes to summary.json."""
+    driver.refuse_another_config(config, workdir)
+    run = make_run(config, driver.load(config.data))
+    with driver.claimed(config, workdir), driver.signals_noted() as came:
+        path = workdir / "summary.json"
+        if path.exists():
+            print(f"{workdir} is finished already")
+            return json.loads(path.read_text())
+        return run_members(run, workdir, came)
+
+
+def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
+    """Raises ValueError if settings do not go together with the data."""
     train_data, test_data = driver.batches(dataset)
-    num_train, num_features = train_data.x.shape
-    steps_per_epoch = -(-num_train // config.batch_size)
-    optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
-    init_key, order_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, num_features=num_features, num_classes=len(dataset.class_names))
-    state = training.init(params, optimizer, l2=config.l2, label_smoothing=config.label_smoothing)
+    n = len(train_data.x)
+    sizes = {"batch_size": min(config.batch_size, n), "num_examples": n}
+    total = durations.steps(config.duration, **sizes)
 
-    start = time.perf_counter()
-    epoch_program = training.make_epoch(optimizer, batch_size=config.batch_size)
-    run_epoch = epoch_program.lower(order_key, state, train_data).compile()
-    measure = training.measure_blocks.lower(params, test_data).compile()
-    compile_seconds = time.perf_counter() - start
+    def steps_of(text: str) -> int:
+        return durations.steps(text, **sizes, total_steps=total)
 
-    def epochs():
-        """Yields the state after each epoch and its metrics, none of them waited for."""
-        nonlocal state
-        for epoch in range(1, config.epochs + 1):
-            key = jax.random.fold_in(order_key, epoch)
-            state, step_metrics = run_epoch(key, state, train_data)
-            yield epoch, step_metrics, measure(state.params, test_data)
-
-    start = time.perf_counter()
-    rows = []
-    with (
-        (workdir / "metrics.jsonl").open("w") as log,
-        tqdm(total=config.epochs, desc="epochs") as bar,
-    ):
-        # One epoch late, so that the device has the next one to do while this one is written down.
-        for epoch, step_metrics, test_blocks in one_late(epochs()):
-            scores = metrics.summarize(metrics.total(test_blocks))
-            row = {
-                "epoch": epoch,
-                "step": epoch * steps_per_epoch,
-                "train_loss": float(np.average(step_metrics.loss, weights=step_metrics.weight)),
-                "train_accuracy": float(
-                    np.average(step_metrics.accuracy, weights=step_metrics.weight)
-                ),
-                "test_loss": scores["nats"],
-                "test_accuracy": scores["accuracy"],
-                "seconds": time.perf_counter() - start,
-            }
-            if not np.isfinite([row["train_loss"], row["test_loss"]]).all():
-                raise FloatingPointError(
-                    f"the loss is {row['train_loss']} on training and {row['test_loss']} on test "
-                    f"data in epoch {epoch}: training diverged at learning rate "
-                    f"{config.learning_rate} and l2 {config.l2}; try a third of the learning rate"
-                )
-            rows.append(row)
-            print(json.dumps(row, allow_nan=False), file=log, flush=True)
-            bar.set_postfix_str(
-                f"train loss {row['train_loss']:.4f} nats, "
-                f"test accuracy {row['test_accuracy']:.4f}",
-                refresh=False,
-            )
-            bar.update()
-    train_seconds = time.perf_counter() - start
-
-    check = gradcheck.check_model(
-        state.params, test_data, l2=config.l2, label_smoothing=config.label_smoothing
+    seconds, unit = durations.parse(config.save_every)
+    by_clock = unit == "seconds"
+    steps = {
+        "duration": total,
+        "evaluate_every": steps_of(config.evaluate_every),
+        "save_every": 1 if by_clock else steps_of(config.save_every),
+    }
+    for key, number in steps.items():
+        if number < 1:
+            raise ValueError(f"config.{key}={getattr(config, key)!r} is less than a step")
+    return Run(
+        config=config,
+        members=settings.members(config),
+        dataset=dataset,
+        train_data=train_data,
+        test_data=test_data,
+        optimizer=optimizers.make(config.optimizer, config.schedule, steps_of),
+        total=total,
+        epoch=steps_of("1 epoch"),
+        evaluate=steps["evaluate_every"],
+        save=None if by_clock else steps["save_every"],
+        save_seconds=seconds if by_clock else np.inf,
     )
-    summary = {
-        "train": metrics.summarize(training.evaluate(state.params, train_data)),
-        "test": metrics.summarize(training.evaluate(state.params, test_data)),
-        "gradient_check": dataclasses.asdict(check),
+
+
+def run_members(run: Run, workdir: pathlib.Path, came: Callable[[], int]) -> dict[str, Any]:
+    """Trains all members, in groups if they must be, and writes down what came of it."""
+    groups = split(run)
+    if len(groups) > 1:
+        print(
+            f"{len(run.members)} members in groups of up to {len(groups[0])}, as "
+            f"config.sweep.memory={run.config.sweep.memory:g} GiB are not enough for all at once"
+        )
+    compile_seconds = train_seconds = 0.0
+    programs: dict[int, Programs] = {}
+    states: list[TrainState] = []
+    with logs.open_log(workdir, alone=len(run.members) == 1) as log:
+        for number, indices in enumerate(groups):
+            start = time.perf_counter()
+            state = first_state(run, indices)
+            if len(indices) not in programs:
+                programs[len(indices)] = compiled(run, state)
+            compile_seconds += time.perf_counter() - start
+            folder = workdir / "checkpoints" / (str(number) if len(groups) > 1 else "")
+            state, seconds = run_group(
+                run, indices, state, programs[len(indices)], folder, log, came
+            )
+            train_seconds += seconds
+            states += unstacked(state, len(indices))
+    if all(state.diverged >= 0 for state in states):
+        raise FloatingPointError(explain(run, states))
+    timing = {
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
-        "examples_per_second": config.epochs * num_train / train_seconds,
-        "device": jax.devices()[0].device_kind,
+        "examples_per_second": len(states) * examples(run, run.total) / max(train_seconds, 1e-9),
+        "steps": run.total,
     }
-    write_results(workdir, dataset, state.params, rows, summary)
-    return summary
+    return results.write(
+        run.config,
+        workdir,
+        run.dataset,
+        run.train_data,
+        run.test_data,
+        [model.Params(*state.params) for state in states],
+        [int(state.diverged) for state in states],
+        log.rows,
+        timing,
+    )
 
 
-def write_results(
-    workdir: pathlib.Path,
-    dataset: data.Dataset,
-    params: model.Params,
-    rows: Sequence[dict[str, float]],
-    summary: dict[str, Any],
-) -> None:
-    """Writes the parameters, the pictures, and last, to say that the run is whole, the summary."""
-    stream = io.BytesIO()
-    np.savez(stream, w=params.w, b=params.b, scale=dataset.scale)
-    driver.write_atomically(workdir / "params.npz", stream.getvalue())
-    driver.write_atomically(workdir / "curves.png", figures.to_png(figures.learning_curves(rows)))
-    if dataset.image_shape is not None:
-        images = figures.weight_images(params.w, dataset.image_shape, dataset.class_names)
-        driver.write_atomically(workdir / "weights.png", figures.to_png(images))
-    driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
+def split(run: Run) -> list[list[int]]:
+    """Groups of members, as even as can be, that fit ``config.sweep.memory``."""
+    d, q, batch = run.train_data.x.shape[1], run.num_classes, run.config.batch_size
+    params = model.Params(jnp.zeros((d, q)), jnp.zeros(q))
+    state = jax.eval_shape(lambda: training.init(params, run.optimizer))
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    # Old and new state and the gradient; logits of a batch, or of a block of test data, and what
+    # is computed from them; the rows of a batch, where each member has its own.
+    each = 3 * size + 6 * 4 * q * max(batch, training.BLOCK)
+    each += 0 if run.shared_order else 8 * batch * d
+    most = max(int(run.config.sweep.memory * 2**30 / each), 1)
+    number = -(-len(run.members) // most)
+    return [part.tolist() for part in np.array_split(np.arange(len(run.members)), number)]
+
+
+def first_state(run: Run, indices: Sequence[int]) -> TrainState:
+    """Of some members, stacked; of a run alone, as it is."""
+    states = []
+    for i in indices:
+        member = run.members[i]
+        init_key, _ = jax.random.split(jax.random.key(member.init_seed))
+        _, order_key = jax.random.split(jax.random.key(member.order_seed))
+        params = model.init(
+            init_key, num_features=run.train_data.x.shape[1], num_classes=run.num_classes
+        )
+        states.append(
+            training.init(
+                params,
+                run.optimizer,
+                key=order_key,
+                learning_rate=member.learning_rate,
+                l2=member.l2,
+                label_smoothing=member.label_smoothing,
+            )
+        )
+    if len(run.members) == 1:
+        return states[0]
+    return training.stack(states, shared_order=run.shared_order)
+
+
+def compiled(run: Run, state: TrainState) -> Programs:
+    """For states like this one."""
+    batch_size = run.config.batch_size
+    if len(run.members) == 1:
+        epoch = training.make_epoch(run.optimizer, batch_size=batch_size)
+        measure = training.measure_blocks
+    else:
+        epoch = training.make_sweep(
+            run.optimizer, batch_size=batch_size, shared_order=run.shared_order
+        )
+        measure = jax.jit(jax.vmap(training.measure_blocks, in_axes=(0, None)))
+    return Programs(
+        epoch.lower(state, run.train_data, np.int32(0)).compile(),
+        measure.lower(state.params, run.test_data).compile(),
+    )
+
+
+def run_group(
+    run: Run,
+    indices: Sequence[int],
+    state: TrainState,
+    programs: Programs,
+    path: pathlib.Path,
+    log: logs.Log,
+    came: Callable[[], int],
+) -> tuple[TrainState, float]:
+    """Trains some members to their end, from their last checkpoint if there is one.
+
+    Args:
+      run: that they belong to.
+      indices: of the members.
+      state: at step zero.
+      programs: for such states.
+      path: of their checkpoints.
+      log: for their rows.
+      came: the number of the signal that came, or 0.
+
+    Returns:
+      The state, and the seconds of training.
+    """
+    config = run.config
+    with checkpoint.open_folder(
+        path, keep_last=config.keep_last, keep_best=config.keep_best
+    ) as folder:
+        # Of loss and accuracy times weight, and of weight, since the last row.
+        sums = np.zeros((3, len(indices)))
+        step, before, row_seconds = 0, 0.0, 0.0
+        if restored := checkpoint.restore(folder, state):
+            step, state, extra = restored
+            sums = np.array(extra["sums"])
+            before, row_seconds = extra["seconds"], extra["row_seconds"]
+            print(f"going on from step {step:,} of {run.total:,}")
+        log.forget(indices, after_step=step)
+        start = time.perf_counter()
+        saved = step
+
+        def seconds() -> float:
+            return before + time.perf_counter() - start
+
+        def save(event: Event) -> int:
+            log.flush()
+            checkpoint.save(
+                folder,
+                event.step,
+                event.state,
+                extra={"sums": sums.tolist(), "seconds": seconds(), "row_seconds": row_seconds},
+                score=log.lowest_test_loss(len(indices)),
+            )
+            return event.step
+
+        with tqdm(total=run.total, initial=step, unit="step", desc="training") as bar:
+            for event in one_late(advance(run, programs, state, step)):
+                state = event.state
+                sums = added(sums, event)
+                diverged = np.atleast_1d(np.asarray(state.diverged))
+                if event.test is not None:
+                    rows = make_rows(run, event, indices, sums, diverged, seconds(), row_seconds)
+                    row_seconds = rows[0]["seconds"]
+                    sums = np.zeros_like(sums)
+                    log.add(rows)
+                    bar.set_postfix_str(describe(rows), refresh=False)
+                bar.update(event.step - bar.n)
+                if (diverged >= 0).all():
+                    break
+                if event.is_save or event.step == run.total:
+                    saved = save(event)
+                if came() and event.step < run.total:
+                    if saved < event.step:
+                        save(event)
+                    checkpoint.finish(folder)
+                    results.write_report(config, log.workdir, log.rows, summary=None)
+                    raise driver.Interrupted(came())
+        return state, seconds()
+
+
+def advance(run: Run, programs: Programs, state: TrainState, step: int) -> Iterator[Event]:
+    """Trains to the end; the events, none of them waited for.
+
+    What is asked for at once takes about a second, so that signals and the clock are looked at as
+    often; where an epoch is cut changes nothing.
+    """
+    saved = asked = time.perf_counter()
+    most = 64
+    while step < run.total:
+        stops = [run.total, step + most, next_multiple(step, run.epoch)]
+        stops.append(next_multiple(step, run.evaluate))
+        if run.save is not None:
+            stops.append(next_multiple(step, run.save))
+        stop = min(stops)
+        state, steps = programs.advance(state, run.train_data, np.int32(stop))
+        taken = slice(step % run.epoch, step % run.epoch + stop - step)
+        is_evaluation = stop % run.evaluate == 0 or stop == run.total
+        test = programs.measure(state.params, run.test_data) if is_evaluation else None
+        is_save = run.save is not None and stop % run.save == 0
+        now = time.perf_counter()
+        if now - saved > run.save_seconds:
+            is_save, saved = True, now
+        if now - asked > 2:
+            most = max(most // 2, 1)
+        elif now - asked < 0.5 and stop - step == most:
+            most *= 2
+        step, asked = stop, now
+        yield Event(step, state, steps, taken, test, is_save)
+
+
+def next_multiple(step: int, of: int) -> int:
+    """The first one above ``step``."""
+    return (step // of + 1) * of
+
+
+def added(sums: np.ndarray, event: Event) -> np.ndarray:
+    """The sums with the steps of the event, one after the other, so that cuts change nothing."""
+    loss, accuracy, weight = (
+        np.atleast_2d(np.asarray(a, np.float64))[:, event.taken] for a in event.steps
+    )
+    terms = np.stack([loss * weight, accuracy * weight, weight])
+    return np.cumsum(np.concatenate([sums[:, :, None], terms], axis=2), axis=2)[:, :, -1]
+
+
+def examples(run: Run, steps: int) -> int:
+    """That a member has seen after so many steps."""
+    n = len(run.train_data.x)
+    epochs, rest = divmod(steps, run.epoch)
+    return epochs * n + min(rest * run.config.batch_size, n)
+
+
+def make_rows(
+    run: Run,
+    event: Event,
+    indices: Sequence[int],
+    sums: np.ndarray,
+    diverged: np.ndarray,
+    seconds: float,
+    since: float,
+) -> list[dict[str, Any]]:
+    """A row for each member: of the steps since the last one, and of the test data."""
+    epoch = event.step / run.epoch
+    test = with_member_axis(event.test)
+    rows = []
+    for i, member in enumerate(indices):
+        loss, accuracy, weight = sums[:, i]
+        scores = metrics.summarize(metrics.total(jax.tree.map(lambda a, i=i: a[i], test)))
+        rows.append(
+            {
+                "epoch": int(epoch) if epoch == int(epoch) else epoch,
+                "step": event.step,
+                "member": member,
+                "train_loss": finite_or_none(loss / weight),
+                "train_accuracy": finite_or_none(accuracy / weight),
+                "test_loss": finite_or_none(scores["nats"]),
+                "test_accuracy": scores["accuracy"],
+                "diverged_at_step": int(diverged[i]) if diverged[i] >= 0 else None,
+                "seconds": seconds,
+                "examples_per_second": weight * len(indices) / max(seconds - since, 1e-9),
+            }
+        )
+    return rows
+
+
+def with_member_axis(test: Any) -> Any:
+    """Blocks ``[blocks]`` of a run alone as ``[1, blocks]``."""
+    alone = np.ndim(test.weight) == 1
+    return jax.tree.map(lambda a: np.asarray(a)[None] if alone else np.asarray(a), test)
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def unstacked(state: TrainState, members: int) -> list[TrainState]:
+    """The states of a group one by one, on the host, without step and key."""
+    own: Any = {"step": None, "key": None}
+    host = jax.device_get(state._replace(**own))
+    if members == 1 and host.diverged.ndim == 0:
+        return [host]
+    return [jax.tree.map(lambda a, i=i: a[i], host) for i in range(members)]
+
+
+def describe(rows: Sequence[dict[str, Any]]) -> str:
+    """For the progress bar: the run, or the best of the members."""
+    best = min(rows, key=logs.test_loss)
+    loss = "none" if best["test_loss"] is None else f"{best['test_loss']:.4f}"
+    if len(rows) > 1:
+        return f"{len(rows)} members, lowest test loss {loss} nats"
+    return f"test loss {loss} nats, test accuracy {best['test_accuracy']:.4f}"
+
+
+def explain(run: Run, states: Sequence[TrainState]) -> str:
+    """What to do where all members have diverged."""
+    step = min(int(state.diverged) for state in states)
+    rates = sorted({member.learning_rate for member in run.members})
+    who = "training" if len(states) == 1 else f"all {len(states)} members"
+    rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} and more"
+    return (
+        f"{who} diverged: the loss is no finite number at step {step} (epoch "
+        f"{step // run.epoch + 1}), with learning rate {rate}, schedule {run.config.schedule} and "
+        f"l2 {run.members[0].l2:g}; try a third of the learning rate and another --workdir"
+    )
 
 
 def one_late(iterator: Iterator[T]) -> Iterator[T]:
-    """The same items, each handed out after the next one was asked for."""
-    previous = next(iterator)
+    """The same items, each handed out after the next one was asked for.
+
+    So that the device has something to do while one of them is written down.
+    """
+    nothing = object()
+    previous: Any = nothing
     for item in iterator:
-        yield previous
+        if previous is not nothing:
+            yield previous
         previous = item
-    yield previous
-
-
-def report(summary: dict[str, Any]) -> str:
-    """The last table of a run."""
-    lines = [f"{'':18}{'train':>10}{'test':>10}"]
-    for name, key in (("loss (nats)", "nats"), ("loss (bits)", "bits"), ("accuracy", "accuracy")):
-        lines.append(f"{name:18}{summary['train'][key]:10.4f}{summary['test'][key]:10.4f}")
-    check = gradcheck.Check(**summary["gradient_check"])
-    return "\n".join([*lines, "", f"gradient check    {check}"])
+    if previous is not nothing:
+        yield previous
 
 
 if __name__ == "__main__":
-    driver.run(train, report, settings.Train, default="digits")
+    driver.run(train, results.table, settings.Train, default="digits")

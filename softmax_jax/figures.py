@@ -1,7 +1,7 @@
 """The pictures. Colours are told apart by colour-blind readers and in grey print."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -44,6 +44,35 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.set_ylabel(unit)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(frameon=False)
+    return figure
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss and accuracy on test data against the step, a curve a run.
+
+    Args:
+      runs: by name, rows with ``step``, ``test_loss`` and ``test_accuracy``.
+    """
+    styles = ("-", "--", ":", "-.")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.4 + 0.2 * len(runs)), layout="constrained")
+        axes = figure.subplots(1, 2)
+        shades = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(runs)))
+        for i, (name, rows) in enumerate(runs.items()):
+            steps = [row["step"] for row in rows]
+            for ax, key in zip(axes, ("test_loss", "test_accuracy"), strict=True):
+                ax.plot(
+                    steps,
+                    [row[key] for row in rows],
+                    styles[i % len(styles)],
+                    color=shades[i],
+                    label=name if ax is axes[0] else None,
+                    marker="o" if len(rows) < 3 else None,
+                )
+        for ax, label in zip(axes, ("test loss (nats)", "test accuracy"), strict=True):
+            ax.set_xlabel("step")
+            ax.set_ylabel(label)
+        figure.legend(loc="outside upper left", ncols=1, frameon=False)
     return figure
 
 
@@ -156,6 +185,154 @@ def weight_images(
             ax.set_axis_off()
         figure.colorbar(shown, ax=axes, label="weight", shrink=0.8)
     return figure
+
+
+def confusion_matrix(counts: np.typing.ArrayLike, class_names: Sequence[str]) -> Figure:
+    """How often each class was taken for each other one; shade is the share of its row.
+
+    Args:
+      counts: ``[q, q]``, by class in rows and by prediction in columns.
+      class_names: ``q`` names.
+    """
+    counts = np.asarray(counts, np.float64)
+    q = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        size = min(max(0.52 * q + 1.6, 3.2), 12)
+        figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+        ax = figure.subplots()
+        shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if q <= 20:
+            turned: dict[str, Any] = {}
+            if max(map(len, class_names)) > 3:
+                turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            for (i, j), count in np.ndenumerate(counts):
+                colour = "white" if shares[i, j] > 0.5 else "black"
+                if count:
+                    text = f"{count:.0f}" if count == round(count) else f"{count:.1f}"
+                    ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            ax.set_xticks(range(q), class_names, **turned)
+            ax.set_yticks(range(q), class_names)
+        ax.set_xlabel("predicted")
+        ax.set_ylabel("true class")
+        figure.colorbar(shown, ax=ax, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def surprising_examples(
+    images: np.typing.ArrayLike,
+    bits: Sequence[float] | np.ndarray,
+    labels: Sequence[str],
+    predictions: Sequence[str],
+) -> Figure:
+    """Images with their class, what was predicted instead, and the surprisal of the class.
+
+    Args:
+      images: ``[n, height, width]``.
+      bits: ``n`` surprisals.
+      labels: ``n`` names of their classes.
+      predictions: ``n`` names of the most probable classes.
+    """
+    images = np.asarray(images)
+    columns = min(len(images), 5)
+    rows = -(-len(images) // columns)
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.75 * columns, 2.15 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, image, surprisal, label, guess in zip(
+            axes.flat, images, bits, labels, predictions, strict=False
+        ):
+            ax.imshow(image, cmap="gray_r")
+            taken = "recognised" if guess == label else f"taken for {guess}"
+            ax.set_title(f"{label}\n{taken}\n{surprisal:.1f} bits", fontsize=9)
+    return figure
+
+
+def sweep_map(members: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
+    """Test loss over the settings that a sweep varies.
+
+    One setting makes a curve, two make a map. Of more, the two with the most values are shown, with
+    the lowest loss over all others. Where settings go hand in hand the curve is over the members. A
+    cross is what diverged.
+
+    Args:
+      members: with ``member``, the ``keys``, ``test`` (with ``nats``, None if it has none) and
+        ``diverged_at_step``, None for a member that did not.
+      keys: the settings that differ.
+    """
+    values = {key: sorted({member[key] for member in members}) for key in keys}
+    combinations = int(np.prod([len(some) for some in values.values()]))
+    if len(keys) > 1 and combinations > len(members):
+        keys, values = ["member"], {"member": sorted(member["member"] for member in members)}
+    keys = sorted(keys, key=lambda key: -len(values[key]))[:2]
+    lowest: dict[tuple[Any, ...], float] = {}
+    for member in members:
+        place = tuple(member[key] for key in keys)
+        loss = member["test"]["nats"]
+        is_good = loss is not None and member["diverged_at_step"] is None
+        lowest[place] = min(lowest.get(place, np.inf), loss if is_good else np.inf)
+    with mpl.rc_context({**_STYLE, "axes.grid": len(keys) == 1}):
+        draw = _sweep_curve if len(keys) == 1 else _sweep_map
+        return draw(lowest, *((key.replace("_", " "), values[key]) for key in keys))
+
+
+def _sweep_curve(lowest: Mapping[tuple[Any, ...], float], along: tuple[str, list[Any]]) -> Figure:
+    name, values = along
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    ax = figure.subplots()
+    losses = np.array([lowest[(value,)] for value in values])
+    ax.plot(np.where(np.isfinite(losses), losses, np.nan), "o-", color=BLUE)
+    for at in np.flatnonzero(~np.isfinite(losses)):
+        ax.plot(at, 0.05, "x", color=ORANGE, transform=ax.get_xaxis_transform())
+    _ticks(ax.set_xticks, values)
+    ax.set_xlabel(name)
+    ax.set_ylabel("test loss (nats)")
+    return figure
+
+
+def _sweep_map(
+    lowest: Mapping[tuple[Any, ...], float],
+    across: tuple[str, list[Any]],
+    up: tuple[str, list[Any]],
+) -> Figure:
+    table = np.array([[lowest[x, y] for x in across[1]] for y in up[1]])
+    height, width = table.shape
+    size = (min(0.75 * width + 2.4, 14), min(0.5 * height + 1.5, 10))
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    good = np.where(np.isfinite(table), table, np.nan)
+    # A few bad members must not take all of the colours.
+    low, high = np.nanmin(good), np.nanpercentile(good, 90)
+    shown = ax.imshow(good, "cividis_r", vmin=low, vmax=high, aspect="auto", origin="lower")
+    for (i, j), loss in np.ndenumerate(table):
+        if np.isinf(loss):
+            ax.text(j, i, "×", ha="center", va="center", color=ORANGE, fontsize=14)
+        elif table.size <= 150:
+            colour = "white" if loss > (low + high) / 2 else "black"
+            ax.text(j, i, f"{loss:.3f}", ha="center", va="center", color=colour, fontsize=8)
+    for setting, ticks, label in (
+        (across, ax.set_xticks, ax.set_xlabel),
+        (up, ax.set_yticks, ax.set_ylabel),
+    ):
+        _ticks(ticks, setting[1])
+        label(setting[0])
+    extend = "max" if np.nanmax(good) > high else "neither"
+    figure.colorbar(shown, ax=ax, label="test loss (nats)", extend=extend)
+    return figure
+
+
+def _ticks(place: Callable[..., Any], values: Sequence[Any]) -> None:
+    """At most a dozen labels."""
+    step = -(-len(values) // 12)
+    places = range(0, len(values), step)
+    place(places, [brief(values[i]) for i in places])
+
+
+def brief(value: Any) -> str:
+    """A setting in few characters; seeds in full."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def to_png(figure: Figure) -> bytes:

@@ -1,12 +1,13 @@
 """Minibatch training: one update step, a whole epoch as one program, evaluation in blocks.
 
-All are pure: the state goes in and comes out. What a sweep varies is in arrays of the state
-(``l2``, ``label_smoothing``, and the learning rate under `optax.inject_hyperparams`), so that a
-new value compiles nothing and ``jax.vmap`` over states trains many models at once.
+All are pure: the state goes in and comes out, and it has all that a run depends on. What a sweep
+varies is in arrays of it, so that a new value compiles nothing and `make_sweep` trains many models
+at once; stopped after any step, saved and taken up again, a run goes on as if nothing had been.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from softmax_jax import losses, metrics, model
 from softmax_jax._permutation import permutation
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
+
+# Rows that are measured at a time.
+BLOCK = 8192
 
 
 class Batch(NamedTuple):
@@ -34,13 +38,21 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step, and the strengths it is trained with."""
+    """All that training depends on besides the data, the optimiser and the batch size."""
 
     step: jax.Array
+    """int32; one for all members of a sweep."""
     params: Params
     opt_state: optax.OptState
+    key: jax.Array
+    """Of the order of the examples, from which and ``step`` each minibatch follows."""
+    learning_rate: jax.Array
+    """A factor on the updates of the optimiser."""
     l2: jax.Array
     label_smoothing: jax.Array
+    diverged: jax.Array
+    """int32: the step whose loss or result was not finite, or -1. It and all later ones leave
+    parameters and optimiser as they were before it."""
 
 
 class StepMetrics(NamedTuple):
@@ -57,10 +69,20 @@ def init(
     params: Params,
     optimizer: optax.GradientTransformation,
     *,
+    key: jax.Array | None = None,
+    learning_rate: float | jax.Array = 1.0,
     l2: float | jax.Array = 0.0,
     label_smoothing: float | jax.Array = 0.0,
 ) -> TrainState:
     """The state before the first step.
+
+    Args:
+      params: where to start.
+      optimizer: its learning rate, or the shape of its schedule, is multiplied by the one here.
+      key: of the order of the examples, for `make_epoch`; by default ``jax.random.key(0)``.
+      learning_rate: a factor on the updates.
+      l2: see `losses.objective`.
+      label_smoothing: see `losses.cross_entropy`.
 
     Raises:
       ValueError: if ``l2`` is negative or ``label_smoothing`` outside [0, 1).
@@ -72,8 +94,11 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
+        key=jax.random.key(0) if key is None else key,
+        learning_rate=jnp.asarray(learning_rate, jnp.float32),
         l2=jnp.asarray(l2, jnp.float32),
         label_smoothing=jnp.asarray(label_smoothing, jnp.float32),
+        diverged=jnp.full((), -1, jnp.int32),
     )
 
 
@@ -122,40 +147,98 @@ def _update(
         weight=jnp.float32(len(x)) if weights is None else jnp.sum(weights, dtype=jnp.float32),
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: (state.learning_rate * u).astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)
-    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), step_metrics
+    is_finite = jnp.isfinite(step_metrics.loss)
+    for array in params:
+        is_finite &= jnp.all(jnp.isfinite(array))
+    goes_on = is_finite & (state.diverged < 0)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(goes_on, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    return state._replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        diverged=jnp.where(goes_on | (state.diverged >= 0), state.diverged, state.step),
+    ), step_metrics
 
 
 def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> jax.stages.Wrapped:
-    """``epoch(key, state, data) -> (state, metrics)``, jitted: a pass over ``data`` in one program.
+    """``epoch(state, data, stop) -> (state, metrics)``, jitted: a pass over ``data``, one program.
 
-    The rows are shuffled by ``key`` and scanned in minibatches of ``batch_size``; each row is seen
-    once. If they do not divide evenly, the last minibatch is filled up with rows of weight zero.
-    The metrics are stacked, ``[ceil(n / batch_size)]``. With the data on the device, Python is not
-    involved between the first step and the last.
+    From ``state.step`` on, to the end of the epoch that it is in, or to ``stop`` if that is sooner.
+    The rows are shuffled by ``state.key`` and the number of the epoch, and taken in minibatches of
+    ``batch_size``; each row is seen once. If they do not divide evenly, the last minibatch is
+    filled up with rows of weight zero. With the data on the device, Python is not involved between
+    the first step and the last. An epoch run in pieces is the same to the last bit.
+
+    The metrics are those of all steps of the epoch, ``[ceil(n / batch_size)]``; where a step was
+    not taken they are zero, and so is its weight.
 
     Raises:
       ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
         have no rows or not equally many.
     """
+    return jax.jit(_make_epoch(optimizer, batch_size))
+
+
+def make_sweep(
+    optimizer: optax.GradientTransformation, *, batch_size: int, shared_order: bool
+) -> jax.stages.Wrapped:
+    r"""`make_epoch` for many states at once, stacked by `stack`; the metrics get an axis in front.
+
+    With a shared order, the members of the sweep see the same minibatch at the same time, and one
+    wide product :math:`X [W_1 \dots W_m]` serves them all.
+    """
+    axes = sweep_axes(shared_order)
+    epoch = _make_epoch(optimizer, batch_size)
+    return jax.jit(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
+
+
+def sweep_axes(shared_order: bool) -> TrainState:
+    """Where the members are in a stacked state: axis 0, or None for what they have in common."""
+    axes: Any = dict.fromkeys(TrainState._fields, 0)
+    return TrainState(**axes | {"step": None, "key": None if shared_order else 0})
+
+
+def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
+    """The states of a sweep as one; ``step`` and a shared order are those of the first."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    first = states[0]
+    return stacked._replace(step=first.step, key=first.key if shared_order else stacked.key)
+
+
+def _make_epoch(optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    @jax.jit
-    def epoch(key, state, data):
+    def epoch(state, data, stop=None):
         n = _num_examples(data)
         rows_a_step = min(batch_size, n)
         steps = -(-n // rows_a_step)
         filling = steps * rows_a_step - n
-        order = jnp.pad(permutation(key, n), (0, filling)).reshape(steps, rows_a_step)
+        index = state.step // steps
+        # Epochs are counted from one.
+        order = permutation(jax.random.fold_in(state.key, index + 1), n)
+        order = jnp.pad(order, (0, filling)).reshape(steps, rows_a_step)
         is_real = (jnp.arange(steps * rows_a_step) < n).reshape(steps, rows_a_step)
-        real = is_real if filling else None
+        first, end = index * steps, (index + 1) * steps
+        end = end if stop is None else jnp.minimum(end, stop)
 
-        def step(state, rows_and_real):
-            rows, real = rows_and_real
-            return _update(optimizer, state, _take(data, rows, real))
+        def step(carry):
+            state, done = carry
+            i = state.step - first
+            batch = _take(data, order[i], is_real[i] if filling else None)
+            state, one = _update(optimizer, state, batch)
+            return state, jax.tree.map(
+                lambda all_steps, value: all_steps.at[i].set(value), done, one
+            )
 
-        return jax.lax.scan(step, state, (order, real))
+        empty = StepMetrics(*(jnp.zeros(steps, jnp.float32) for _ in StepMetrics._fields))
+        return jax.lax.while_loop(lambda carry: carry[0].step < end, step, (state, empty))
 
     return epoch
 
@@ -181,7 +264,7 @@ def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
 
 
 def evaluate(
-    params: Params, data: Batch, *, block_size: int = 8192, k: int = 5, confusion: bool = False
+    params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
@@ -210,7 +293,7 @@ def evaluate(
 
 @partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
 def measure_blocks(
-    params: Params, data: Batch, *, block_size: int = 8192, k: int = 5, confusion: bool = False
+    params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
     """The part of `evaluate` on the device, which need not be waited for.
 

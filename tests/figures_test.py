@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import matplotlib.image
 import numpy as np
@@ -173,3 +174,100 @@ def test_zero_has_its_place_left_of_the_weakest_strength():
     zero, weak, strong = (ax.transData.transform((x, 1.0))[0] for x in (0.0, 1e-4, 1e-2))
     assert zero < weak < strong
     assert 0.05 < (weak - zero) / (strong - zero) < 0.5
+
+
+@pytest.mark.parametrize("q", [2, 10, 30])
+def test_a_confusion_matrix_is_drawn(q):
+    counts = np.random.default_rng(0).integers(0, 50, size=(q, q))
+    counts[0] = 0  # a class that is not in the data
+    assert_is_a_picture(figures.to_png(figures.confusion_matrix(counts, names(q))))
+
+
+def test_a_confusion_matrix_shows_counts_and_shares_of_rows():
+    figure = figures.confusion_matrix([[3, 1], [0, 2]], ["a", "b"])
+    ax = figure.axes[0]
+    assert sorted(text.get_text() for text in ax.texts) == ["1", "2", "3"]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+
+
+@pytest.mark.parametrize("n", [1, 4, 15])
+def test_surprising_examples_are_drawn(n):
+    images = np.random.default_rng(0).integers(0, 255, size=(n, 4, 3))
+    figure = figures.surprising_examples(images, np.arange(n) + 0.25, ["cat"] * n, ["dog"] * n)
+    assert_is_a_picture(figures.to_png(figure))
+    titles = [ax.get_title() for ax in figure.axes if ax.images]
+    assert titles == [f"cat\ntaken for dog\n{i}.2 bits" for i in range(n)]
+
+
+def test_a_surprising_example_may_have_been_recognised():
+    figure = figures.surprising_examples(np.zeros((1, 2, 2)), [0.9], ["cat"], ["cat"])
+    assert figure.axes[0].get_title() == "cat\nrecognised\n0.9 bits"
+
+
+def members(**settings):
+    """A member for each combination; the loss is the sum of its settings."""
+    combinations = itertools.product(*settings.values())
+    return [
+        {
+            "member": i,
+            **dict(zip(settings, values, strict=True)),
+            "test": {"nats": float(sum(values))},
+            "diverged_at_step": None,
+        }
+        for i, values in enumerate(combinations)
+    ]
+
+
+def test_a_sweep_of_two_settings_is_a_map():
+    some = members(l2=(0.0, 0.1), learning_rate=(1.0, 2.0, 3.0))
+    some[-1]["diverged_at_step"] = 7
+    figure = figures.sweep_map(some, ["l2", "learning_rate"])
+    ax = figure.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "l2")
+    np.testing.assert_allclose(
+        np.ma.filled(ax.images[0].get_array(), np.nan), [[1, 2, 3], [1.1, 2.1, np.nan]]
+    )
+    assert [text.get_text() for text in ax.texts] == [
+        "1.000",
+        "2.000",
+        "3.000",
+        "1.100",
+        "2.100",
+        "×",
+    ]
+    assert_is_a_picture(figures.to_png(figure))
+
+
+def test_of_more_settings_the_lowest_loss_over_the_others_is_shown():
+    some = members(l2=(0.0, 0.1), learning_rate=(1.0, 2.0, 3.0), init_seed=(4, 5, 6, 7))
+    figure = figures.sweep_map(some, ["l2", "learning_rate", "init_seed"])
+    ax = figure.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("init seed", "learning rate")
+    np.testing.assert_allclose(ax.images[0].get_array()[0], [5, 6, 7, 8])
+
+
+@pytest.mark.parametrize("n", [2, 64])
+def test_a_sweep_of_one_setting_is_a_curve(n):
+    some = members(init_seed=range(10**6, 10**6 + n))
+    some[1]["test"]["nats"] = None
+    figure = figures.sweep_map(some, ["init_seed"])
+    (ax,) = figure.axes
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels[0] == "1000000"
+    assert len(labels) <= 12
+    assert len(ax.lines) == 2  # the curve and a cross
+    assert_is_a_picture(figures.to_png(figure))
+
+
+def test_settings_hand_in_hand_make_a_curve_over_the_members():
+    some = members(l2=(0.0, 0.1), learning_rate=(1.0, 2.0))[1:3]
+    figure = figures.sweep_map(some, ["l2", "learning_rate"])
+    assert figure.axes[0].get_xlabel() == "member"
+
+
+def test_compared_curves_have_a_line_a_run():
+    curve = [{"step": i, "test_loss": 1 / i, "test_accuracy": i / 9} for i in range(1, 9)]
+    figure = figures.compared_curves({"first": curve, "second": curve[:2]})
+    assert [len(ax.lines) for ax in figure.axes] == [2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
+    assert_is_a_picture(figures.to_png(figure))

@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     update = training.make_update(optimizer)
 
     def one_program(seed):
-        jax.block_until_ready(epoch(jax.random.key(seed), state, data))
+        jax.block_until_ready(epoch(state._replace(key=jax.random.key(seed)), data))
 
     resident = jnp.asarray(x[:batch_size], jnp.float32) / 255
 

@@ -20,11 +20,11 @@ def get_config(variant: str = ""):
     config = settings.to_config(
         settings.Train(
             data=settings.Data(name="classroom"),
-            epochs=50,
+            duration="50 epochs",
             batch_size=100,
             optimizer="momentum",
             learning_rate=1.0,
             schedule="cosine",
         )
     )
-    return settings.vary(config, variant, smoke={"epochs": 1})
+    return settings.vary(config, variant, smoke={"duration": "1 epoch"})

@@ -19,10 +19,10 @@ def get_config(variant: str = ""):
     config = settings.to_config(
         settings.Train(
             data=settings.Data(name="fashion_mnist"),
-            epochs=30,
+            duration="30 epochs",
             batch_size=256,
             learning_rate=0.5,
             schedule="cosine",
         )
     )
-    return settings.vary(config, variant, smoke={"epochs": 1})
+    return settings.vary(config, variant, smoke={"duration": "1 epoch"})

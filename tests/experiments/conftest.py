@@ -3,6 +3,13 @@
 import pytest
 
 import settings
+from softmax_jax import figures
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than a short run; those that tests look at are of module fixtures."""
+    monkeypatch.setattr(figures, "to_png", lambda figure: b"")
 
 
 @pytest.fixture(scope="session")
@@ -11,6 +18,8 @@ def digits(data_dir):
 
     def make(**changes):
         data = settings.Data(name="digits", data_dir=data_dir)
-        return settings.Train(**{"data": data, "epochs": 2, "batch_size": 128, **changes})
+        return settings.Train(
+            **{"data": data, "duration": "2 epochs", "batch_size": 128, **changes}
+        )
 
     return make

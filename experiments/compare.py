@@ -1,0 +1,118 @@
+"""Compares runs of `experiments/train.py`: one table, and one picture of their curves.
+
+    python experiments/compare.py runs/first runs/second
+    python experiments/compare.py runs/* --figure=comparison.png
+
+The table has the settings in which the runs differ, and their scores on test data; of a sweep,
+those of its best member. Runs that are not finished count as far as they went.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import driver
+import logs
+from softmax_jax import figures
+
+
+class Run(NamedTuple):
+    """What there is of a run."""
+
+    name: str
+    config: dict[str, Any]
+    """With flat keys."""
+    rows: list[dict[str, Any]]
+    """Of the run, or of the best member of a sweep, with its test loss."""
+    state: str
+
+
+def read(workdir: pathlib.Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+      ValueError: if there is none, or nothing was measured yet.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: there is no config.json in it")
+    rows = logs.read(workdir / "metrics.jsonl")
+    if not rows:
+        raise ValueError(f"{workdir} holds a run that has not been evaluated yet")
+    latest = logs.latest(rows)
+    state = "" if (workdir / "summary.json").exists() else "not finished"
+    if not math.isfinite(logs.test_loss(latest[0])):
+        state = "diverged"
+    return Run(
+        name=str(workdir),
+        config=driver.flat(json.loads(path.read_text())),
+        rows=[row for row in rows if row["member"] == latest[0]["member"]],
+        state=state,
+    )
+
+
+def table(runs: Sequence[Run]) -> str:
+    """A line a run, by test loss."""
+    keys = [
+        key for key in runs[0].config if len({json.dumps(run.config.get(key)) for run in runs}) > 1
+    ]
+    lines = [["run", *keys, "step", "test loss", "bits", "test accuracy", "seconds", ""]]
+    for run in sorted(runs, key=lambda run: logs.test_loss(run.rows[-1])):
+        row = run.rows[-1]
+        lines.append(
+            [
+                run.name,
+                *(json.dumps(run.config.get(key)).strip('"') for key in keys),
+                f"{row['step']:,}",
+                f"{logs.test_loss(row):.4f}",
+                f"{logs.test_loss(row) / math.log(2):.4f}",
+                f"{row['test_accuracy']:.4f}",
+                f"{row['seconds']:.1f}",
+                run.state,
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdir", nargs="+", type=pathlib.Path, help="folder of a run")
+    parser.add_argument(
+        "--figure", type=pathlib.Path, default=None, help="the PNG; by default compare.png here"
+    )
+    args = parser.parse_args(argv)
+    try:
+        runs = []
+        for workdir in args.workdir:
+            try:
+                runs.append(read(workdir))
+            except ValueError as e:
+                print(f"left out: {e}", file=sys.stderr)
+        if not runs:
+            raise ValueError("there is no run to show")
+        print(table(runs))
+        path = args.figure or pathlib.Path("compare.png")
+        figure = figures.compared_curves({run.name: run.rows for run in runs})
+        driver.write_atomically(path, figures.to_png(figure))
+    except (ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
+    print(f"\nthe curves are in {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""How long: "30 epochs", "500 steps", "1e6 examples", "10%" of the run, or "60 seconds"."""
+
+import math
+import re
+
+UNITS = ("steps", "epochs", "examples", "%", "seconds")
+
+
+def parse(text: str) -> tuple[float, str]:
+    """Number and unit, in the plural.
+
+    Raises:
+      ValueError: says what there is to choose.
+    """
+    match = re.fullmatch(r"\s*([-+]?[.\d]+(?:[eE][-+]?\d+)?)\s*([a-z]+|%)\s*", text)
+    unit = match[2] if match else ""
+    unit = unit if unit in UNITS else unit + "s"
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if unit not in UNITS or not 0 <= number < math.inf:
+        raise ValueError(
+            f"{text!r} is no duration: give a number and one of {', '.join(UNITS)}, for example "
+            '"30 epochs"'
+        )
+    return number, unit
+
+
+def steps(text: str, *, batch_size: int, num_examples: int, total_steps: int | None = None) -> int:
+    """In steps, rounded to the nearest one.
+
+    Raises:
+      ValueError: if the unit is seconds, or percent with no ``total_steps``.
+    """
+    number, unit = parse(text)
+    if unit == "%" and total_steps is not None:
+        return round(number / 100 * total_steps)
+    if unit in ("%", "seconds"):
+        raise ValueError(f"{text!r}: give it in steps, epochs or examples")
+    if unit == "epochs":
+        return round(number * -(-num_examples // batch_size))
+    return round(number / batch_size) if unit == "examples" else round(number)

@@ -1,0 +1,190 @@
+"""Optimisers and schedules by name, as a config gives them: "adam", "adamw(weight_decay=1e-4)".
+
+They are those of optax, with its options. The learning rate is none of them: it is a factor on the
+updates (`softmax_jax.training.TrainState`), so that a sweep can vary it, and a schedule says what
+share of it each step takes. So those are here whose steps are in proportion to their learning rate,
+which leaves out fromage and rprop, and the weight decay of adafactor.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Recipe(NamedTuple):
+    """A function of optax, and what it gets unless a config says otherwise."""
+
+    make: Callable[..., Any]
+    defaults: Mapping[str, Any] = {}
+    without: Sequence[str] = ("learning_rate",)
+    """Options that cannot be given."""
+
+
+OPTIMIZERS: dict[str, Recipe] = {
+    "adabelief": Recipe(optax.adabelief),
+    "adadelta": Recipe(optax.adadelta),
+    "adafactor": Recipe(optax.adafactor, without=("learning_rate", "weight_decay_rate")),
+    "adagrad": Recipe(optax.adagrad),
+    "adam": Recipe(optax.adam),
+    "adamax": Recipe(optax.adamax),
+    "adamaxw": Recipe(optax.adamaxw),
+    "adamw": Recipe(optax.adamw),
+    "adan": Recipe(optax.adan),
+    "amsgrad": Recipe(optax.amsgrad),
+    "lamb": Recipe(optax.lamb),
+    "lars": Recipe(optax.lars),
+    "lion": Recipe(optax.lion),
+    "momentum": Recipe(optax.sgd, {"momentum": 0.9}),
+    "nadam": Recipe(optax.nadam),
+    "nadamw": Recipe(optax.nadamw),
+    "nesterov": Recipe(optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    "novograd": Recipe(optax.novograd),
+    "optimistic_adam": Recipe(optax.optimistic_adam_v2),
+    "optimistic_gradient_descent": Recipe(optax.optimistic_gradient_descent),
+    "radam": Recipe(optax.radam),
+    "rmsprop": Recipe(optax.rmsprop),
+    "sgd": Recipe(optax.sgd),
+    "sign_sgd": Recipe(optax.sign_sgd),
+    "signum": Recipe(optax.signum),
+    "yogi": Recipe(optax.yogi),
+}
+
+# Steps may be given as durations. The largest share is 1.
+SCHEDULES: dict[str, Recipe] = {
+    "constant": Recipe(optax.constant_schedule, {"value": 1.0}),
+    "cosine": Recipe(optax.cosine_decay_schedule, {"init_value": 1.0, "decay_steps": "100%"}),
+    "cosine_onecycle": Recipe(
+        optax.cosine_onecycle_schedule, {"peak_value": 1.0, "transition_steps": "100%"}
+    ),
+    "exponential": Recipe(
+        optax.exponential_decay,
+        {"init_value": 1.0, "transition_steps": "100%", "decay_rate": 0.01},
+    ),
+    "linear": Recipe(
+        optax.linear_schedule, {"init_value": 1.0, "end_value": 0.0, "transition_steps": "100%"}
+    ),
+    "linear_onecycle": Recipe(
+        optax.linear_onecycle_schedule, {"peak_value": 1.0, "transition_steps": "100%"}
+    ),
+    "piecewise": Recipe(
+        optax.piecewise_constant_schedule,
+        {"init_value": 1.0, "boundaries_and_scales": {"50%": 0.1, "75%": 0.1}},
+    ),
+    "piecewise_interpolate": Recipe(
+        optax.piecewise_interpolate_schedule,
+        {
+            "interpolate_type": "linear",
+            "init_value": 1.0,
+            "boundaries_and_scales": {"50%": 0.1, "100%": 0.1},
+        },
+    ),
+    "polynomial": Recipe(
+        optax.polynomial_schedule,
+        {"init_value": 1.0, "end_value": 0.0, "power": 2, "transition_steps": "100%"},
+    ),
+    "warmup_constant": Recipe(
+        optax.warmup_constant_schedule,
+        {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": "5%"},
+    ),
+    "warmup_cosine": Recipe(
+        optax.warmup_cosine_decay_schedule,
+        {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": "5%", "decay_steps": "100%"},
+    ),
+    "warmup_exponential": Recipe(
+        optax.warmup_exponential_decay_schedule,
+        {
+            "init_value": 0.0,
+            "peak_value": 1.0,
+            "warmup_steps": "5%",
+            "transition_steps": "95%",
+            "decay_rate": 0.01,
+        },
+    ),
+}
+
+
+def parse(key: str, text: str, registry: Mapping[str, Recipe]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that ``text`` names, and all of its options.
+
+    Raises:
+      ValueError: names what there is to choose, of recipes or of options.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        name = call.func.id
+        given = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"config.{key}={text!r}: give a name, or name(option=value, ...)"
+        ) from None
+    if name not in registry:
+        raise ValueError(
+            f"config.{key}={text!r}: choose one of {', '.join(registry)}{_hint(name, registry)}"
+        )
+    recipe = registry[name]
+    parameters = inspect.signature(recipe.make).parameters
+    options = [option for option in parameters if option not in recipe.without]
+    for option in given:
+        if option not in options:
+            raise ValueError(
+                f"config.{key}={text!r}: {name} has the options {', '.join(options)}"
+                f"{_hint(option, options)}"
+            )
+    return recipe, {**recipe.defaults, **given}
+
+
+def make(
+    optimizer: str, schedule: str, steps_of: Callable[[str], int]
+) -> optax.GradientTransformation:
+    """The optimiser with a learning rate of one times the schedule.
+
+    Args:
+      optimizer: see `OPTIMIZERS`.
+      schedule: see `SCHEDULES`.
+      steps_of: from a duration to steps.
+    """
+    recipe, options = parse("schedule", schedule, SCHEDULES)
+    share = _called("schedule", schedule, recipe.make, in_steps(options, steps_of))
+    recipe, options = parse("optimizer", optimizer, OPTIMIZERS)
+
+    def made() -> optax.GradientTransformation:
+        result = recipe.make(learning_rate=share, **options)
+        # What does not go together shows when it is used.
+        some = jnp.ones((2, 2))
+        jax.eval_shape(lambda: result.update(some, result.init(some), some))
+        return result
+
+    return _called("optimizer", optimizer, made, {})
+
+
+def _called(key: str, text: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    try:
+        return function(**options)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"config.{key}={text!r}: {e}") from e
+
+
+def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict[str, Any]:
+    """The options with durations as steps, also where they are the keys of an option."""
+
+    def to_steps(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {to_steps(key): item for key, item in value.items()}
+        is_duration = isinstance(value, str) and value[:1].isdigit()
+        return steps_of(value) if is_duration else value
+
+    return {name: to_steps(value) for name, value in options.items()}
+
+
+def _hint(name: str, choices: Any) -> str:
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,410 @@
+"""What is left of a run: parameters, pictures, the summary, and report.html to look at them."""
+
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import driver
+import gradcheck
+import logs
+import settings
+from softmax_jax import data, figures, losses, metrics, model, training
+from softmax_jax.model import Params
+from softmax_jax.training import Batch
+
+PACKAGES = ("softmax_jax", "jax", "jaxlib", "optax", "numpy", "orbax-checkpoint")
+SURPRISING = 15
+
+
+def write(
+    config: settings.Train,
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    train_data: Batch,
+    test_data: Batch,
+    models: Sequence[Params],
+    diverged: Sequence[int],
+    rows: Sequence[dict[str, Any]],
+    timing: Mapping[str, float],
+) -> dict[str, Any]:
+    """Measures the models, and writes all that, last the summary, which says the run is whole.
+
+    Args:
+      config: of the run.
+      workdir: where to.
+      dataset: the names of its classes and the shape of its images.
+      train_data: to measure on.
+      test_data: to measure on.
+      models: of all members.
+      diverged: at which step each did, or -1.
+      rows: of metrics.jsonl.
+      timing: for the summary, which is returned.
+    """
+    members = settings.members(config)
+    scores = [
+        {
+            "member": i,
+            **member._asdict(),
+            "diverged_at_step": step if step >= 0 else None,
+            "train": measured(params, train_data),
+            "test": measured(params, test_data),
+        }
+        for i, (member, params, step) in enumerate(zip(members, models, diverged, strict=True))
+    ]
+    best = min(range(len(scores)), key=lambda i: rank(scores[i]))
+    params, member = Params(*map(jnp.asarray, models[best])), members[best]
+    check = gradcheck.check_model(
+        params, test_data, l2=member.l2, label_smoothing=member.label_smoothing
+    )
+    summary: dict[str, Any] = {
+        "train": scores[best]["train"],
+        "test": scores[best]["test"],
+        "gradient_check": dataclasses.asdict(check),
+        **timing,
+        "environment": environment(),
+    }
+    if len(members) > 1:
+        summary |= {"best_member": best, "members": scores}
+    write_params(workdir, dataset, models, members)
+    confusion = np.asarray(training.evaluate(params, test_data, confusion=True).confusion)
+    pictures = {
+        "curves": figures.learning_curves([row for row in rows if row["member"] == best]),
+        "confusion": figures.confusion_matrix(confusion, dataset.class_names),
+    }
+    if dataset.image_shape is not None:
+        pictures["weights"] = figures.weight_images(
+            params.w, dataset.image_shape, dataset.class_names
+        )
+        pictures["surprising"] = surprising(params, dataset, test_data)
+    if len(members) > 1:
+        pictures["sweep"] = figures.sweep_map(scores, swept(members))
+    for name, figure in pictures.items():
+        driver.write_atomically(workdir / f"{name}.png", figures.to_png(figure))
+    write_report(config, workdir, rows, summary)
+    driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
+    return summary
+
+
+def measured(params: Params, batch: Batch) -> dict[str, float | None]:
+    scores = metrics.summarize(training.evaluate(params, batch))
+    return {key: value if np.isfinite(value) else None for key, value in scores.items()}
+
+
+def rank(score: Mapping[str, Any]) -> float:
+    """By test loss, and those that diverged last."""
+    loss = score["test"]["nats"]
+    return np.inf if loss is None or score["diverged_at_step"] is not None else loss
+
+
+def swept(members: Sequence[settings.Member]) -> list[str]:
+    """The settings in which the members differ."""
+    return [
+        key
+        for key in settings.Member._fields
+        if len({getattr(member, key) for member in members}) > 1
+    ]
+
+
+def write_params(
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    models: Sequence[Params],
+    members: Sequence[settings.Member],
+) -> None:
+    """``w: [d, q]``, ``b: [q]``; of a sweep with an axis of members in front, and what they are."""
+    w, b = (np.stack(arrays) for arrays in zip(*models, strict=True))
+    about: dict[str, Any] = {}
+    if len(members) > 1:
+        about = {key: [getattr(m, key) for m in members] for key in settings.Member._fields}
+    else:
+        w, b = w[0], b[0]
+    stream = io.BytesIO()
+    np.savez(stream, w=w, b=b, scale=dataset.scale, **about)
+    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+
+
+def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
+    """The picture of the test examples whose label the model finds least likely."""
+    nats = [
+        np.asarray(
+            losses.cross_entropy(model.logits(params, training.features(part)), part.targets)
+        )
+        for part in in_blocks(test_data)
+    ]
+    bits = np.concatenate(nats) / np.log(2)
+    worst = np.argsort(-bits, kind="stable")[:SURPRISING]
+    x = np.asarray(dataset.test.x)[worst]
+    part = test_data._replace(x=jnp.asarray(x), targets=test_data.targets[worst])
+    guesses = np.asarray(model.probabilities(params, training.features(part))).argmax(axis=1)
+    targets = np.asarray(dataset.test.targets)[worst]
+    labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
+    return figures.surprising_examples(
+        x.reshape(-1, *(dataset.image_shape or ())),
+        bits[worst],
+        [dataset.class_names[i] for i in labels],
+        [dataset.class_names[i] for i in guesses],
+    )
+
+
+def in_blocks(batch: Batch) -> list[Batch]:
+    starts = range(0, len(batch.x), training.BLOCK)
+    return [
+        batch._replace(
+            x=batch.x[i : i + training.BLOCK], targets=batch.targets[i : i + training.BLOCK]
+        )
+        for i in starts
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on besides the config."""
+    devices = jax.devices()
+    return {
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: version(name) for name in PACKAGES},
+        "git revision": revision(),
+        "command": shlex.join([pathlib.Path(sys.executable).name, *sys.argv]),
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def revision() -> str:
+    """Of the code, with a mark if there are changes that are not committed."""
+    folder = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return found.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The last table of a run."""
+    lines = []
+    if "members" in summary:
+        lines += [members_table(summary), ""]
+        lines.append(f"member {summary['best_member']}, which has the lowest test loss:")
+    lines.append(f"{'':18}{'train':>10}{'test':>10}")
+    for name, key in (("loss (nats)", "nats"), ("loss (bits)", "bits"), ("accuracy", "accuracy")):
+        lines.append(
+            f"{name:18}{digits(summary['train'][key]):>10}{digits(summary['test'][key]):>10}"
+        )
+    check = gradcheck.Check(**summary["gradient_check"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"gradient check    {check}",
+            f"time              {summary['train_seconds']:.2f} s of training, "
+            f"{summary['examples_per_second']:,.0f} examples/s; "
+            f"{summary['compile_seconds']:.2f} s of compilation before",
+        ]
+    )
+
+
+def member_cells(members: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line of heads, and one a member of a sweep, the best first."""
+    keys = [key for key in settings.Member._fields if len({m[key] for m in members}) > 1]
+    heads = ["member", *(key.replace("_", " ") for key in keys), "train loss", "test loss"]
+    lines = [[*heads, "test accuracy"]]
+    for member in sorted(members, key=rank):
+        at = member["diverged_at_step"]
+        lines.append(
+            [
+                f"{member['member']}",
+                *(figures.brief(member[key]) for key in keys),
+                digits(member["train"]["nats"]),
+                digits(member["test"]["nats"]) if at is None else f"diverged at step {at:,}",
+                digits(member["test"]["accuracy"]),
+            ]
+        )
+    return lines
+
+
+def members_table(summary: Mapping[str, Any], most: int = 10) -> str:
+    """The best members of a sweep, and how many diverged."""
+    members = summary["members"]
+    lines = member_cells(members)
+    if len(lines) > most + 1:
+        lines = lines[: most + 1]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    diverged = sum(member["diverged_at_step"] is not None for member in members)
+    if len(members) > most:
+        text.append(f"and {len(members) - most} more in summary.json and report.html")
+    if diverged:
+        text.append(f"{diverged} of {len(members)} diverged and were left as they were before it")
+    return "\n".join(text)
+
+
+def digits(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def write_report(
+    config: settings.Train,
+    workdir: pathlib.Path,
+    rows: Sequence[dict[str, Any]],
+    summary: Mapping[str, Any] | None,
+) -> None:
+    """report.html, which needs nothing but itself; without a summary, of an unfinished run."""
+    whose = ""
+    if summary is None:
+        sections = ["<p><strong>This run is not finished.</strong></p>", *unfinished(workdir, rows)]
+        if rows:
+            best = logs.latest(rows)[0]["member"]
+            whose = f"Member {best}. " if len({row["member"] for row in rows}) > 1 else ""
+    else:
+        sections = [score_cards(summary)]
+        if "members" in summary:
+            whose = f"Member {summary['best_member']}, which has the lowest test loss. "
+            sections.insert(0, f"<p>{whose}</p>")
+            cells = member_cells(summary["members"])
+            sections.append(section("Sweep", picture(workdir, "sweep") + html_table(cells)))
+    for name, title, caption in PICTURES:
+        if found := picture(workdir, name):
+            sections.append(section(title, f"<p>{whose}{caption}</p>{found}"))
+    about = environment() if summary is None else summary["environment"]
+    if summary is not None:
+        about = {
+            **about,
+            "compilation": f"{summary['compile_seconds']:.2f} s",
+            "training": f"{summary['train_seconds']:.2f} s, without compilation",
+            "examples a second": f"{summary['examples_per_second']:,.0f}",
+        }
+    sections.append(section("Environment", pairs(about)))
+    flat = driver.flat(json.loads(driver.to_json(dataclasses.asdict(config))))
+    sections.append(section("Config", pairs(flat)))
+    title = html.escape(f"{pathlib.Path(config.data.name).stem}: {workdir.name}")
+    page = PAGE.replace("TITLE", title).replace("BODY", "\n".join(sections))
+    driver.write_atomically(workdir / "report.html", page.encode())
+
+
+# File, title and caption, in the order of the report.
+PICTURES = (
+    ("curves", "Curves", "Training scores are means over the steps before; those on test data are "
+     "of the parameters at that time."),
+    ("weights", "Weights", "What speaks for each class (purple) and against it (orange)."),
+    ("confusion", "Confusion", "Test examples by their class and by what was predicted."),
+    ("surprising", "Most surprising test examples", "Surprisal: minus the binary logarithm of the "
+     "probability that the model gave to the true class."),
+)  # fmt: skip
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>TITLE</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+         max-width: 60rem; margin: 0 auto; padding: 1rem; }
+  h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+  h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
+  .wide { overflow-x: auto; }
+  /* On a phone, pictures scroll rather than shrink beyond reading. */
+  img { max-width: max(100%, 40rem); height: auto; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+  th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
+  th:first-child, td:first-child { text-align: left; }
+  table.pairs td { text-align: left; overflow-wrap: anywhere; }
+  table.pairs td:first-child { white-space: nowrap; color: #555; vertical-align: top; }
+  .cards { display: flex; flex-wrap: wrap; gap: .7rem; }
+  .card { border: 1px solid #ccc; border-radius: .4rem; padding: .5rem .9rem; }
+  .card b { display: block; font-size: 1.4rem; }
+</style>
+<h1>TITLE</h1>
+BODY
+</html>
+"""
+
+
+def section(title: str, body: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>\n{body}"
+
+
+def picture(workdir: pathlib.Path, name: str) -> str:
+    """The PNG as part of the page, or nothing if there is none."""
+    path = workdir / f"{name}.png"
+    if not path.exists():
+        return ""
+    content = b64encode(path.read_bytes()).decode()
+    image = f'<img alt="{name}" src="data:image/png;base64,{content}">'
+    return f'<div class="wide">{image}</div>'
+
+
+def score_cards(summary: Mapping[str, Any]) -> str:
+    test = summary["test"]
+    cards = [
+        ("test accuracy", digits(test["accuracy"])),
+        ("test loss, nats", digits(test["nats"])),
+        ("test loss, bits", digits(test["bits"])),
+        ("train loss, nats", digits(summary["train"]["nats"])),
+    ]
+    body = "".join(f'<div class="card"><b>{value}</b>{name}</div>' for name, value in cards)
+    return f'<div class="cards">{body}</div>'
+
+
+def unfinished(workdir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The curves of the best member so far, which are drawn, and where all members stand."""
+    if not rows:
+        return []
+    latest = logs.latest(rows)
+    best = [row for row in rows if row["member"] == latest[0]["member"]]
+    curves = figures.to_png(figures.learning_curves(best))
+    driver.write_atomically(workdir / "curves.png", curves)
+    keys = ("member", "step", "train_loss", "test_loss", "test_accuracy")
+    cells = [[key.replace("_", " ") for key in keys]]
+    for row in latest:
+        counts, scores = (row[key] for key in keys[:2]), (row[key] for key in keys[2:])
+        cells.append([*(f"{count:,}" for count in counts), *map(digits, scores)])
+    return [section("So far", html_table(cells))]
+
+
+def html_table(lines: Sequence[Sequence[str]]) -> str:
+    """With heads in the first line."""
+
+    def row(line: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line) + "</tr>"
+
+    body = "".join(row(line, "td") for line in lines[1:])
+    return f'<div class="wide"><table>{row(lines[0], "th")}{body}</table></div>'
+
+
+def pairs(items: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+        for key, value in items.items()
+    )
+    return f'<div class="wide"><table class="pairs">{lines}</table></div>'

@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+import compare
+import train
+
+
+@pytest.fixture(scope="module")
+def runs(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    for name, changes in {"a": {}, "b": {"l2": 0.5, "duration": "1 epoch"}}.items():
+        train.train(digits(**changes), folder / name)
+    return folder / "a", folder / "b"
+
+
+def test_the_table_has_what_differs_and_the_scores(runs):
+    lines = compare.table([compare.read(run) for run in runs]).splitlines()
+    assert lines[0].split()[:3] == ["run", "duration", "l2"]
+    assert "seed" not in lines[0]
+    # By test loss: more epochs and no penalty do better here.
+    assert lines[1].startswith(str(runs[0]))
+    assert lines[2].startswith(str(runs[1]))
+
+
+def test_a_run_that_is_not_finished_is_marked(runs, tmp_path):
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((runs[0] / name).read_bytes())
+    assert "not finished" in compare.table([compare.read(tmp_path)])
+
+
+def test_the_command_draws_and_prints(runs, tmp_path):
+    words = [sys.executable, compare.__file__, *map(str, runs), "--figure=both.png"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the curves are in both.png" in result.stdout
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_a_run_ends_in_a_line(tmp_path):
+    words = [sys.executable, compare.__file__, str(tmp_path)]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"left out: {tmp_path} holds no run: there is no config.json in it",
+        "error: there is no run to show",
+    ]

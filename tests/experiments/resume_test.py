@@ -1,0 +1,283 @@
+"""A run that was stopped, in whatever way, ends as if it had not been."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import filelock
+import numpy as np
+import pytest
+
+import driver
+import settings
+import train
+
+SCRIPT = pathlib.Path(train.__file__)
+TIMES = ("seconds", "examples_per_second")
+
+
+def rows_of(workdir):
+    """Without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_end(workdir, expected):
+    with np.load(workdir / "params.npz") as ours, np.load(expected / "params.npz") as theirs:
+        assert set(ours.files) == set(theirs.files)
+        for name in theirs.files:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    assert rows_of(workdir) == rows_of(expected)
+    ours, theirs = (json.loads((p / "summary.json").read_text()) for p in (workdir, expected))
+    for key in ("train", "test", "gradient_check", "steps", "members"):
+        assert ours.get(key) == theirs.get(key)
+
+
+@pytest.fixture(scope="module")
+def config(digits):
+    """24 steps, with evaluations, checkpoints and epochs that do not coincide."""
+    return digits(
+        optimizer="adam", learning_rate=0.01, evaluate_every="5 steps", save_every="3 steps"
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function: from now on SIGTERM comes after so many looks at the signals."""
+
+    def stop(looks):
+        @contextlib.contextmanager
+        def noted():
+            left = looks
+
+            def came():
+                nonlocal left
+                left -= 1
+                return signal.SIGTERM if left < 0 else 0
+
+            yield came
+
+        monkeypatch.setattr(driver, "signals_noted", noted)
+
+    return stop
+
+
+@pytest.mark.parametrize("looks", [0, 1, 4, 7])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, stop_after, looks):
+    stop_after(looks)
+    with pytest.raises(driver.Interrupted, match="SIGTERM"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert "not finished" in (tmp_path / "report.html").read_text()
+    stop_after(1000)
+    train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_stopped_at_every_step_it_gets_there(config, whole, tmp_path, stop_after):
+    stop_after(0)
+    stops = 0
+    while not (tmp_path / "summary.json").exists():
+        with contextlib.suppress(driver.Interrupted):
+            train.train(config, tmp_path)
+        stops += 1
+        assert stops < 30
+    assert stops > 5
+    assert_same_end(tmp_path, whole)
+
+
+def test_rows_of_steps_to_be_taken_again_and_half_a_line_are_dropped(
+    config, whole, tmp_path, stop_after
+):
+    stop_after(4)
+    with pytest.raises(driver.Interrupted):
+        train.train(config, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    row = json.loads(path.read_text().splitlines()[-1]) | {"step": 20}
+    with path.open("a") as file:
+        file.write(json.dumps(row) + '\n{"epoch": 2, "st')
+    stop_after(1000)
+    train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_some_steps_only(config, whole, tmp_path, stop_after):
+    stop_after(6)
+    with pytest.raises(driver.Interrupted):
+        train.train(config, tmp_path)
+    folder = tmp_path / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    for path in (folder / str(steps[-1])).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    stop_after(1000)
+    with pytest.warns(UserWarning, match=f"step {steps[-1]} .* damaged"):
+        train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+def command(config, workdir, *, code=None):
+    """The command line for a config, to the script or to other code."""
+    words = [sys.executable, *(["-c", code] if code else [str(SCRIPT)])]
+    flat = driver.flat(dataclasses.asdict(config))
+    defaults = driver.flat(dataclasses.asdict(settings.Train()))
+    words += [f"--config={SCRIPT.parent / 'configs' / 'digits.py'}", f"--workdir={workdir}"]
+    shipped = {"duration", "batch_size", "learning_rate", "schedule", "l2"}
+    words += [
+        f"--config.{key}={value}"
+        for key, value in flat.items()
+        if value != defaults[key] or key in shipped
+    ]
+    return words
+
+
+def run(words, **options):
+    return subprocess.run(words, capture_output=True, text=True, cwd=SCRIPT.parent, **options)
+
+
+# Kills itself while a checkpoint of the step is being written in the background.
+KILL_INSIDE_A_SAVE = """
+import os, signal, sys
+sys.argv[0] = "train.py"
+import train, driver, results, settings
+from softmax_jax import checkpoint
+save = checkpoint.save
+def save_and_die(manager, step, *args, **kwargs):
+    save(manager, step, *args, **kwargs)
+    if step == STEP:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save = save_and_die
+driver.run(train.train, results.table, settings.Train, default="digits")
+"""
+
+
+def test_a_run_killed_inside_its_saves_goes_on(config, whole, tmp_path):
+    for step in (6, 15):
+        words = command(config, tmp_path, code=KILL_INSIDE_A_SAVE.replace("STEP", str(step)))
+        assert run(words).returncode == -signal.SIGKILL
+    train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_goes_on(config, tmp_path):
+    # Some seconds of training, of which most are spent on saves and evaluations.
+    config = dataclasses.replace(
+        config, duration="60 epochs", evaluate_every="17 steps", save_every="7 steps"
+    )
+    train.train(config, tmp_path / "whole")
+    workdir, generator = tmp_path / "killed", random.Random(0)
+    words = command(config, workdir)
+    kills = 0
+    while kills < 4:
+        before = saves(workdir)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=SCRIPT.parent
+        )
+        while saves(workdir) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.5))
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            break
+        kills += 1
+    assert kills >= 2
+    train.train(config, workdir)
+    assert_same_end(workdir, tmp_path / "whole")
+
+
+def saves(workdir):
+    """The steps of the checkpoints that are there."""
+    return {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_how_to_go_on(config, tmp_path, number):
+    long = dataclasses.replace(config, duration="100000 epochs", evaluate_every="1 epoch")
+    words = command(long, tmp_path)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SCRIPT.parent
+    )
+    while not (tmp_path / "metrics.jsonl").exists() or not rows_of(tmp_path):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name}; to go on: python")
+    assert f"--workdir={tmp_path}" in last
+    assert "Traceback" not in errors
+    assert "not finished" in (tmp_path / "report.html").read_text()
+    latest = max(map(int, saves(tmp_path)))
+    assert rows_of(tmp_path)[-1]["step"] <= latest
+
+
+def test_divergence_ends_with_advice_and_exit_code_1(config, tmp_path):
+    result = run(command(dataclasses.replace(config, learning_rate=3e38), tmp_path))
+    assert result.returncode == 1
+    assert "try a third of the learning rate" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_of_two_runs_at_once_one_is_refused(config, tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    with (
+        filelock.FileLock(tmp_path / ".lock"),
+        pytest.raises(OSError, match="another run is at work in"),
+    ):
+        train.train(config, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.skipif(not pathlib.Path("/sys/kernel").exists(), reason="there is no /sys here")
+def test_a_folder_that_cannot_be_written_ends_in_a_line(config):
+    result = run(command(config, "/sys/kernel/run"))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "/sys/kernel/run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# No file can be longer than the rows of metrics that there are before the first checkpoint.
+ALMOST_FULL = """
+import resource, sys
+sys.argv[0] = "train.py"
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+import train, driver, results, settings
+driver.run(train.train, results.table, settings.Train, default="digits")
+"""
+
+
+def test_writes_that_fail_end_in_a_line_and_lose_nothing(config, whole, tmp_path):
+    result = run(command(config, tmp_path, code=ALMOST_FULL))
+    assert result.returncode == 1
+    assert "error: the checkpoint could not be written to" in result.stderr
+    train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(config, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
+        with pytest.raises(OSError, match=r"the disk of .* is full: 1 bytes are left"):
+            train.train(config, tmp_path)
+    assert saves(tmp_path) == set()
+    train.train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
