@@ -128,6 +128,7 @@ def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsy
     assert len(rows_of(tmp_path)) == len(rows_of(run[0]))
 
 
+@pytest.mark.slow
 def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path, monkeypatch):
     small = dataclasses.replace(config.sweep, memory=0.004)
     config = dataclasses.replace(config, sweep=small, save_every="5 steps")

@@ -66,24 +66,37 @@ def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits,
         assert solution.relative_gap <= tol
 
 
-def test_blocks_and_storage_change_nothing_but_rounding(digits, monkeypatch):
+STORED = {
+    "blocks": lambda x: (x, dict(block_size=100)),
+    "a prime number of rows a block": lambda x: (x, dict(block_size=887)),
+    "one block": lambda x: (x, dict(block_size=10**9)),
+    "float64": lambda x: (x.astype(np.float64), {}),
+    "bfloat16": lambda x: (x.astype(ml_dtypes.bfloat16), {}),
+    "a JAX array": lambda x: (jnp.asarray(x), {}),
+    "sparse": lambda x: (scipy.sparse.csr_array(x), {}),
+    "sparse in blocks": lambda x: (scipy.sparse.coo_matrix(x), dict(block_size=500)),
+}
+# Each compiles anew.
+LESS_LIKELY = ("blocks", "one block", "float64", "sparse")
+
+
+@pytest.fixture(scope="module")
+def reference(digits):
     x, y = digits
-    reference = solvers.fit(x, y, l2=1e-3, scale=1 / 16, shift=-0.5, tol=1e-12)
-    same = {
-        "blocks": (x, dict(block_size=100)),
-        "a prime number of rows a block": (x, dict(block_size=887)),
-        "one block": (x, dict(block_size=10**9)),
-        "float64": (x.astype(np.float64), {}),
-        "bfloat16": (x.astype(ml_dtypes.bfloat16), {}),
-        "a JAX array": (jnp.asarray(x), {}),
-        "sparse": (scipy.sparse.csr_array(x), {}),
-        "sparse in blocks": (scipy.sparse.coo_matrix(x), dict(block_size=500)),
-    }
-    for name, (stored, options) in same.items():
-        solution = solvers.fit(stored, y, l2=1e-3, scale=1 / 16, shift=-0.5, tol=1e-12, **options)
-        assert solution.objective == pytest.approx(reference.objective, rel=1e-12), name
-        np.testing.assert_allclose(solution.params.w, reference.params.w, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(solution.params.b, reference.params.b, atol=1e-5, err_msg=name)
+    return solvers.fit(x, y, l2=1e-3, scale=1 / 16, shift=-0.5, tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(w, marks=[pytest.mark.slow] if w in LESS_LIKELY else []) for w in STORED],
+)
+def test_blocks_and_storage_change_nothing_but_rounding(digits, reference, way):
+    x, y = digits
+    stored, options = STORED[way](x)
+    solution = solvers.fit(stored, y, l2=1e-3, scale=1 / 16, shift=-0.5, tol=1e-12, **options)
+    assert solution.objective == pytest.approx(reference.objective, rel=1e-12)
+    np.testing.assert_allclose(solution.params.w, reference.params.w, atol=1e-5)
+    np.testing.assert_allclose(solution.params.b, reference.params.b, atol=1e-5)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
