@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         for workdir in args.workdir:
             try:
                 runs.append(read(workdir))
-            except ValueError as e:
+            except (ValueError, OSError, AttributeError) as e:
                 print(f"left out: {e}", file=sys.stderr)
         if not runs:
             raise ValueError("there is no run to show")

@@ -185,6 +185,11 @@ def refuse_another_config(config: settings.Train, workdir: pathlib.Path) -> None
     refuse_a_file(workdir)
     path = workdir / "config.json"
     if not path.exists():
+        if (workdir / "checkpoints").exists():
+            raise ValueError(
+                f"{workdir} has checkpoints but no config.json, so that nobody knows whose they "
+                "are: give another --workdir"
+            )
         return
     try:
         there = flat(json.loads(path.read_text()))

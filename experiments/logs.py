@@ -69,9 +69,10 @@ class Log:
         """What is open."""
         self._files.close()
 
-    def lowest_test_loss(self, members: int) -> float:
-        """Of the last evaluation, of so many members; inf if there is none."""
-        return min(map(test_loss, self.rows[-members:]), default=float("inf"))
+    def lowest_test_loss(self, members: Sequence[int], step: int) -> float:
+        """Of some members at a step; inf if they were not evaluated there."""
+        rows = [row for row in self.rows if row["step"] == step and row["member"] in members]
+        return min(map(test_loss, rows), default=float("inf"))
 
 
 @contextlib.contextmanager
@@ -93,8 +94,18 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a file, less what a killed process did not write to the end."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(text) for text in lines if text.endswith("\n")]
+    rows = []
+    for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            continue
+        try:
+            row = json.loads(text)
+            rows.append({**row, "step": row["step"], "member": row["member"]})
+        except (ValueError, TypeError, KeyError) as e:
+            raise ValueError(
+                f"{path}, line {number} is no row of metrics: remove it, or give another --workdir"
+            ) from e
+    return rows
 
 
 def test_loss(row: Mapping[str, Any]) -> float:

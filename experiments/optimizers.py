@@ -169,7 +169,7 @@ def make(
 def _called(key: str, text: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     try:
         return function(**options)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, AttributeError, OverflowError) as e:
         raise ValueError(f"config.{key}={text!r}: {e}") from e
 
 
@@ -179,7 +179,7 @@ def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict
     def to_steps(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {to_steps(key): item for key, item in value.items()}
-        is_duration = isinstance(value, str) and value[:1].isdigit()
+        is_duration = isinstance(value, str) and value.strip()[:1] in "0123456789."
         return steps_of(value) if is_duration else value
 
     return {name: to_steps(value) for name, value in options.items()}

@@ -137,7 +137,9 @@ def _check_member(member: Member) -> None:
         seed = getattr(member, key)
         _require(0 <= seed < 2**32, "seed", seed, "0 or more and below 2**32")
     rate = member.learning_rate
-    _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
+    with np.errstate(over="ignore", under="ignore"):
+        as_float32 = float(np.float32(rate))
+    _require(0 < as_float32 < math.inf, "learning_rate", rate, "positive and finite as a float32")
     _require(0 <= member.l2 < 1e30, "l2", member.l2, "0 or more, and below 1e30")
     smoothing = member.label_smoothing
     _require(0 <= smoothing < 1, "label_smoothing", smoothing, "in [0, 1)")

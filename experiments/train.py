@@ -119,8 +119,9 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
         "save_every": 1 if by_clock else steps_of(config.save_every),
     }
     for key, number in steps.items():
-        if number < 1:
-            raise ValueError(f"config.{key}={getattr(config, key)!r} is less than a step")
+        if not 1 <= number < 2**31:
+            bound = "less than a step" if number < 1 else "more than 2**31 steps"
+            raise ValueError(f"config.{key}={getattr(config, key)!r} is {bound}")
     return Run(
         config=config,
         members=settings.members(config),
@@ -161,6 +162,7 @@ def run_members(run: Run, workdir: pathlib.Path, came: Callable[[], int]) -> dic
             train_seconds += seconds
             states += unstacked(state, len(indices))
     if all(state.diverged >= 0 for state in states):
+        results.write_report(run.config, workdir, log.rows, summary=None)
         raise FloatingPointError(explain(run, states))
     timing = {
         "compile_seconds": compile_seconds,
@@ -287,7 +289,7 @@ def run_group(
                 event.step,
                 event.state,
                 extra={"sums": sums.tolist(), "seconds": seconds(), "row_seconds": row_seconds},
-                score=log.lowest_test_loss(len(indices)),
+                score=log.lowest_test_loss(indices, event.step),
             )
             return event.step
 
@@ -303,7 +305,7 @@ def run_group(
                     log.add(rows)
                     bar.set_postfix_str(describe(rows), refresh=False)
                 bar.update(event.step - bar.n)
-                if (diverged >= 0).all():
+                if event.test is not None and (diverged >= 0).all():
                     break
                 if event.is_save or event.step == run.total:
                     saved = save(event)

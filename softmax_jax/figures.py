@@ -264,7 +264,8 @@ def sweep_map(members: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figu
     """
     values = {key: sorted({member[key] for member in members}) for key in keys}
     combinations = int(np.prod([len(some) for some in values.values()]))
-    if len(keys) > 1 and combinations > len(members):
+    places = len({tuple(member[key] for key in keys) for member in members})
+    if not keys or combinations > places:
         keys, values = ["member"], {"member": sorted(member["member"] for member in members)}
     keys = sorted(keys, key=lambda key: -len(values[key]))[:2]
     lowest: dict[tuple[Any, ...], float] = {}

@@ -271,3 +271,20 @@ def test_compared_curves_have_a_line_a_run():
     assert [len(ax.lines) for ax in figure.axes] == [2, 2]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
     assert_is_a_picture(figures.to_png(figure))
+
+
+@pytest.mark.parametrize("keys", [[], ["l2", "learning_rate"]])
+def test_members_that_repeat_make_a_curve(keys):
+    some = [
+        {
+            "member": i,
+            "l2": l2,
+            "learning_rate": rate,
+            "test": {"nats": 1.0},
+            "diverged_at_step": None,
+        }
+        for i, (l2, rate) in enumerate([(0.0, 1.0), (0.0, 1.0), (0.1, 2.0), (0.1, 2.0)])
+    ]
+    figure = figures.sweep_map(some, keys)
+    assert figure.axes[0].get_xlabel() == "member"
+    assert_is_a_picture(figures.to_png(figure))

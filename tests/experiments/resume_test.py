@@ -236,6 +236,18 @@ def test_divergence_ends_with_advice_and_exit_code_1(config, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_checkpoints_without_a_config_are_refused(config, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
+        train.train(config, tmp_path)
+
+
+def test_a_damaged_row_is_named(config, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
+        train.train(config, tmp_path)
+
+
 def test_of_two_runs_at_once_one_is_refused(config, tmp_path):
     tmp_path.mkdir(exist_ok=True)
     with (
