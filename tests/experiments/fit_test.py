@@ -309,7 +309,7 @@ def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
     config = dataclasses.replace(shipped("fit_fashion_mnist"), data=source)
     (row,) = fit.fit(config, tmp_path).rows
     assert row["status"] == "certified"
-    # DESIGN, section 7: scikit-learn's newton-cg to a tolerance of 1e-6.
+    # The objective that scikit-learn's newton-cg reaches with a tolerance of 1e-6.
     assert 0.37947707 * (1 - 1e-7) <= row["objective"] <= 0.37947707 * (1 + config.tol)
 
 
