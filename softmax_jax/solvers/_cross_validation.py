@@ -69,8 +69,8 @@ def cross_validate(
     r"""Scores every strength on rows that its fit has not seen.
 
     The fits of all folds, and of all rows, are one `fit_path`, and up to four at a time share their
-    passes over ``x``. With the weight :math:`S_k` of the rows held out by fold :math:`k` and the mean loss
-    :math:`l_k(\lambda)` on them, of the parameters fitted to the other rows,
+    passes over ``x``. With the weight :math:`S_k` of the rows held out by fold :math:`k` and the
+    mean loss :math:`l_k(\lambda)` on them, of the parameters fitted to the other rows,
 
     .. math:: \bar l(\lambda) = \sum_k \frac{S_k}{S} l_k(\lambda), \qquad
         \mathrm{se}(\lambda)^2 = \frac{1}{K - 1} \sum_k \frac{S_k}{S} (l_k - \bar l)^2, \qquad
