@@ -26,6 +26,19 @@ class Log:
         self._alone = alone
         self._files = contextlib.ExitStack()
 
+    def number(self, members: Sequence[int], *, up_to_step: int) -> int:
+        """Of rows that there are of some members."""
+        return sum(row["member"] in members and row["step"] <= up_to_step for row in self.rows)
+
+    def require(self, members: Sequence[int], *, up_to_step: int, number: int) -> None:
+        """Raises ValueError if rows are missing that a checkpoint says were written."""
+        if (found := self.number(members, up_to_step=up_to_step)) != number:
+            raise ValueError(
+                f"{self.workdir / 'metrics.jsonl'} has {found} rows up to step {up_to_step}, the "
+                f"last checkpoint, where {number} were written: put the missing ones back, or give "
+                "another --workdir"
+            )
+
     def forget(self, members: Sequence[int], *, after_step: int) -> None:
         """Drops rows of steps that will be taken again, and goes on writing."""
         self.close()

@@ -10,11 +10,13 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+
+T = TypeVar("T")
 
 
 class Recipe(NamedTuple):
@@ -142,43 +144,68 @@ def parse(key: str, text: str, registry: Mapping[str, Recipe]) -> tuple[Recipe, 
     return recipe, {**recipe.defaults, **given}
 
 
-def make(
-    optimizer: str, schedule: str, steps_of: Callable[[str], int]
-) -> optax.GradientTransformation:
-    """The optimiser with a learning rate of one times the schedule.
+def make_schedule(schedule: str, steps_of: Callable[[str], int]) -> optax.Schedule:
+    """The share of the learning rate that each step takes.
+
+    Args:
+      schedule: see `SCHEDULES`.
+      steps_of: from a duration to steps.
+
+    Raises:
+      ValueError: if the options do not go together.
+    """
+    recipe, options = parse("schedule", schedule, SCHEDULES)
+
+    def made() -> optax.Schedule:
+        share = recipe.make(**in_steps(options, steps_of))
+        # What does not go together shows when it is used.
+        jax.eval_shape(share, jnp.int32(0))
+        return share
+
+    return _called("schedule", schedule, made)
+
+
+def make(optimizer: str, share: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser with a learning rate of one times the share.
 
     Args:
       optimizer: see `OPTIMIZERS`.
-      schedule: see `SCHEDULES`.
-      steps_of: from a duration to steps.
+      share: from `make_schedule`.
+
+    Raises:
+      ValueError: if the options do not go together.
     """
-    recipe, options = parse("schedule", schedule, SCHEDULES)
-    share = _called("schedule", schedule, recipe.make, in_steps(options, steps_of))
     recipe, options = parse("optimizer", optimizer, OPTIMIZERS)
 
     def made() -> optax.GradientTransformation:
         result = recipe.make(learning_rate=share, **options)
-        # What does not go together shows when it is used.
         some = jnp.ones((2, 2))
         jax.eval_shape(lambda: result.update(some, result.init(some), some))
         return result
 
-    return _called("optimizer", optimizer, made, {})
+    return _called("optimizer", optimizer, made)
 
 
-def _called(key: str, text: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+def _called(key: str, text: str, function: Callable[[], T]) -> T:
     try:
-        return function(**options)
-    except (TypeError, ValueError, AttributeError, OverflowError) as e:
+        return function()
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
         raise ValueError(f"config.{key}={text!r}: {e}") from e
 
 
 def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict[str, Any]:
-    """The options with durations as steps, also where they are the keys of an option."""
+    """The options with durations as steps, also where they are the keys of an option.
+
+    Raises:
+      ValueError: if two keys are the same step.
+    """
 
     def to_steps(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {to_steps(key): item for key, item in value.items()}
+            by_step = {to_steps(key): item for key, item in value.items()}
+            if len(by_step) < len(value):
+                raise ValueError(f"two of {', '.join(map(repr, value))} are the same step")
+            return by_step
         is_duration = isinstance(value, str) and value.strip()[:1] in "0123456789."
         return steps_of(value) if is_duration else value
 

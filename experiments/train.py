@@ -18,7 +18,8 @@ look at all that, and last summary.json.
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -48,6 +49,8 @@ class Run(NamedTuple):
     dataset: data.Dataset
     train_data: Batch
     test_data: Batch
+    share: optax.Schedule
+    """Of the learning rate that a step takes."""
     optimizer: optax.GradientTransformation
     total: int
     """Steps, as are the next three."""
@@ -94,11 +97,22 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     driver.refuse_another_config(config, workdir)
     run = make_run(config, driver.load(config.data))
     with driver.claimed(config, workdir), driver.signals_noted() as came:
-        path = workdir / "summary.json"
-        if path.exists():
+        summary = earlier_summary(workdir / "summary.json")
+        if summary is not None:
             print(f"{workdir} is finished already")
-            return json.loads(path.read_text())
+            return summary
         return run_members(run, workdir, came)
+
+
+def earlier_summary(path: pathlib.Path) -> dict[str, Any] | None:
+    """Of a finished run; None if there is none that can be read, which a warning says."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        warnings.warn(f"{path} is damaged ({e}): it is made again", stacklevel=2)
+        return None
 
 
 def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
@@ -122,13 +136,15 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
         if not 1 <= number < 2**31:
             bound = "less than a step" if number < 1 else "more than 2**31 steps"
             raise ValueError(f"config.{key}={getattr(config, key)!r} is {bound}")
+    share = optimizers.make_schedule(config.schedule, steps_of)
     return Run(
         config=config,
         members=settings.members(config),
         dataset=dataset,
         train_data=train_data,
         test_data=test_data,
-        optimizer=optimizers.make(config.optimizer, config.schedule, steps_of),
+        share=share,
+        optimizer=optimizers.make(config.optimizer, share),
         total=total,
         epoch=steps_of("1 epoch"),
         evaluate=steps["evaluate_every"],
@@ -274,6 +290,7 @@ def run_group(
             step, state, extra = restored
             sums = np.array(extra["sums"])
             before, row_seconds = extra["seconds"], extra["row_seconds"]
+            log.require(indices, up_to_step=step, number=extra["rows"])
             print(f"going on from step {step:,} of {run.total:,}")
         log.forget(indices, after_step=step)
         start = time.perf_counter()
@@ -288,7 +305,12 @@ def run_group(
                 folder,
                 event.step,
                 event.state,
-                extra={"sums": sums.tolist(), "seconds": seconds(), "row_seconds": row_seconds},
+                extra={
+                    "sums": sums.tolist(),
+                    "seconds": seconds(),
+                    "row_seconds": row_seconds,
+                    "rows": log.number(indices, up_to_step=event.step),
+                },
                 score=log.lowest_test_loss(indices, event.step),
             )
             return event.step
@@ -434,13 +456,19 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
 def explain(run: Run, states: Sequence[TrainState]) -> str:
     """What to do where all members have diverged."""
     step = min(int(state.diverged) for state in states)
-    rates = sorted({member.learning_rate for member in run.members})
     who = "training" if len(states) == 1 else f"all {len(states)} members"
-    rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} and more"
+
+    def lowest(values: Iterable[float]) -> str:
+        first, *others = sorted(set(values))
+        return f"{first:g} and more" if others else f"{first:g}"
+
+    rate = lowest(member.learning_rate for member in run.members)
     return (
         f"{who} diverged: the loss is no finite number at step {step} (epoch "
-        f"{step // run.epoch + 1}), with learning rate {rate}, schedule {run.config.schedule} and "
-        f"l2 {run.members[0].l2:g}; try a third of the learning rate and another --workdir"
+        f"{step // run.epoch + 1}), with learning rate {rate}, of which schedule "
+        f"{run.config.schedule} takes {float(run.share(step)):.3g} there, and l2 "
+        f"{lowest(member.l2 for member in run.members)}; try a third of the learning rate and "
+        "another --workdir"
     )
 
 

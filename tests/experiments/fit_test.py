@@ -3,8 +3,6 @@ import json
 import pathlib
 import re
 import runpy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -313,12 +311,6 @@ def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
     assert 0.37947707 * (1 - 1e-7) <= row["objective"] <= 0.37947707 * (1 + config.tol)
 
 
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -331,16 +323,16 @@ def command(*arguments, cwd):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_bad_command_line_ends_in_a_line_of_advice(tmp_path, arguments, message):
-    result = command(*arguments, cwd=tmp_path)
+def test_a_bad_command_line_ends_in_a_line_of_advice(run_script, tmp_path, arguments, message):
+    result = run_script(SCRIPT, *arguments)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_tells_the_flags_and_the_settings(tmp_path):
-    result = command("--help", cwd=tmp_path)
+def test_help_tells_the_flags_and_the_settings(run_script):
+    result = run_script(SCRIPT, "--help")
     assert "--config" in result.stdout
     assert "--workdir" in result.stdout
     assert "experiments/configs/fit_digits.py" in result.stdout
@@ -349,10 +341,10 @@ def test_help_tells_the_flags_and_the_settings(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_the_command_line_changes_the_config(tmp_path):
+def test_the_command_line_changes_the_config(run_script, tmp_path):
     config = f"--config={CONFIGS / 'fit_digits.py'}:smoke"
     changes = ["--config.l2=1e-7,1e-6", "--config.tol=1e-15", "--config.max_passes=1"]
-    result = command(config, *changes, "--workdir=here", cwd=tmp_path)
+    result = run_script(SCRIPT, config, *changes, "--workdir=here")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "here" / "config.json").read_text())
     expected = dataclasses.replace(

@@ -8,6 +8,8 @@ import optimizers
 from softmax_jax import model, training
 from softmax_jax.training import Batch
 
+CONSTANT = optax.constant_schedule(1.0)
+
 
 def steps_of(text):
     assert text.endswith("%")
@@ -24,7 +26,7 @@ def data():
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss(data, name):
-    optimizer = optimizers.make(name, "constant", steps_of)
+    optimizer = optimizers.make(name, CONSTANT)
     params = model.init(jax.random.key(0), num_features=5, num_classes=3)
     # Of these, the size of a step does not follow that of the gradient as in the others.
     rate = {
@@ -65,18 +67,18 @@ def updates(optimizer, steps):
 
 
 def test_a_schedule_is_a_share_of_the_learning_rate():
-    taken = updates(optimizers.make("sgd", "linear", steps_of), 101)
+    taken = updates(optimizers.make("sgd", optimizers.make_schedule("linear", steps_of)), 101)
     np.testing.assert_allclose(taken, -np.linspace(1, 0, 101), atol=1e-6)
 
 
 def test_durations_in_options_become_steps():
     text = "piecewise(boundaries_and_scales={'20%': 0.5, '40%': 0.5})"
-    taken = updates(optimizers.make("sgd", text, steps_of), 60)
+    taken = updates(optimizers.make("sgd", optimizers.make_schedule(text, steps_of)), 60)
     assert [taken[i] for i in (0, 19, 21, 39, 41)] == [-1, -1, -0.5, -0.5, -0.25]
 
 
 def test_options_are_those_of_optax():
-    ours = updates(optimizers.make("adamw(weight_decay=0.1, b1=0.5)", "constant", steps_of), 5)
+    ours = updates(optimizers.make("adamw(weight_decay=0.1, b1=0.5)", CONSTANT), 5)
     theirs = updates(optax.adamw(1.0, weight_decay=0.1, b1=0.5), 5)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -91,4 +93,18 @@ def test_options_are_those_of_optax():
 )
 def test_what_optax_does_not_take_is_refused(optimizer, message):
     with pytest.raises(ValueError, match=message):
-        optimizers.make(optimizer, "constant", steps_of)
+        optimizers.make(optimizer, CONSTANT)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("cosine(init_value='much')", "config.schedule="),
+        ("piecewise(boundaries_and_scales={'20%': 0.5, '20.1%': 0.5})", "are the same step"),
+        ("cosin", "did you mean 'cosine'"),
+        ("linear(end=0)", "linear has the options init_value, end_value"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused_as_one(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        optimizers.make_schedule(schedule, steps_of)

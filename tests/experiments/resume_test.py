@@ -232,6 +232,7 @@ def test_a_signal_ends_with_how_to_go_on(config, tmp_path, number):
 def test_divergence_ends_with_advice_and_exit_code_1(config, tmp_path):
     result = run(command(dataclasses.replace(config, learning_rate=3e38), tmp_path))
     assert result.returncode == 1
+    assert "learning rate 3e+38, of which schedule constant takes 1 there" in result.stderr
     assert "try a third of the learning rate" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -246,6 +247,28 @@ def test_a_damaged_row_is_named(config, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
         train.train(config, tmp_path)
+
+
+def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    message = f"has {len(lines) - 1} rows up to step 24, the last checkpoint, where {len(lines)}"
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path / "run")
+    path.write_text("".join(lines))
+    train.train(config, tmp_path / "run")
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_damaged_summary_is_made_again(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text('{"te')
+    with pytest.warns(UserWarning, match=r"summary\.json is damaged"):
+        train.train(config, tmp_path / "run")
+    assert_same_end(tmp_path / "run", whole)
 
 
 def test_of_two_runs_at_once_one_is_refused(config, tmp_path):

@@ -227,12 +227,6 @@ def test_the_classroom_is_learned(tmp_path):
     assert train.train(shipped("classroom"), tmp_path)["test"]["accuracy"] >= 0.9
 
 
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -248,24 +242,24 @@ def command(*arguments, cwd):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_bad_command_line_ends_in_a_line_of_advice(tmp_path, arguments, message):
-    result = command(*arguments, cwd=tmp_path)
+def test_a_bad_command_line_ends_in_a_line_of_advice(run_script, tmp_path, arguments, message):
+    result = run_script(SCRIPT, *arguments)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_tells_the_flags(tmp_path):
-    result = command("--help", cwd=tmp_path)
+def test_help_tells_the_flags(run_script):
+    result = run_script(SCRIPT, "--help")
     assert "--config" in result.stdout
     assert "--workdir" in result.stdout
     assert "Traceback" not in result.stderr
 
 
-def test_the_command_line_changes_the_config(tmp_path):
+def test_the_command_line_changes_the_config(run_script, tmp_path):
     config = f"--config={CONFIGS / 'classroom.py'}:smoke"
-    result = command(config, "--config.learning_rate=0.25", "--workdir=here", cwd=tmp_path)
+    result = run_script(SCRIPT, config, "--config.learning_rate=0.25", "--workdir=here")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "here" / "config.json").read_text())
     expected = dataclasses.replace(shipped("classroom", "smoke"), learning_rate=0.25)
