@@ -103,7 +103,7 @@ def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[ja
     return weights, jnp.where(total == 0, 1, total)
 
 
-def weights_of(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: jax.Array | None) -> jax.Array:
     """The weight of each value, in the type of ``values``; 1 where ``weights`` is None.
 
     Raises:
@@ -191,7 +191,7 @@ def objective_gradient(
     )
 
 
-def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
+def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: jax.Array) -> bool:
     """True where ``targets`` are class ids, False where they are probabilities.
 
     Raises:
@@ -225,7 +225,7 @@ def are_labels(logits: jax.Array, targets: jax.Array) -> bool:
 
 def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
     """Raises a ValueError for a value, not under a transformation, outside [0, 1)."""
-    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= label_smoothing < 1:
+    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
 
 

@@ -1,0 +1,528 @@
+"""The head held to the same loss with all its logits, in float64."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from softmax_jax import head, losses, model
+from softmax_jax.head import SparseTargets, linear_cross_entropy
+from softmax_jax.model import Params
+
+DIFFERENTIABLE = ("nats", "logsumexp", "entropy", "collision")
+
+
+def reference(x, w, b, temperature, y, *, uniform, weights, smoothing, z, cap, k):
+    """All that is differentiable, from all the logits, in float64; ``y``: ``[n, v]``."""
+    o = x @ w
+    if b is not None:
+        o = o + b[None]
+    if cap is not None:
+        o = cap * jnp.tanh(o / cap)
+    o = o / temperature
+    log_p = jax.nn.log_softmax(o)
+    p, logsumexp = jnp.exp(log_p), jax.nn.logsumexp(o, axis=1)
+    nats = -jnp.sum(y * log_p, axis=1)
+    loss = (1 - smoothing) * nats - smoothing * log_p @ uniform + z * logsumexp**2
+    top = jax.lax.top_k(o, k)[0]
+    entropy = -jnp.sum(p * log_p, axis=1)
+    return weights * loss, nats, logsumexp, entropy, jnp.sum(p * p, axis=1), top
+
+
+@st.composite
+def cases(draw):
+    """Sizes, options and arrays; those with block sizes are often prime or one off."""
+    n, d = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    v = draw(st.sampled_from([1, 2, 5, 7, 12, 13]))
+    return {
+        "sizes": (n, d, v),
+        "rows": draw(st.sampled_from([None, 1, 2, 3, 7])),
+        "classes": draw(st.sampled_from([None, 1, 3, 4, 6, 12])),
+        "strategy": draw(st.sampled_from(["recompute", "sweep"])),
+        "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+        "targets": draw(st.sampled_from(["ids", "dense", "sparse"])),
+        "weights": draw(st.booleans()),
+        "class_weights": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "z": draw(st.sampled_from([0.0, 0.01])),
+        "cap": draw(st.sampled_from([None, 2.0])),
+        "temperature": draw(st.sampled_from([1.0, 0.7])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def made(case):
+    """``inputs``, as ``(x, w, b, temperature)``, targets, keyword arguments, and the reference."""
+    n, d, v = case["sizes"]
+    rng = np.random.default_rng(case["seed"])
+    dtype = jnp.dtype(case["dtype"])
+    inputs = (
+        jnp.asarray(rng.normal(size=(n, d)), dtype),
+        jnp.asarray(rng.normal(size=(d, v)), dtype),
+        jnp.asarray(rng.normal(size=v), dtype) if case["bias"] else None,
+        jnp.float32(case["temperature"]),
+    )
+    if case["targets"] == "ids":
+        targets = rng.integers(v, size=n)
+        y = np.eye(v)[targets]
+    elif case["targets"] == "dense":
+        targets = y = rng.dirichlet(np.full(v, 0.5), size=n).astype(np.float32)
+    else:
+        ids = rng.integers(v, size=(n, 3))
+        weights = rng.uniform(size=(n, 3)).astype(np.float32)
+        targets = SparseTargets(jnp.asarray(ids), jnp.asarray(weights))
+        y = np.zeros((n, v))
+        np.add.at(y, (np.arange(n)[:, None], ids), weights)
+    weights = rng.integers(0, 3, size=n).astype(np.float32) if case["weights"] else np.ones(n)
+    factors = rng.uniform(size=v).astype(np.float32) if case["class_weights"] else np.ones(v)
+    options = {
+        "weights": jnp.asarray(weights, jnp.float32) if case["weights"] else None,
+        "class_weights": jnp.asarray(factors, jnp.float32) if case["class_weights"] else None,
+        "label_smoothing": case["smoothing"],
+        "z_loss": case["z"],
+        "soft_cap": case["cap"],
+        "strategy": case["strategy"],
+        "block_rows": case["rows"],
+        "block_classes": case["classes"],
+        "k": 3,
+    }
+    expected = functools.partial(
+        reference,
+        y=np.float64(y) * factors,
+        uniform=np.float64(factors) / v,
+        weights=weights,
+        smoothing=case["smoothing"],
+        z=case["z"],
+        cap=case["cap"],
+        k=min(3, v),
+    )
+    return inputs, targets, options, expected
+
+
+def ours(inputs, targets, options):
+    """In the order of `reference`."""
+    x, w, b, temperature = inputs
+    extras = (*DIFFERENTIABLE, "top_k")
+    out = linear_cross_entropy(x, w, b, targets, temperature=temperature, extras=extras, **options)
+    return out.loss, *(getattr(out, name) for name in DIFFERENTIABLE), out.top_values
+
+
+def wide(tree):
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), tree)
+
+
+def pulled_back(function, inputs, cotangents):
+    """The values, and the derivatives for each of several cotangents."""
+    values, back = jax.vjp(function, *inputs)
+    return values, [back(each) for each in cotangents]
+
+
+def assert_close(actual, expected, tolerance):
+    """Relative to the largest entry of each array."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, e = np.asarray(a, np.float64), np.asarray(e)
+        assert a.shape == e.shape
+        scale = max(np.max(np.abs(e), initial=0), 1e-3)
+        np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=tolerance)
+
+
+@hypothesis.given(case=cases())
+@hypothesis.settings(max_examples=20, deadline=None, phases=[hypothesis.Phase.generate])
+def test_everything_is_what_all_the_logits_give(case):
+    inputs, targets, options, expected = made(case)
+    # The gradient of the mean, as the sweep guesses it, and one of all that is returned.
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: ours(inputs, targets, options))
+    mean = tuple(jnp.full(a.shape, i == 0, jnp.float32) for i, a in enumerate(shapes))
+    others = tuple(jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in shapes)
+    actual, gradients = pulled_back(
+        lambda *inputs: ours(inputs, targets, options), inputs, (mean, others)
+    )
+    with jax.enable_x64(True):
+        values, wanted = pulled_back(expected, wide(inputs), (wide(mean), wide(others)))
+    exact_sums = case["dtype"] == "float32"
+    assert_close(actual, values, 2e-6 if exact_sums else 1e-4)
+    # The gradient of bfloat16 logits is rounded to 8 bits for its products, and so are results.
+    assert_close(gradients, wanted, 1e-5 if exact_sums else 3e-2)
+
+
+@hypothesis.given(case=cases())
+@hypothesis.settings(max_examples=8, deadline=None, phases=[hypothesis.Phase.generate])
+def test_hessian_products_are_those_of_all_the_logits(case):
+    inputs, targets, options, expected = made({**case, "dtype": "float32"})
+    rng = np.random.default_rng(1)
+    direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), inputs)
+    argnums = tuple(i for i, a in enumerate(inputs) if a is not None)
+
+    def product(function, inputs, direction):
+        def total(*some):
+            every = list(inputs)
+            for i, a in zip(argnums, some, strict=True):
+                every[i] = a
+            out = function(*every)
+            return jnp.sum(out[0]) + jnp.sum(jnp.sin(out[3]))
+
+        some, along = (tuple(tree[i] for i in argnums) for tree in (inputs, direction))
+        return jax.jvp(jax.grad(total, argnums=tuple(range(len(argnums)))), some, along)[1]
+
+    actual = product(lambda *inputs: ours(inputs, targets, options), inputs, direction)
+    with jax.enable_x64(True):
+        exact = product(expected, wide(inputs), wide(direction))
+    assert_close(actual, exact, 3e-5)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """3,000 classes, as float32 and as float64, with the exact logits and labels."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(40, 24)), rng.normal(size=(24, 3000)) / 3
+    b, labels = rng.normal(size=3000), rng.integers(3000, size=40)
+    x, w, b = (np.float32(a) for a in (x, w, b))
+    return x, w, b, labels, np.float64(x) @ np.float64(w) + np.float64(b)
+
+
+@pytest.mark.parametrize("classes", [1, 7, 1000, 1499, 1500, 1501, 2048, 2999, 3000])
+def test_3000_classes_in_any_blocks(large, classes):
+    x, w, b, labels, o = large
+    out = linear_cross_entropy(
+        x, w, b, labels, block_classes=classes, block_rows=17, extras=("argmax", "rank")
+    )
+    expected = scipy.special.logsumexp(o, axis=1) - o[np.arange(40), labels]
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+    np.testing.assert_array_equal(out.argmax, np.argmax(o, axis=1))
+    np.testing.assert_array_equal(out.rank, np.sum(o > o[np.arange(40), labels, None], axis=1))
+
+
+def test_a_bfloat16_loss_is_that_of_its_inputs(large):
+    x, w, b, labels, _ = large
+    x, w, b = (jnp.asarray(a, jnp.bfloat16) for a in (x, w, b))
+    actual = linear_cross_entropy(x, w, b, labels).loss
+    assert actual.dtype == jnp.float32
+    x, w, b = (np.asarray(a, np.float64) for a in (x, w, b))
+    o = x @ w + b
+    expected = scipy.special.logsumexp(o, axis=1) - o[np.arange(40), labels]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def as_head(logits):
+    """A head and features whose logits these are, exactly."""
+    return np.eye(len(logits), dtype=np.float32), np.float32(logits), None
+
+
+@pytest.mark.parametrize("offset", [0, 1e6, -1e6])
+@pytest.mark.parametrize("classes", [1, 3, 5])
+def test_neither_offset_nor_confidence_costs_a_digit(offset, classes):
+    rng = np.random.default_rng(0)
+    o = np.float32(rng.normal(size=(30, 5)) * np.geomspace(0.01, 30, 30)[:, None])
+    o = np.float32(o + offset)
+    labels = np.where(np.arange(30) % 2, np.argmax(o, axis=1), 3)
+    actual = linear_cross_entropy(*as_head(o), labels, block_classes=classes).loss
+    wide = np.float64(o) - np.max(np.float64(o), axis=1, keepdims=True)
+    below = -wide[np.arange(30), labels]
+    others = np.sort(np.exp(wide), axis=1)[:, :-1].sum(axis=1)
+    np.testing.assert_allclose(actual, below + np.log1p(others), rtol=1e-6)
+
+
+INF = np.inf
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_impossible_classes_and_rows_without_a_prediction(classes, strategy):
+    o = np.float32([
+        [0, -INF, 1, -INF], [-INF, -INF, -INF, 2], [-INF] * 4, [0, INF, 0, 0], [np.nan, 1, 2, 3],
+        [1e30, -1e30, 0, 0], [5, 5, 5, 5],
+    ])  # fmt: skip
+    labels = np.array([2, 0, 1, 1, 1, 1, 3])
+
+    def out(b):
+        # Each row has an own class-wise bias: a head for each.
+        return linear_cross_entropy(
+            np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32), b, np.array([0]),
+            extras=(*DIFFERENTIABLE, "argmax", "top_k"), k=3, block_classes=classes,
+        )  # fmt: skip
+
+    for row, label in zip(o, labels, strict=True):
+
+        def loss(b, label=label):
+            return linear_cross_entropy(
+                np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32), b,
+                np.array([label]), block_classes=classes, strategy=strategy,
+            ).loss[0]  # fmt: skip
+
+        actual, gradient = jax.value_and_grad(loss)(jnp.asarray(row))
+        np.testing.assert_allclose(actual, losses.cross_entropy(row, label), rtol=1e-6)
+        expected = losses.cross_entropy_gradient(row, label)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
+    assert [out(row).argmax[0] for row in o] == [2, 3, -1, -1, -1, 0, 0]
+    assert out(o[0]).top_ids.tolist() == [[2, 0, 1]]
+    assert out(o[0]).top_values.tolist() == [[1, 0, -INF]]
+    expected = scipy.stats.entropy(scipy.special.softmax(o[0]))
+    np.testing.assert_allclose(out(o[0]).entropy, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 6])
+def test_of_equal_logits_the_lower_class_comes_first(classes):
+    o = [[1, 3, 3, 0, 3, -0.0], [2, 2, 2, 2, 2, 2]]
+    out = linear_cross_entropy(
+        *as_head(o), np.array([4, 5]), extras=("argmax", "rank", "top_k"), k=6,
+        block_classes=classes,
+    )  # fmt: skip
+    assert out.argmax.tolist() == [1, 0]
+    assert out.rank.tolist() == [2, 5]
+    assert out.top_ids.tolist() == [[1, 2, 4, 0, 3, 5], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.fixture
+def small():
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(6, 4)), rng.normal(size=(4, 5)), rng.normal(size=5)
+    x, w, b = (jnp.asarray(a, jnp.float32) for a in (x, w, b))
+    return x, w, b, jnp.asarray(rng.integers(5, size=6))
+
+
+def test_it_is_the_cross_entropy_of_the_logits(small):
+    x, w, b, labels = small
+    expected = losses.cross_entropy(model.logits(Params(w, b), x), labels)
+    np.testing.assert_allclose(linear_cross_entropy(x, w, b, labels).loss, expected, rtol=1e-6)
+
+
+def test_leading_axes_are_those_of_the_targets(small):
+    x, w, b, labels = small
+    flat = linear_cross_entropy(x, w, b, labels, extras=("top_k",), k=2)
+    out = linear_cross_entropy(
+        x.reshape(2, 3, 4), w, b, labels.reshape(2, 3), extras=("top_k",), k=2
+    )
+    np.testing.assert_array_equal(out.loss, flat.loss.reshape(2, 3))
+    np.testing.assert_array_equal(out.top_ids, flat.top_ids.reshape(2, 3, 2))
+    one = linear_cross_entropy(x[0], w, b, labels[0])
+    np.testing.assert_allclose(one.loss, flat.loss[0], rtol=1e-6)
+
+
+def test_pixels_are_read_as_the_numbers_they_are(small):
+    _, w, b, labels = small
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
+    for strategy in ("recompute", "sweep"):
+
+        def loss(w, x, strategy=strategy):
+            return jnp.mean(linear_cross_entropy(x, w, b, labels, strategy=strategy).loss)
+
+        for actual, expected in zip(
+            jax.value_and_grad(loss)(w, pixels),
+            jax.value_and_grad(loss)(w, pixels.astype(np.float32)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+def test_ignored_rows_take_no_part(small, strategy):
+    x, w, b, labels = small
+
+    def total(w, x, labels, **options):
+        out = linear_cross_entropy(x, w, b, labels, strategy=strategy, **options)
+        return jnp.sum(out.loss), out.loss
+
+    ids = labels.at[2].set(-1)
+    (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(w, x, ids, ignore_id=-1)
+    assert loss[2] == 0
+    keep = np.arange(6) != 2
+    (_, expected), without = jax.value_and_grad(total, has_aux=True)(w, x[keep], labels[keep])
+    np.testing.assert_allclose(loss[keep], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, without, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
+    x, w, b, labels = small
+    bad = labels.at[1].set(5)
+
+    @jax.jit
+    def run(x, bad, weights):
+        def total(x):
+            out = linear_cross_entropy(x, w, b, bad, weights=weights, strategy=strategy)
+            return jnp.sum(out.loss), out.loss
+
+        return jax.grad(total, has_aux=True)(x)
+
+    gradient, loss = run(x, bad, jnp.ones(6))
+    np.testing.assert_array_equal(np.isnan(loss), np.arange(6) == 1)
+    np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), np.arange(6) == 1)
+    assert np.isfinite(gradient[0]).all()
+    gradient, loss = run(x, bad, jnp.ones(6).at[1].set(0))
+    assert loss[1] == 0
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": np.array([0, 1, 2, 3, 4, 5])}, r"class ids must lie in \[0, 5\)"),
+        ({"targets": np.array([0, 1, 2, 3, 4, -1])}, r"class ids must lie in \[0, 5\)"),
+        ({"targets": np.zeros(6)}, "class ids must be integers"),
+        ({"targets": np.zeros((6, 4))}, "neither as class ids"),
+        ({"targets": SparseTargets(np.full((6, 2), 5), np.ones((6, 2)))}, "class ids must lie"),
+        ({"targets": SparseTargets(np.zeros((6, 2), int), np.ones((6, 3)))}, "sparse targets"),
+        ({"x": np.zeros((6, 3))}, "4 features of w"),
+        ({"w": np.zeros(4)}, r"w must have shape \[d, q\]"),
+        ({"b": np.zeros(4)}, "5 classes of w"),
+        ({"x": np.zeros((0, 4)), "targets": np.zeros(0, int)}, "there are no rows"),
+        ({"weights": np.ones(5)}, "weights of shape"),
+        ({"class_weights": np.ones(4)}, "class_weights of shape"),
+        ({"extras": ("perplexity",)}, "extras: choose some of nats"),
+        ({"strategy": "fast"}, "strategy: choose one of auto"),
+        ({"label_smoothing": 1.0}, "label_smoothing must lie"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"soft_cap": -1.0}, "soft_cap must be positive"),
+        ({"k": 0}, "k must be at least 1"),
+        ({"memory": 0}, "memory, block_rows and block_classes"),
+        ({"targets": np.full((6, 5), 0.2), "extras": ("rank",)}, "the rank is that of a class id"),
+        ({"targets": np.full((6, 5), 0.2), "ignore_id": -1}, "ignore_id is a class id"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_bad_input_is_refused(small, changes, message):
+    x, w, b, labels = small
+    arguments = {"x": x, "w": w, "b": b, "targets": labels, **changes}
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+def test_several_heads_under_vmap(small, strategy):
+    x, w, b, labels = small
+    heads = jnp.stack([w, -w, 2 * w])
+
+    def loss(w):
+        return jnp.mean(linear_cross_entropy(x, w, b, labels, strategy=strategy).loss)
+
+    actual = jax.vmap(jax.value_and_grad(loss))(heads)
+    expected = jax.tree.map(lambda *a: jnp.stack(a), *map(jax.value_and_grad(loss), heads))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sweep_takes_the_gradient_that_it_has(small, monkeypatch):
+    x, w, b, labels = small
+    weights = jnp.arange(6.0)
+
+    def gradient(reduce):
+        def total(w):
+            out = linear_cross_entropy(x, w, b, labels, weights=weights, strategy="sweep")
+            return reduce(out.loss)
+
+        return jax.grad(total)(w)
+
+    expected = gradient(jnp.mean)
+    monkeypatch.setattr(
+        head,
+        "_recomputed",
+        lambda *a: jax.tree.map(lambda z: z + jnp.nan, head._zeros(a[1], a[-1])),
+    )
+    head._compiled.clear_cache()
+    try:
+        for scale in (1, -3.0):
+            actual = gradient(lambda loss, scale=scale: scale * jnp.mean(loss))
+            np.testing.assert_allclose(actual, scale * expected, rtol=1e-6)
+        assert np.isnan(gradient(lambda loss: jnp.sum(loss**2))).all()
+    finally:
+        head._compiled.clear_cache()
+
+
+def products_in(function, *arguments):
+    return jax.jit(function).lower(*arguments).as_text().count("stablehlo.dot_general")
+
+
+def test_no_gradient_is_formed_that_nobody_wants(small):
+    x, w, b, labels = small
+
+    def loss(x, w):
+        return jnp.mean(linear_cross_entropy(x, w, b, labels, strategy="recompute").loss)
+
+    assert products_in(jax.grad(loss, argnums=(0, 1)), x, w) == 4
+    assert products_in(jax.grad(loss, argnums=1), x, w) == 3
+
+
+def test_the_second_call_compiles_nothing(small, count_compilations):
+    x, w, b, labels = small
+
+    def run():
+        def total(w):
+            return jnp.sum(linear_cross_entropy(x, w, b, labels, label_smoothing=0.1).loss)
+
+        return jax.value_and_grad(total)(w)
+
+    assert count_compilations(run) > 0
+    assert count_compilations(run) == 0
+
+
+MIB = 2**20
+
+
+def temporary_memory(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are those of a CPU")
+@pytest.mark.parametrize(
+    ("strategy", "product", "bound"),
+    [
+        ("recompute", False, 80),
+        ("sweep", False, 128),
+        ("recompute", True, 256),
+        ("sweep", True, 256),
+    ],
+)
+def test_temporary_memory_is_bounded(strategy, product, bound):
+    n, d, v = 2048, 256, 65536
+
+    def loss(x, w, b, labels):
+        return jnp.mean(linear_cross_entropy(x, w, b, labels, strategy=strategy).loss)
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2))
+
+    def run(x, w, b, labels):
+        if not product:
+            return gradient(x, w, b, labels)
+        along = jax.grad(lambda *a: loss(*a, labels), argnums=(0, 1, 2))
+        return jax.jvp(along, (x, w, b), (x, w, b))[1]
+
+    f32 = jnp.float32
+    used = temporary_memory(run, ((n, d), f32), ((d, v), f32), ((v,), f32), ((n,), jnp.int32))
+    assert used <= bound * MIB
+
+
+def test_scoring_many_rows_holds_few_logits():
+    n, d, v = 1_000_000, 16, 800
+    shapes = ((n, d), jnp.uint8), ((d, v), jnp.float32), ((v,), jnp.float32)
+    for function in (
+        lambda x, w, b: head.predict(Params(w, b), x),
+        lambda x, w, b: head.top_k(Params(w, b), x),
+        lambda x, w, b: linear_cross_entropy(x, w, b, jnp.zeros(n, int)).loss,
+    ):
+        # The logits would be 3,052 MiB.
+        assert temporary_memory(function, *shapes) <= 128 * MIB
+
+
+def test_predictions_are_those_of_the_model(small):
+    x, w, b, _ = small
+    params = Params(w, b)
+    p = model.probabilities(params, x)
+    np.testing.assert_array_equal(head.predict(params, x), model.predict(params, x))
+    np.testing.assert_array_equal(
+        head.predict(params, x, threshold=0.6), model.predict(params, x, threshold=0.6)
+    )
+    best = head.top_k(params, x.reshape(2, 3, 4), k=3)
+    values, ids = jax.lax.top_k(p, 3)
+    np.testing.assert_array_equal(best.ids, ids.reshape(2, 3, 3))
+    np.testing.assert_allclose(best.probabilities, values.reshape(2, 3, 3), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"k must lie in \[1, 5\]"):
+        head.top_k(params, x, k=6)
