@@ -34,7 +34,7 @@ import logs
 import optimizers
 import results
 import settings
-from softmax_jax import checkpoint, data, metrics, model, training
+from softmax_jax import checkpoint, data, head, metrics, model, training
 from softmax_jax.training import Batch, StepMetrics, TrainState
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ def split(run: Run) -> list[list[int]]:
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
     # Old and new state and the gradient; logits of a batch, or of a block of test data, and what
     # is computed from them; the rows of a batch, where each member has its own.
-    each = 3 * size + 6 * 4 * q * max(batch, training.BLOCK)
+    each = 3 * size + 6 * 4 * min(q * max(batch, training.BLOCK), head.LARGE)
     each += 0 if run.shared_order else 8 * batch * d
     most = max(int(run.config.sweep.memory * 2**30 / each), 1)
     number = -(-len(run.members) // most)

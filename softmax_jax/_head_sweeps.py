@@ -65,7 +65,8 @@ class Targets(NamedTuple):
     class_weights: Any = None
     """``[v]``; ``weights`` have theirs in them."""
     uniform: Any = None
-    """``[v]``: ``u``, what smoothing spreads over the classes, the same for all rows."""
+    """``u``, what smoothing spreads over the classes, the same for all rows: ``[v]``, or a scalar
+    if it is the same for all classes, too."""
 
 
 class Row(NamedTuple):
@@ -81,6 +82,8 @@ class Row(NamedTuple):
     """``Σ_j y_j``."""
     uniform_below: Any
     """``Σ_j u_j (m - o_j)``."""
+    uniform_mass: Any
+    """``Σ_j u_j``, the same for all rows."""
     gap: Any
     """``Σ_j p_j (m - o_j)``, of which the entropy is ``r`` more."""
     collision: Any
@@ -294,9 +297,13 @@ def _of_tile(spec: Spec, o: jax.Array, targets: Targets, start: Any, width: int)
         mass += jnp.sum(y, axis=1)
     uniform_below = uniform_mass = None
     if targets.uniform is not None:
-        u = _columns(targets.uniform, start, width)
-        uniform_below = jnp.sum(jnp.where(u[None] == 0, 0, u[None] * gap), axis=1)
-        uniform_mass = jnp.sum(u)
+        u = targets.uniform
+        if u.ndim == 0:
+            uniform_below, uniform_mass = u * jnp.sum(gap, axis=1), u * width
+        else:
+            u = _columns(u, start, width)
+            uniform_below = jnp.sum(jnp.where(u[None] == 0, 0, u[None] * gap), axis=1)
+            uniform_mass = jnp.sum(u)
     target = None
     if spec.has_rank:
         at, inside = _within(targets.ids[:, :1], start, width)
@@ -384,7 +391,9 @@ def statistics(spec: Spec, head: Head, targets: Targets, *, keep: bool = False) 
     seen, kept = over_classes(v, spec.classes, visit, nothing)
     is_real = jnp.isfinite(seen.m)
     r = jnp.where(is_real, jnp.log1p(seen.others), jnp.nan)
-    top = None
+    uniform_mass = top = None
+    if seen.uniform_mass is not None:
+        uniform_mass = jnp.broadcast_to(seen.uniform_mass, r.shape)
     if seen.top is not None:
         values, ids = seen.top
         top = jnp.where(values == jnp.finfo(kind).min, -jnp.inf, values), ids
@@ -394,6 +403,7 @@ def statistics(spec: Spec, head: Head, targets: Targets, *, keep: bool = False) 
         below=seen.below,
         mass=seen.mass,
         uniform_below=seen.uniform_below,
+        uniform_mass=uniform_mass,
         gap=None if seen.gap is None else seen.gap / (1 + seen.others),
         collision=None if seen.square is None else seen.square / (1 + seen.others) ** 2,
         top=top,
@@ -437,7 +447,8 @@ def gradient_of_tile(
         factor = factor + 2 * c.collision[:, None] * (p - row.collision[:, None])
     g = p * factor
     if c.uniform is not None:
-        g = g - c.uniform[:, None] * _columns(targets.uniform, start, width)[None]
+        u = targets.uniform
+        g = g - c.uniform[:, None] * (u if u.ndim == 0 else _columns(u, start, width)[None])
     if targets.dense is not None:
         g = g - c.y[:, None] * _dense(targets, start, width, g.dtype)
 

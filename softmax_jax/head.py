@@ -48,6 +48,8 @@ from softmax_jax.model import ABSTAIN, Params
 
 EXTRAS = ("nats", "logsumexp", "entropy", "collision", "argmax", "rank", "top_k")
 STRATEGIES = ("auto", "recompute", "sweep")
+LARGE = 2**24
+"""Logits from which on it is better not to hold all of them: 64 MiB of float32."""
 
 
 class SparseTargets(NamedTuple):
@@ -185,7 +187,7 @@ def linear_cross_entropy(
         raise ValueError("the rank is that of a class id; these targets are distributions")
     smoothing = _constant(label_smoothing, kind)
     if smoothing is not None:
-        uniform = jnp.ones(v, kind) if class_weights is None else class_weights
+        uniform = jnp.ones((), kind) if class_weights is None else class_weights
         made = made._replace(uniform=uniform / v)
     plan = _plan(
         (n, d, v),
@@ -320,7 +322,7 @@ def _core(
 ) -> _Out:
     """The loss of each row before its weight, and the rest; the guess is for derivatives only."""
     del guess
-    return _out(_statistics(plan.spec, head, targets), targets, smoothing, z)
+    return _out(_statistics(plan.spec, head, targets), smoothing, z)
 
 
 def _statistics(spec: Spec, head: Head, targets: Targets) -> Row:
@@ -339,12 +341,12 @@ def _rows(head: Head, targets: Targets, start: Any, size: int) -> tuple[Head, Ta
     )
 
 
-def _out(row: Row, targets: Targets, smoothing: jax.Array | None, z: jax.Array | None) -> _Out:
+def _out(row: Row, smoothing: jax.Array | None, z: jax.Array | None) -> _Out:
     logsumexp = row.m + row.r
     nats = row.below + row.mass * row.r
     loss = nats
     if smoothing is not None:
-        spread = row.uniform_below + jnp.sum(targets.uniform) * row.r
+        spread = row.uniform_below + row.uniform_mass * row.r
         loss = (1 - smoothing) * nats + smoothing * spread
     if z is not None:
         loss = loss + z * logsumexp**2
@@ -362,7 +364,6 @@ def _out(row: Row, targets: Targets, smoothing: jax.Array | None, z: jax.Array |
 
 def _coefficients(
     row: Row,
-    targets: Targets,
     smoothing: jax.Array | None,
     z: jax.Array | None,
     cotangent: _Out,
@@ -376,7 +377,7 @@ def _coefficients(
         y = of_loss if smoothing is None else (1 - smoothing) * of_loss
         if smoothing is not None:
             uniform = smoothing * of_loss
-            p += uniform * jnp.sum(targets.uniform)
+            p += uniform * row.uniform_mass
         if z is not None:
             p += 2 * z * (row.m + row.r) * of_loss
     if cotangent.nats is not None:
@@ -410,7 +411,7 @@ def _forward(plan: _Plan, head: Any, *others: Any) -> tuple[_Out, Any]:
         row, total = _statistics(plan.spec, head, targets), None
     else:
         row, total = _swept(plan.sweep, head, targets, guess, smoothing, z, wanted)
-    out = _out(row, targets, smoothing, z)
+    out = _out(row, smoothing, z)
     return out, (head, targets, guess, smoothing, z, row, wanted, total)
 
 
@@ -429,7 +430,7 @@ def _swept(
         block = _rows(head, targets, start, len(is_new))
         row, kept = sweeps.statistics(spec, *block, keep=True)
         guessed = jnp.where(is_new, sweeps.rows_of(guess, start, len(is_new)), 0)
-        coefficients = _coefficients(row, targets, smoothing, z, _Out(guessed))
+        coefficients = _coefficients(row, smoothing, z, _Out(guessed))
         return _plus_block(spec, block, row, coefficients, total, start, kept), row
 
     total, row = sweeps.over_rows(len(head.x), spec.rows, visit, _zeros(head, wanted))
@@ -494,7 +495,7 @@ def _backward(plan: _Plan, saved: Any, cotangent: _Out) -> tuple[Any, None, None
     cotangent = _Out(*(None if _is_zero_cotangent(ct) else ct for ct in cotangent))
 
     def recomputed():
-        coefficients = _coefficients(row, targets, smoothing, z, cotangent)
+        coefficients = _coefficients(row, smoothing, z, cotangent)
         gradients = _recomputed(plan.spec, head, targets, row, coefficients, wanted)
         return _in_types_of(head, gradients)
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
+from softmax_jax.head import SparseTargets, linear_cross_entropy
+from softmax_jax.model import Params
 
 
 class Metrics(NamedTuple):
@@ -47,11 +49,26 @@ def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
     else:
         # Adding zero makes -0 a 0, which top_k would put below it, unlike argmax.
         chosen = jax.lax.top_k(logits + 0, min(k, logits.shape[-1]))[1]
-    if losses.are_labels(logits, targets):
-        hit = jnp.any(chosen == targets[..., None], axis=-1)
-    else:
-        hit = jnp.sum(jnp.take_along_axis(targets, chosen, axis=-1), axis=-1)
-    return jnp.where(_predicts_nothing(logits), 0, hit.astype(jnp.float32))
+    losses.are_labels(logits, targets)
+    return jnp.where(_predicts_nothing(logits), 0, hits(chosen, targets))
+
+
+def hits(chosen: jax.Array, targets: jax.Array | SparseTargets) -> jax.Array:
+    """Per example, 1 if the target is among the chosen classes, else 0: ``[...]``.
+
+    With distributions as targets, the probability that they give to those classes.
+
+    Args:
+      chosen: ``[..., k]`` class ids; `model.ABSTAIN` hits nothing.
+      targets: class ids ``[...]``, probabilities ``[..., q]``, or `head.SparseTargets`.
+    """
+    if isinstance(targets, SparseTargets):
+        is_hit = jnp.any(targets.ids[..., None] == chosen[..., None, :], axis=-1)
+        return jnp.sum(jnp.where(is_hit, targets.weights, 0), axis=-1, dtype=jnp.float32)
+    if targets.ndim < chosen.ndim:
+        return jnp.any(chosen == targets[..., None], axis=-1).astype(jnp.float32)
+    given = jnp.take_along_axis(targets, jnp.maximum(chosen, 0), axis=-1)
+    return jnp.sum(jnp.where(chosen >= 0, given, 0), axis=-1, dtype=jnp.float32)
 
 
 def accuracy(
@@ -106,6 +123,52 @@ def measure(
         top_k_correct=total(correct(logits, targets, k=k)),
         squared_error=total(squared_error(logits, targets)),
         confusion=_confusion(logits, targets, weights) if confusion else None,
+    )
+
+
+def measure_head(
+    params: Params,
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    k: int = 5,
+    memory: int | None = None,
+) -> Metrics:
+    """`measure` of a head so large that its logits are not held, see `softmax_jax.head`.
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[n, d]`` features.
+      labels: class ids ``[n]``.
+      weights: ``[n]`` example weights, None for 1; rows of weight zero take no part.
+      k: for the top-k accuracy.
+      memory: see `head.linear_cross_entropy`.
+
+    Returns:
+      `Metrics` without confusion.
+
+    Raises:
+      ValueError: as `head.linear_cross_entropy`.
+    """
+    extras = ("rank", "collision")
+    out = linear_cross_entropy(x, params.w, params.b, labels, extras=extras, memory=memory)
+    assert out.collision is not None
+    assert out.rank is not None
+    weights = losses.weights_of(out.loss, weights)
+
+    def total(values):
+        return jnp.sum(jnp.where(weights == 0, 0, weights * values))
+
+    # |p - y|² = Σ p² - 2 p_y + 1
+    squared_error = out.collision - 2 * jnp.exp(-out.loss) + 1
+    return Metrics(
+        weight=jnp.sum(weights),
+        negative_log_likelihood=total(out.loss),
+        correct=total(out.rank == 0),
+        top_k_correct=total(out.rank < k),
+        squared_error=total(jnp.maximum(squared_error, 0)),
+        confusion=None,
     )
 
 

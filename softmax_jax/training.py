@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from softmax_jax import losses, metrics, model
+from softmax_jax import head, losses, metrics, model
 from softmax_jax._permutation import permutation
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     x: jax.Array
     """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
     targets: jax.Array
-    """Class ids ``[n]`` or probabilities ``[n, q]``."""
+    """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `head.SparseTargets`."""
     weights: jax.Array | None = None
     """``[n]`` example weights; None means 1."""
     scale: float | jax.Array | None = None
@@ -127,25 +127,16 @@ def make_update(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
 
 
 def _update(
-    optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    strategy: str = "auto",
 ) -> tuple[TrainState, StepMetrics]:
-    x, targets, weights = features(batch), batch.targets, batch.weights
-    # The gradient in closed form, eq. 3.4.10; `experiments/gradcheck.py` holds it to `jax.grad`.
-    # Both lines need the logits; the compiler computes them once.
-    scores = model.logits(state.params, x)
-    gradient = losses.objective_gradient(
-        state.params,
-        x,
-        targets,
-        weights=weights,
-        l2=state.l2,
-        label_smoothing=state.label_smoothing,
-    )
-    step_metrics = StepMetrics(
-        loss=losses.weighted_mean(losses.cross_entropy(scores, targets), weights),
-        accuracy=metrics.accuracy(scores, targets, weights),
-        weight=jnp.float32(len(x)) if weights is None else jnp.sum(weights, dtype=jnp.float32),
-    )
+    is_large = len(batch.x) * state.params.w.shape[1] >= head.LARGE
+    if is_large or isinstance(batch.targets, head.SparseTargets):
+        gradient, step_metrics = _gradient_of_large_head(state, batch, strategy)
+    else:
+        gradient, step_metrics = _gradient(state, batch)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: (state.learning_rate * u).astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)
@@ -164,6 +155,61 @@ def _update(
         opt_state=opt_state,
         diverged=jnp.where(goes_on | (state.diverged >= 0), state.diverged, state.step),
     ), step_metrics
+
+
+def _gradient(state: TrainState, batch: Batch) -> tuple[Params, StepMetrics]:
+    """In closed form, eq. 3.4.10; `experiments/gradcheck.py` holds it to `jax.grad`."""
+    x, targets, weights = features(batch), batch.targets, batch.weights
+    # Gradient and metrics need the logits; the compiler computes them once.
+    scores = model.logits(state.params, x)
+    gradient = losses.objective_gradient(
+        state.params,
+        x,
+        targets,
+        weights=weights,
+        l2=state.l2,
+        label_smoothing=state.label_smoothing,
+    )
+    return gradient, StepMetrics(
+        loss=losses.weighted_mean(losses.cross_entropy(scores, targets), weights),
+        accuracy=metrics.accuracy(scores, targets, weights),
+        weight=_weight(batch),
+    )
+
+
+def _gradient_of_large_head(
+    state: TrainState, batch: Batch, strategy: str
+) -> tuple[Params, StepMetrics]:
+    """The same without all the logits."""
+    x, targets, weights = features(batch), batch.targets, batch.weights
+    weight = _weight(batch)
+
+    def objective(params):
+        out = head.linear_cross_entropy(
+            x,
+            params.w,
+            params.b,
+            targets,
+            weights=weights,
+            label_smoothing=state.label_smoothing,
+            extras=("nats", "argmax"),
+            strategy=strategy,
+        )
+        mean = jnp.sum(out.loss) / jnp.where(weight == 0, 1, weight)
+        return mean + losses.penalty(params.w, l2=state.l2, l1=0.0), out
+
+    gradient, out = jax.grad(objective, has_aux=True)(state.params)
+    return gradient, StepMetrics(
+        loss=losses.weighted_mean(out.nats, weights),
+        accuracy=losses.weighted_mean(metrics.hits(out.argmax[:, None], targets), weights),
+        weight=weight,
+    )
+
+
+def _weight(batch: Batch) -> jax.Array:
+    if batch.weights is None:
+        return jnp.float32(len(batch.x))
+    return jnp.sum(batch.weights, dtype=jnp.float32)
 
 
 def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> jax.stages.Wrapped:
@@ -194,7 +240,8 @@ def make_sweep(
     wide product :math:`X [W_1 \dots W_m]` serves them all.
     """
     axes = sweep_axes(shared_order)
-    epoch = _make_epoch(optimizer, batch_size)
+    # Under vmap a sweep over a large head would do its work in both ways.
+    epoch = _make_epoch(optimizer, batch_size, strategy="recompute")
     return jax.jit(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
 
 
@@ -211,7 +258,9 @@ def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
     return stacked._replace(step=first.step, key=first.key if shared_order else stacked.key)
 
 
-def _make_epoch(optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
+def _make_epoch(
+    optimizer: optax.GradientTransformation, batch_size: int, strategy: str = "auto"
+) -> Callable:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -232,7 +281,7 @@ def _make_epoch(optimizer: optax.GradientTransformation, batch_size: int) -> Cal
             state, done = carry
             i = state.step - first
             batch = _take(data, order[i], is_real[i] if filling else None)
-            state, one = _update(optimizer, state, batch)
+            state, one = _update(optimizer, state, batch, strategy)
             return state, jax.tree.map(
                 lambda all_steps, value: all_steps.at[i].set(value), done, one
             )
@@ -274,8 +323,8 @@ def evaluate(
     Args:
       params: the model.
       data: ``n`` examples, on the device or the host.
-      block_size: rows at a time: as many are floating-point features and logits at once. The
-        result depends on it by rounding only.
+      block_size: rows at a time, of which as many are floating-point features at once; and logits,
+        but for no more than `head.LARGE` of them. The result depends on it by rounding only.
       k: see `metrics.measure`.
       confusion: see `metrics.measure`.
 
@@ -303,6 +352,10 @@ def measure_blocks(
     n = _num_examples(data)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
+    q = params.w.shape[1]
+    by_head = block_size * q > head.LARGE and data.targets.ndim == 1 and not confusion
+    if not by_head:
+        block_size = min(block_size, max(head.LARGE // q, 1))
     block_size = min(block_size, n)
 
     def block(first):
@@ -316,7 +369,10 @@ def measure_blocks(
         weights = is_new.astype(jnp.float32)
         if data.weights is not None:
             weights = jnp.where(is_new, rows(data.weights), 0)
-        scores = model.logits(params, features(data._replace(x=rows(data.x))))
-        return metrics.measure(scores, rows(data.targets), weights, k=k, confusion=confusion)
+        x, targets = features(data._replace(x=rows(data.x))), rows(data.targets)
+        if by_head:
+            return metrics.measure_head(params, x, targets, weights, k=k)
+        scores = model.logits(params, x)
+        return metrics.measure(scores, targets, weights, k=k, confusion=confusion)
 
     return jax.lax.map(block, jnp.arange(0, n, block_size))

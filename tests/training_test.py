@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from softmax_jax import losses, metrics, model, training
+from softmax_jax import head, losses, metrics, model, training
 from softmax_jax.training import Batch
 
 OPTIMIZERS = {
@@ -377,3 +377,81 @@ def test_wide_bfloat16_training_runs(data):
     assert state.params.w.dtype == jnp.bfloat16
     assert steps.loss.dtype == jnp.float32
     assert np.isfinite(steps.loss).all()
+
+
+class TestLargeHeads:
+    """As if 10 logits were too many to hold."""
+
+    @pytest.fixture
+    def large(self, monkeypatch):
+        calls = []
+        original = head.linear_cross_entropy
+
+        def counted(*args, **kwargs):
+            calls.append(args)
+            return original(*args, **kwargs)
+
+        def switch():
+            monkeypatch.setattr(head, "LARGE", 10)
+            for module in (head, metrics):
+                monkeypatch.setattr(module, "linear_cross_entropy", counted)
+            training.measure_blocks.clear_cache()
+            return calls
+
+        yield switch
+        training.measure_blocks.clear_cache()
+
+    @pytest.mark.parametrize("soft", [False, True])
+    def test_an_epoch_is_the_same(self, params, data, large, soft):
+        weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
+        data = data._replace(weights=weights)
+        if soft:
+            data = data._replace(targets=jax.nn.one_hot(data.targets, 3) * 0.7 + 0.1)
+        state = training.init(params, optax.sgd(0.5), l2=0.01, label_smoothing=0.1)
+
+        def run():
+            epoch = training.make_epoch(optax.sgd(0.5), batch_size=16)
+            state_after, steps = epoch(state, data)
+            return state_after.params, steps
+
+        expected = run()
+        calls = large()
+        assert_trees_close(run(), expected, rtol=2e-5, atol=1e-6)
+        assert calls
+
+    def test_a_sweep_is_the_same(self, params, data, large):
+        states = [training.init(params, optax.sgd(1.0), learning_rate=r) for r in (0.1, 0.5)]
+        stacked = training.stack(states, shared_order=True)
+
+        def run():
+            sweep = training.make_sweep(optax.sgd(1.0), batch_size=16, shared_order=True)
+            return sweep(stacked, data, np.int32(7))[0].params
+
+        expected = run()
+        calls = large()
+        assert_trees_close(run(), expected, rtol=2e-5, atol=1e-6)
+        assert calls
+
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    def test_it_scores_the_same(self, params, data, large, targets):
+        if targets == "soft":
+            data = data._replace(targets=jax.nn.one_hot(data.targets, 3) * 0.7 + 0.1)
+        weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
+        data = data._replace(weights=weights)
+        expected = training.evaluate(params, data, k=2)
+        calls = large()
+        actual = training.evaluate(params, data, k=2)
+        assert bool(calls) == (targets == "labels")
+        assert_trees_close(actual._asdict(), expected._asdict(), rtol=1e-5)
+
+    def test_few_classes_of_many_are_given_as_sparse_targets(self, params, data):
+        state = training.init(params, optax.sgd(0.5))
+        update = training.make_update(optax.sgd(0.5))
+        dense = jax.nn.one_hot(data.targets, 3) * 0.75
+        dense = dense.at[:, 1].add(0.25)
+        ids = jnp.stack([data.targets, jnp.ones_like(data.targets)], axis=1)
+        weights = jnp.broadcast_to(jnp.array([[0.75, 0.25]]), ids.shape)
+        actual, steps = update(state, data._replace(targets=head.SparseTargets(ids, weights)))
+        expected, expected_steps = update(state, data._replace(targets=dense))
+        assert_trees_close(actual.params, expected.params, rtol=1e-5, atol=1e-7)
+        assert_trees_close(steps._asdict(), expected_steps._asdict(), rtol=1e-5)
