@@ -39,7 +39,7 @@ class Interrupted(Exception):
 def run(
     experiment: Callable[[Any, pathlib.Path], Any],
     report: Callable[[Any], str],
-    cls: type[settings.Train] | type[settings.Fit],
+    cls: type[settings.Train] | type[settings.Fit] | type[settings.Head],
     *,
     default: str,
 ) -> None:
@@ -67,8 +67,7 @@ def run(
         folder = workdir.value
         try:
             made = settings.from_config(config.value, cls)
-            name = pathlib.Path(made.data.name).stem
-            folder = folder or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            folder = folder or f"runs/{made.title}-{time.strftime('%Y%m%d-%H%M%S')}"
             results = experiment(made, pathlib.Path(folder))
         except (ValueError, OSError, FloatingPointError) as e:
             if traceback.value:
@@ -96,14 +95,19 @@ def run(
     app.run(main, flags_parser=partial(settings.parse_flags, default=default))
 
 
-def start(config: settings.Train | settings.Fit, workdir: pathlib.Path) -> data.Dataset:
+def start(config: settings.Fit, workdir: pathlib.Path) -> data.Dataset:
     """Loads the data of a run, says what they are, and makes its folder with config.json."""
     refuse_earlier_run(workdir)
     dataset = load(config.data)
+    make_workdir(config, workdir)
+    return dataset
+
+
+def make_workdir(config: settings.Fit | settings.Head, workdir: pathlib.Path) -> None:
+    """With config.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here
         file.write(to_json(dataclasses.asdict(config)))
-    return dataset
 
 
 @contextlib.contextmanager

@@ -307,7 +307,7 @@ def write_report(
     sections.append(section("Environment", pairs(about)))
     flat = driver.flat(json.loads(driver.to_json(dataclasses.asdict(config))))
     sections.append(section("Config", pairs(flat)))
-    title = html.escape(f"{pathlib.Path(config.data.name).stem}: {workdir.name}")
+    title = html.escape(f"{config.title}: {workdir.name}")
     page = PAGE.replace("TITLE", title).replace("BODY", "\n".join(sections))
     driver.write_atomically(workdir / "report.html", page.encode())
 

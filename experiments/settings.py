@@ -30,6 +30,11 @@ class Data:
     folder: str = ""
     data_dir: str = ""
 
+    @property
+    def title(self) -> str:
+        """In a word."""
+        return pathlib.Path(self.name).stem
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -93,6 +98,11 @@ class Train:
     keep_best: int = 1
     """How many checkpoints stay: the latest, and those with the lowest test loss."""
     sweep: Sweep = dataclasses.field(default_factory=Sweep)
+
+    @property
+    def title(self) -> str:
+        """For the name of the workdir."""
+        return self.data.title
 
     def __post_init__(self):
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
@@ -160,6 +170,11 @@ class Fit:
     max_passes: int = 2000
     """Over the training data, for each pair of strengths."""
 
+    @property
+    def title(self) -> str:
+        """For the name of the workdir."""
+        return self.data.title
+
     def __post_init__(self):
         for key in ("l2", "l1"):
             values = getattr(self, key)
@@ -174,12 +189,61 @@ class Fit:
         _require(self.max_passes >= 1, "max_passes", self.max_passes, "1 or more")
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Settings of `experiments/head.py`."""
+
+    levels: int = 64
+    features: int = 3
+    """There are ``levels ** features`` classes."""
+    sharpness: float = 4.0
+    """How far the features move the logits."""
+    seed: int = 0
+    """Of all that is drawn."""
+    steps: int = 400
+    batch_size: int = 128
+    draws: int = 1024
+    """Labels of an example."""
+    optimizer: str = "adam(b2=0.99)"
+    learning_rate: float = 0.2
+    schedule: str = "cosine"
+    evaluate_every: int = 20
+    """In steps."""
+    test_rows: int = 512
+
+    def __post_init__(self):
+        for key in ("features", "steps", "batch_size", "draws", "evaluate_every", "test_rows"):
+            value = getattr(self, key)
+            _require(value >= 1, key, value, "1 or more")
+        _require(self.levels >= 2, "levels", self.levels, "2 or more")
+        many = self.features * math.log2(self.levels) > 24
+        _require(not many, "levels", self.levels, "such that there are at most 2**24 classes")
+        _require(0 <= self.sharpness < 1e3, "sharpness", self.sharpness, "0 or more, below 1000")
+        _check_member(Member(self.learning_rate, 0.0, 0.0, self.seed, self.seed))
+        optimizers.parse("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+        optimizers.parse("schedule", self.schedule, optimizers.SCHEDULES)
+
+    @property
+    def title(self) -> str:
+        """For the name of the workdir."""
+        return f"head-{self.levels**self.features}"
+
+    def steps_of(self, duration: str) -> int:
+        """From a duration, as in the options of a schedule."""
+        return durations.steps(
+            duration,
+            batch_size=self.batch_size,
+            num_examples=self.steps * self.batch_size,
+            total_steps=self.steps,
+        )
+
+
 def log_grid(first: float, last: float, number: int) -> tuple[float, ...]:
     """Strengths with a constant ratio from one to the next."""
     return tuple(np.geomspace(first, last, number).tolist())
 
 
-def to_config(settings: Train | Fit) -> ConfigDict:
+def to_config(settings: Train | Fit | Head) -> ConfigDict:
     """The settings as nested `ConfigDict`, for ``--config.key=value``."""
     return ConfigDict(dataclasses.asdict(settings))
 

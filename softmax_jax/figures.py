@@ -76,6 +76,26 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def excess_curve(steps: Sequence[int], excess: Sequence[float], lowest: float) -> Figure:
+    """How far a loss is above the lowest possible one, against the step.
+
+    Args:
+      steps: at which it was measured.
+      excess: the loss less the lowest possible one, in nats.
+      lowest: possible loss, in nats, for the title.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(steps, excess, color=BLUE, marker="o", markersize=3)
+        ax.set_yscale("log")
+        ax.set_xlabel("step")
+        ax.set_ylabel("test loss above the lowest (nats)")
+        ax.set_title(f"down to {excess[-1]:.3g} above {lowest:.4g} nats", fontsize="medium")
+        ax.grid(alpha=0.3, which="both")
+    return figure
+
+
 def path_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses, accuracy and size of solutions against the strength of their regularisation.
 
