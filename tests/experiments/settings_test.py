@@ -22,6 +22,8 @@ def get_config(path, variant):
 
 
 def kind(path):
+    if path.stem == "head":
+        return settings.Head
     return settings.Fit if path.stem.startswith(("fit_", "path_")) else settings.Train
 
 
@@ -30,7 +32,7 @@ def kind(path):
 def test_a_shipped_config_makes_valid_settings(path, variant):
     made = settings.from_config(get_config(path, variant), kind(path))
     assert isinstance(made, kind(path))
-    assert made.data.name == re.sub("^(fit|path)_", "", path.stem)
+    assert made.title.startswith(re.sub("^(fit|path)_", "", path.stem))
 
 
 @each_config
@@ -38,6 +40,9 @@ def test_smoke_is_short(path):
     made = settings.from_config(get_config(path, "smoke"), kind(path))
     if isinstance(made, settings.Train):
         assert made.duration in ("1 epoch", "2 epochs")
+    elif isinstance(made, settings.Head):
+        assert made.steps <= 20
+        assert made.levels**made.features <= 4096
     else:
         assert made.tol >= 0.1
         assert len(made.l2) * len(made.l1) <= 2
