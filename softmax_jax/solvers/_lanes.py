@@ -55,7 +55,7 @@ NEVER = -1e30
 
 
 _SEPARATED = "the classes are separated and nothing is penalised: the loss falls to 0 as |W| grows"
-_UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the last step promised less than tol"
+UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the last step promised less than tol"
 _EXHAUSTED = "no step makes progress any more in float64"
 
 
@@ -268,7 +268,7 @@ def _run(
             stop_at_first=np.bool_(any(queues)),
             grouped=options.grouped,
         )
-        done, steps = _look(lanes, state, steps, 1.0, options, solved_before + len(solved))
+        done, steps = look(lanes, state, steps, 1.0, options, solved_before + len(solved))
         age = np.where(renew, 0, age) + steps
         handed_over: set[int] = set()
         for i, work in enumerate(lanes):
@@ -324,7 +324,7 @@ def _run(
                 )
             else:
                 absent = inputs.absent[work.weighting]
-                solved[work.place] = _solution(certificate, work, mean, absent, verdict)
+                solved[work.place] = to_solution(certificate, work, mean, absent, verdict)
             lanes[i] = None
             if queues[i]:
                 # From the nearest in strength, which is the one that was begun last.
@@ -406,14 +406,14 @@ def _warm_up(
         )
         for work in works:
             work.passes += 1 / ratio  # the first one
-        _look(works, state, steps, 1 / ratio, options, solved_before)
+        look(works, state, steps, 1 / ratio, options, solved_before)
         theta = state.theta
     for work in works:
         work.lowest, work.least, work.idle_steps = math.inf, math.inf, 0
     return theta
 
 
-def _look(
+def look(
     works: Sequence[Work | None],
     state: Any,
     steps: jax.Array,
@@ -458,7 +458,7 @@ def _verdict(
         if separated:
             return AT_INFINITY, _SEPARATED
         if work.gap <= work.target * work.value:
-            return NOT_CERTIFIED, _UNBOUNDED
+            return NOT_CERTIFIED, UNBOUNDED
     elif certificate.gap[0] <= options.tol * certificate.value[0]:
         return CERTIFIED, ""
     if work.passes >= options.max_passes:
@@ -476,7 +476,7 @@ def _in_users_terms(theta: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return theta
 
 
-def _solution(
+def to_solution(
     certificate: Certificate,
     work: Work,
     mean: np.ndarray,

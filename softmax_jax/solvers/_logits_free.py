@@ -1,0 +1,275 @@
+r"""Where logits are too many to hold: L-BFGS on passes that form a tile of them at a time.
+
+The other methods keep the n q logits of each problem, to move along them for free. Here a pass is
+`head.linear_cross_entropy` on a block of rows, the method `optax.lbfgs` without a preconditioner,
+and the certificate comes from one pass in float64.
+
+For the bound, residuals must sum to zero over the rows, as the bias is free (`_certificate`). The
+predictions P almost do: their mean over the rows is :math:`\bar p`, that of the targets
+:math:`\bar y`. So they are mixed with one distribution Q, the same for all rows, that makes up for
+the difference,
+
+.. math:: P' = (1 - \epsilon) P + \epsilon Q, \qquad
+    Q = \bar y + \frac{1 - \epsilon}{\epsilon} (\bar y - \bar p),
+
+with the smallest ε for which Q is not negative,
+:math:`\epsilon = \max_j (\bar p_j - \bar y_j)^+ / \bar p_j`. For centered features
+:math:`X^\top S Q = 0`, so with :math:`G = X^\top S (P - Y)` and :math:`G_Y = X^\top S Y`
+
+.. math:: F^* \ge \sum_i s_i H(p'_i) - \frac{1}{2 l_2} \|X^\top S (P' - Y)\|^2
+    \ge (1 - \epsilon) \sum_i s_i H(p_i) + \epsilon H(Q)
+    - \frac{1}{2 l_2} \|(1 - \epsilon) G - \epsilon G_Y\|^2,
+
+the first by Fenchel's inequality, the second as entropy is concave.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from softmax_jax.head import linear_cross_entropy
+from softmax_jax.model import Params
+from softmax_jax.solvers import _lanes, _problem
+from softmax_jax.solvers._certificate import Certificate
+from softmax_jax.solvers._inputs import Inputs
+from softmax_jax.solvers._problem import Problem
+from softmax_jax.solvers._solution import CERTIFIED, NOT_CERTIFIED, Solution
+
+# Logits of a problem from which on they are too many: a gigabyte of float32, of which the other
+# methods keep several copies.
+LIMIT = 2**28
+_OPTIMIZER = optax.lbfgs(memory_size=10)
+# Passes to bring the means of the predictions closer to those of the targets, before a certificate.
+_SCALINGS = 10
+# Steps without progress after which the precision counts as exhausted.
+_PATIENCE = 60
+
+
+class _State(NamedTuple):
+    params: Params
+    optimizer: optax.OptState
+
+
+class _Pass(NamedTuple):
+    """Over all rows, weighted: ``s_i`` sum to one."""
+
+    loss: jax.Array
+    gradient: Params
+    """Of the loss: ``Xᵀ S (P - Y)`` and ``mean p - mean y``."""
+    entropy: jax.Array
+    """``Σ s_i H(p_i)``."""
+
+
+def applies(inputs: Inputs) -> bool:
+    """Whether logits are too many."""
+    return inputs.n * inputs.q >= LIMIT and inputs.problem.offset is None
+
+
+def solve(
+    inputs: Inputs, works: Sequence[_lanes.Work], options: _lanes.Options
+) -> dict[tuple[int, ...], Solution]:
+    """Solutions by place; see `_lanes.solve`."""
+    solved: dict[tuple[int, ...], Solution] = {}
+    for m in sorted({work.weighting for work in works}):
+        rows = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
+        mean = np.asarray(_mean(rows))
+        exact = rows._replace(shift=rows.shift - mean)
+        problem = _problem.cast(exact, jnp.float64 if inputs.is_wide else jnp.float32)
+        absent = inputs.absent[m]
+        params = _started(inputs, mean, problem.dtype)
+        nothing = Params(jnp.zeros((problem.d, inputs.q)), jnp.zeros(inputs.q))
+        # With constant predictions and centered features, the gradient is that of the targets.
+        none, _ = _measured(exact, nothing, absent)
+        own = sorted((work for work in works if work.weighting == m), key=lambda work: -work.l2)
+        for work in own:
+            params, certificate, verdict = _solved(
+                problem, exact, params, -none.gradient.w, absent, work, options, len(solved)
+            )
+            solved[work.place] = _lanes.to_solution(certificate, work, mean, absent, verdict)
+    return solved
+
+
+def _started(inputs: Inputs, mean: np.ndarray, dtype: Any) -> Params:
+    """Zero, or the start that was given, for centered features."""
+    d, q = inputs.problem.d, inputs.q
+    theta = np.zeros((q, 1 + d)) if inputs.initial is None else inputs.initial
+    w = theta[:, 1:].T
+    return Params(jnp.asarray(w, dtype), jnp.asarray(theta[:, 0] + mean @ w, dtype))
+
+
+def _solved(
+    problem: Problem,
+    exact: Problem,
+    params: Params,
+    targets_gradient: jax.Array,
+    absent: np.ndarray,
+    work: _lanes.Work,
+    options: _lanes.Options,
+    solved: int,
+) -> tuple[Params, Certificate, tuple[str, str]]:
+    """The last iterate, its certificate, status and reason."""
+    is_wide = problem.dtype == jnp.float64
+    l2 = np.asarray(work.l2, problem.dtype)
+    with jax.enable_x64(is_wide):
+        state = _State(params, _OPTIMIZER.init(params))
+    target = work.target
+    while True:
+        # The line search would widen the parameters where float64 is there.
+        with jax.enable_x64(is_wide):
+            state, value, gap, tries = _step(problem, state, absent, l2)
+        looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
+        _lanes.look([work], looked, tries[None], 1.0, options, solved)
+        reason = None
+        if work.passes >= options.max_passes:
+            reason = f"max_passes = {options.max_passes:g} are used up"
+        elif work.idle_steps >= _PATIENCE:
+            reason = _lanes.UNBOUNDED if work.l2 == 0 else "no step makes progress any more"
+        if reason is None and not work.gap <= target * work.value:
+            continue
+        certificate, passes = _certified(exact, state.params, targets_gradient, absent, work.l2)
+        work.passes += passes
+        if certificate.gap[0] <= options.tol * certificate.value[0]:
+            return state.params, certificate, (CERTIFIED, "")
+        if reason is not None:
+            return state.params, certificate, (NOT_CERTIFIED, reason)
+        target /= 4
+
+
+class _Looked(NamedTuple):
+    """What `_lanes.look` reads of a state."""
+
+    value: np.ndarray
+    gap: np.ndarray
+    done: np.ndarray
+
+
+@jax.jit
+def _mean(problem: Problem) -> jax.Array:
+    """Of the features: ``[d]``."""
+
+    def add(j, total):
+        s = _problem.block_of(problem.weights, j)[0]
+        return total + s @ _problem.features(problem, j)
+
+    return _problem.over_blocks(problem, add, jnp.zeros(problem.d, problem.dtype))
+
+
+def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) -> _Pass:
+    """The pass, with the entropy only if it is exact."""
+    extras = ("entropy",) if exact else ()
+
+    def loss_of(params, j):
+        y = _problem.block_of(problem.targets, j)
+        s = _problem.block_of(problem.weights, j)[0]
+        out = linear_cross_entropy(
+            _problem.features(problem, j),
+            params.w,
+            jnp.where(absent, -jnp.inf, params.b),
+            y.T if y.ndim == 2 else y,
+            weights=s,
+            extras=extras,
+            strategy="recompute",
+        )
+        entropy = jnp.zeros_like(out.loss) if out.entropy is None else out.entropy
+        return jnp.sum(out.loss), jnp.sum(s * entropy)
+
+    def add(j, carry):
+        (loss, entropy), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, j)
+        return jax.tree.map(jnp.add, carry, _Pass(loss, gradient, entropy))
+
+    zero = jnp.zeros((), problem.dtype)
+    start = _Pass(zero, jax.tree.map(jnp.zeros_like, params), zero)
+    with jax.default_matmul_precision("highest"):
+        return _problem.over_blocks(problem, add, start)
+
+
+@jax.jit
+def _step(
+    problem: Problem, state: _State, absent: jax.Array, l2: jax.Array
+) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
+    """One of L-BFGS; value and estimated gap before it, and how many passes it took."""
+
+    def evaluate(params):
+        found = _over_rows(problem, params, absent, exact=False)
+        w = found.gradient.w + l2 * params.w
+        value = found.loss + l2 / 2 * jnp.sum(params.w**2)
+        return value, Params(w, found.gradient.b)
+
+    @jax.custom_vjp
+    def objective(params):
+        return evaluate(params)[0]
+
+    objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
+    value_and_grad = optax.value_and_grad_from_state(objective)
+    value, gradient = value_and_grad(state.params, state=state.optimizer)
+    updates, optimizer = _OPTIMIZER.update(
+        gradient, state.optimizer, state.params, value=value, grad=gradient, value_fn=objective
+    )
+    params = optax.apply_updates(state.params, updates)
+    tries = optax.tree.get(optimizer, "info").num_linesearch_steps
+    return _State(params, optimizer), value, jnp.sum(gradient.w**2) / (2 * l2), tries
+
+
+@jax.jit
+def _measured(exact: Problem, params: Params, absent: jax.Array) -> tuple[_Pass, jax.Array]:
+    """In float64; and by what to move the bias to bring the means of the predictions closer."""
+    found = _over_rows(exact, params, absent, exact=True)
+    mean_y = _mean_targets(exact, len(params.b))
+    mean_p = mean_y + found.gradient.b
+    # One step of iterative scaling (Darroch and Ratcliff 1972).
+    ratio = jnp.where(mean_y > 0, mean_y, 1) / jnp.where(mean_p > 0, mean_p, 1)
+    return found, jnp.where((mean_y > 0) & (mean_p > 0), jnp.log(ratio), 0)
+
+
+def _mean_targets(problem: Problem, q: int) -> jax.Array:
+    """``[q]``."""
+    y, s = problem.targets, problem.weights[:, 0]
+    if y.ndim == 3:
+        return jnp.einsum("jqr,jr->q", y, s)
+    return jnp.zeros(q, s.dtype).at[y.ravel()].add(s.ravel())
+
+
+def _certified(
+    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray, l2: float
+) -> tuple[Certificate, int]:
+    """With the bias moved so that means agree better, and how many passes it took."""
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+    mean_y = _mean_targets(exact, len(params.b))
+    best, lowest, passes = None, np.inf, 0
+    while passes < _SCALINGS:
+        found, move = _measured(exact, params, absent)
+        value, gap = _bound(found, params, mean_y, targets_gradient, np.float64(l2))
+        passes += 1
+        is_better = best is None or float(gap) < 0.7 * lowest
+        if is_better:
+            theta = jnp.concatenate([params.b[:, None], params.w.T], axis=1)
+            best, lowest = Certificate(theta[None], value[None], gap[None]), float(gap)
+            params = params._replace(b=params.b + move)
+        else:
+            break
+    assert best is not None
+    return best, passes
+
+
+@jax.jit
+def _bound(
+    found: _Pass, params: Params, mean_y: jax.Array, targets_gradient: jax.Array, l2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Objective and gap; the gap is the objective where nothing is known."""
+    value = found.loss + l2 / 2 * jnp.sum(params.w**2)
+    excess = found.gradient.b
+    mean_p = mean_y + excess
+    share = jnp.where(excess > 0, excess / jnp.where(mean_p > 0, mean_p, 1), 0)
+    # A little more than needed, for rounding.
+    mix = jnp.minimum(jnp.max(share) * (1 + 1e-9), 1)
+    other = mean_y - jnp.where(mix > 0, (1 - mix) / jnp.where(mix > 0, mix, 1), 0) * excess
+    other = jnp.maximum(other, 0)
+    entropy_of_other = -jnp.sum(jax.scipy.special.xlogy(other, other))
+    g = (1 - mix) * found.gradient.w - mix * targets_gradient
+    dual = (1 - mix) * found.entropy + mix * entropy_of_other - jnp.sum(g**2) / (2 * l2)
+    gap = value - dual + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    return value, jnp.where(jnp.isfinite(gap), jnp.clip(gap, 0, value), value)

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softmax_jax import solvers
+from softmax_jax.model import Params
+from softmax_jax.solvers import _logits_free
+from softmax_jax.solvers._problem import Problem
+
+
+def made(seed, *, soft=False, weighted=False, n=120, d=6, q=5):
+    """Features off center, labels that leave out the last class, and options."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * np.geomspace(0.3, 3, d) + rng.normal(size=d)
+    logits = x @ rng.normal(size=(d, q - 1)) + rng.normal(size=q - 1)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    y = np.array([rng.choice(q - 1, p=row) for row in p])
+    options = {"num_classes": q}
+    if weighted:
+        options["sample_weight"] = rng.integers(0, 3, size=n)
+    if soft:
+        y = np.pad(p, ((0, 0), (0, 1)))
+    return x, y, options
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["soft", "weighted", "plain"])
+def test_the_certificate_is_right(seed, kind):
+    x, y, options = made(seed, soft=kind == "soft", weighted=kind == "weighted")
+    l2 = np.array([1e-1, 1e-2, 1e-3])
+    exact = solvers.fit_path(x, y, l2=l2, tol=1e-12, **options)
+    found = solvers.fit_path(x, y, l2=l2, tol=1e-3, method="logits-free", block_size=50, **options)
+    assert (exact.status == "certified").all()
+    assert (found.status == "certified").all(), found.reason
+    assert (found.relative_gap <= 1e-3).all()
+    rounding = 1e-12 * exact.objective
+    assert (found.objective >= exact.objective - rounding).all()
+    assert (found.objective - found.gap <= exact.objective + rounding).all()
+    assert (found.params.b[:, -1] == -np.inf).all()
+    np.testing.assert_allclose(found.params.w, exact.params.w, atol=0.1)
+
+
+def test_a_start_close_by_takes_few_passes():
+    x, y, options = made(0)
+    options |= {"l2": 1e-3, "method": "logits-free"}
+    first = solvers.fit(x, y, **options)
+    again = solvers.fit(x, y, initial=Params(*first.params), **options)
+    assert again.status == first.status == "certified"
+    assert again.passes < first.passes / 2
+
+
+def test_it_is_taken_where_logits_are_too_many(monkeypatch):
+    x, y, options = made(0)
+    kept = solvers.fit(x, y, l2=1e-2, **options)
+    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 5)
+    calls = []
+    solve = _logits_free.solve
+    monkeypatch.setattr(_logits_free, "solve", lambda *a: calls.append(a) or solve(*a))
+    found = solvers.fit(x, y, l2=1e-2, **options)
+    assert calls
+    assert found.objective == pytest.approx(kept.objective, rel=1e-4)
+    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 5 + 1)
+    calls.clear()
+    solvers.fit(x, y, l2=1e-2, **options)
+    assert not calls
+
+
+def test_without_a_penalty_nothing_is_certified():
+    x, y, options = made(0)
+    found = solvers.fit(x, y, l2=0.0, max_passes=20, method="logits-free", **options)
+    assert found.status == "not certified"
+    assert "max_passes" in found.reason
+
+
+def test_offsets_are_refused():
+    x, y, options = made(0)
+    with pytest.raises(ValueError, match="offset: the method 'logits-free' takes none"):
+        solvers.fit(x, y, l2=1e-2, offset=np.zeros((120, 5)), method="logits-free", **options)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bound is that of a CPU")
+def test_a_step_holds_no_logits():
+    blocks, rows, d, q = 64, 1024, 16, 8192
+    shape = jax.ShapeDtypeStruct
+    f32, i32 = jnp.float32, jnp.int32
+    problem = Problem(
+        x=shape((blocks, rows, d), jnp.uint8), scale=shape((d,), f32), shift=shape((d,), f32),
+        targets=shape((blocks, rows), i32), weights=shape((blocks, 1, rows), f32), offset=None,
+        l2=shape((0,), f32), l1=shape((0,), f32), active=shape((), i32),
+    )  # fmt: skip
+    params = Params(shape((d, q), f32), shape((q,), f32))
+    state = jax.eval_shape(
+        lambda params: _logits_free._State(params, _logits_free._OPTIMIZER.init(params)), params
+    )
+    step = _logits_free._step.lower(problem, state, shape((q,), bool), shape((), f32))
+    # The logits would be 2,048 MiB.
+    assert step.compile().memory_analysis().temp_size_in_bytes <= 128 * 2**20
