@@ -73,7 +73,8 @@ class Row(NamedTuple):
     """Of each row ``[n]``."""
 
     m: jax.Array
-    """The largest logit."""
+    """The largest logit, and what it is a multiple of, see `_unscaled`."""
+    m_unscaled: jax.Array
     r: jax.Array
     """``log Σ_j exp(o_j - m) >= 0``."""
     below: jax.Array
@@ -91,7 +92,7 @@ class Row(NamedTuple):
     top: Any
     """``[n, k]`` largest logits and their classes, of equal ones the lower class first."""
     rank: Any
-    """How many classes come before the (first) target."""
+    """How many classes come before the target."""
 
 
 class Coefficients(NamedTuple):
@@ -121,6 +122,7 @@ class _Partial(NamedTuple):
     """`Row` over the classes seen so far, with sums of ``exp(o - m)`` instead of ``p``."""
 
     m: jax.Array
+    m_unscaled: jax.Array
     others: jax.Array
     """``Σ_j exp(o_j - m) - 1``: of all but one class that attains the maximum. -1 for no class."""
     below: jax.Array
@@ -131,8 +133,9 @@ class _Partial(NamedTuple):
     square: Any
     """``Σ_j exp(o_j - m)²``."""
     target: Any
-    """The logit of the (first) target."""
+    """What the logit of the target is a multiple of, see `_unscaled`..."""
     top: Any
+    """... and those of the largest logits."""
 
 
 def balanced(total: int, most: int) -> tuple[int, int]:
@@ -223,20 +226,33 @@ def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], head: Head) -> j
     )
 
 
-def _logits(spec: Spec, head: Head, start: Any, width: int) -> jax.Array:
-    o = _product(head.x, _columns(head.w, start, width), (1, 0), head)
+def _unscaled(spec: Spec, head: Head, start: Any, width: int) -> jax.Array:
+    """``u``, of which the logits are `_scale` times as much.
+
+    Apart, because compilers fuse the difference of two multiples into an operation of one rounding,
+    in which a number less itself is not zero.
+    """
+    u = _product(head.x, _columns(head.w, start, width), (1, 0), head)
     if head.b is not None:
-        o = o + _columns(head.b, start, width).astype(o.dtype)[None]
+        b = _columns(head.b, start, width).astype(u.dtype)[None]
+        u = u + b
     if spec.soft_cap is not None:
-        o = spec.soft_cap * jnp.tanh(o / spec.soft_cap)
-    return o / head.temperature if spec.has_temperature else o
+        u = jnp.tanh(u / spec.soft_cap)
+        if head.b is not None:
+            # What is impossible stays so.
+            u = u + jnp.where(b == -jnp.inf, b, 0)
+    return u
 
 
-def _through_logits(spec: Spec, head: Head, o: jax.Array, g: jax.Array) -> jax.Array:
+def _scale(spec: Spec, head: Head) -> Any:
+    cap = 1.0 if spec.soft_cap is None else spec.soft_cap
+    return cap / head.temperature if spec.has_temperature else cap
+
+
+def _through_logits(spec: Spec, head: Head, u: jax.Array, g: jax.Array) -> jax.Array:
     """From the derivative in the logits to that in ``x w + b``."""
     if spec.soft_cap is not None:
-        tanh = o * (head.temperature / spec.soft_cap)
-        g = g * (1 - tanh * tanh)
+        g = g * (1 - jnp.minimum(u * u, 1))
     return g / head.temperature if spec.has_temperature else g
 
 
@@ -261,6 +277,7 @@ def _nothing(spec: Spec, targets: Targets, size: int, kind: Any) -> _Partial:
         top = jnp.full((size, spec.k), -jnp.inf, kind), jnp.zeros((size, spec.k), jnp.int32)
     return _Partial(
         m=jnp.full(size, -jnp.inf, kind),
+        m_unscaled=jnp.full(size, -jnp.inf, kind),
         others=zeros - 1,
         below=zeros,
         mass=zeros,
@@ -273,16 +290,18 @@ def _nothing(spec: Spec, targets: Targets, size: int, kind: Any) -> _Partial:
     )
 
 
-def _of_tile(spec: Spec, o: jax.Array, targets: Targets, start: Any, width: int) -> _Partial:
-    kind = o.dtype
-    m = jnp.max(o, axis=1)
+def _of_tile(
+    spec: Spec, u: jax.Array, scale: Any, targets: Targets, start: Any, width: int
+) -> _Partial:
+    kind = u.dtype
+    m = jnp.max(u, axis=1)
     # Where all classes are impossible, gaps are infinite.
-    gap = jnp.where(m == -jnp.inf, 0, m)[:, None] - o
+    gap = (jnp.where(m == -jnp.inf, 0, m)[:, None] - u) * scale
     e = jnp.exp(-gap)
     # 0 where the maximum is attained, else 1: for gaps between 0 and 1e-30, e is 1 to the last
     # digit, so that it does not matter what is counted as what. No derivative: how often the
     # maximum is attained does not change.
-    below_top = jax.lax.stop_gradient(jnp.minimum(gap * 1e30, 1))
+    below_top = jax.lax.stop_gradient(jnp.clip(gap * 1e30, 0, 1))
     ties = width - jnp.sum(below_top, axis=1)
     below, mass = jnp.zeros_like(m), jnp.zeros_like(m)
     if targets.ids is not None:
@@ -297,27 +316,29 @@ def _of_tile(spec: Spec, o: jax.Array, targets: Targets, start: Any, width: int)
         mass += jnp.sum(y, axis=1)
     uniform_below = uniform_mass = None
     if targets.uniform is not None:
-        u = targets.uniform
-        if u.ndim == 0:
-            uniform_below, uniform_mass = u * jnp.sum(gap, axis=1), u * width
+        each = targets.uniform
+        if each.ndim == 0:
+            uniform_below, uniform_mass = each * jnp.sum(gap, axis=1), each * width
         else:
-            u = _columns(u, start, width)
-            uniform_below = jnp.sum(jnp.where(u[None] == 0, 0, u[None] * gap), axis=1)
-            uniform_mass = jnp.sum(u)
+            each = _columns(each, start, width)[None]
+            uniform_below = jnp.sum(jnp.where(each == 0, 0, each * gap), axis=1)
+            uniform_mass = jnp.sum(each)
     target = None
     if spec.has_rank:
         at, inside = _within(targets.ids[:, :1], start, width)
-        found = jnp.take_along_axis(o, jnp.minimum(at, width - 1), axis=1)
+        found = jnp.take_along_axis(u, jnp.minimum(at, width - 1), axis=1)
         target = jnp.where(inside, found, 0)[:, 0]
     top = None
     if spec.k:
         # Adding zero makes -0 a 0, which top_k would put below it. A class that is impossible
         # still comes before none at all.
-        values, at = jax.lax.top_k(jnp.maximum(o + 0, jnp.finfo(kind).min), min(spec.k, width))
+        values, at = jax.lax.top_k(jnp.maximum(u + 0, jnp.finfo(kind).min), min(spec.k, width))
         missing = ((0, 0), (0, spec.k - values.shape[1]))
-        top = jnp.pad(values, missing, constant_values=-jnp.inf), jnp.pad(at + start, missing)
+        ids = (at + start).astype(jnp.int32)
+        top = jnp.pad(values, missing, constant_values=-jnp.inf), jnp.pad(ids, missing)
     return _Partial(
-        m=m,
+        m=m * scale,
+        m_unscaled=m,
         others=jnp.sum(e * below_top, axis=1) + (ties - 1),
         below=below,
         mass=mass,
@@ -334,21 +355,22 @@ def _merged(a: _Partial, b: _Partial) -> _Partial:
     """Over the classes of both, of which those of ``a`` come first."""
     a_leads = a.m >= b.m
     m = jnp.where(a_leads, a.m, b.m)
-    # How far each maximum is below the common one.
-    lift_a, lift_b = (jnp.where(m == -jnp.inf, 0, m - part.m) for part in (a, b))
-    shrink_a, shrink_b = jnp.exp(-lift_a), jnp.exp(-lift_b)
-
-    def times(weight, lift):
-        return jnp.where(weight == 0, 0, weight * lift)
+    # How far each maximum is below the common one. Where a part has no possible class, all that it
+    # adds is there already: nothing, or the infinity of a target that is impossible.
+    none_a, none_b = a.m == -jnp.inf, b.m == -jnp.inf
+    lift_a, lift_b = m - jnp.where(none_a, m, a.m), m - jnp.where(none_b, m, b.m)
+    lift_a, lift_b = jnp.where(none_a, 0, lift_a), jnp.where(none_b, 0, lift_b)
+    shrink_a = jnp.where(none_a, 0, jnp.exp(-lift_a))
+    shrink_b = jnp.where(none_b, 0, jnp.exp(-lift_b))
 
     uniform_below = gap = square = top = target = uniform_mass = None
     if a.uniform_below is not None:
         uniform_below = a.uniform_below + b.uniform_below
-        uniform_below += times(a.uniform_mass, lift_a) + times(b.uniform_mass, lift_b)
+        uniform_below += a.uniform_mass * lift_a + b.uniform_mass * lift_b
         uniform_mass = a.uniform_mass + b.uniform_mass
     if a.gap is not None:
-        gap = shrink_a * a.gap + times(shrink_a, (1 + a.others) * lift_a)
-        gap += shrink_b * b.gap + times(shrink_b, (1 + b.others) * lift_b)
+        gap = shrink_a * (a.gap + (1 + a.others) * lift_a)
+        gap += shrink_b * (b.gap + (1 + b.others) * lift_b)
     if a.square is not None:
         square = shrink_a**2 * a.square + shrink_b**2 * b.square
     if a.target is not None:
@@ -359,12 +381,13 @@ def _merged(a: _Partial, b: _Partial) -> _Partial:
         top = values, jnp.take_along_axis(ids, at, axis=1)
     return _Partial(
         m=m,
+        m_unscaled=jnp.where(a_leads, a.m_unscaled, b.m_unscaled),
         others=jnp.where(
             a_leads,
             a.others + (1 + b.others) * shrink_b,
             b.others + (1 + a.others) * shrink_a,
         ),
-        below=a.below + b.below + times(a.mass, lift_a) + times(b.mass, lift_b),
+        below=a.below + b.below + a.mass * lift_a + b.mass * lift_b,
         mass=a.mass + b.mass,
         uniform_below=uniform_below,
         uniform_mass=uniform_mass,
@@ -379,26 +402,27 @@ def statistics(spec: Spec, head: Head, targets: Targets, *, keep: bool = False) 
     """Sweeps over the classes of a block of rows.
 
     Returns:
-      What there is to say of each row, and the logits for `gradients`, if they are to be kept.
+      What there is to say of each row, and what `gradients` makes logits of, if it is to be kept.
     """
-    kind, v = accumulation_type(head), head.w.shape[1]
+    kind, v, scale = accumulation_type(head), head.w.shape[1], _scale(spec, head)
 
     def visit(carry, start, width, _):
-        o = _logits(spec, head, start, width)
-        return _merged(carry, _of_tile(spec, o, targets, start, width)), o if keep else None
+        u = _unscaled(spec, head, start, width)
+        return _merged(carry, _of_tile(spec, u, scale, targets, start, width)), u if keep else None
 
     nothing = _nothing(spec, targets, len(head.x), kind)
     seen, kept = over_classes(v, spec.classes, visit, nothing)
     is_real = jnp.isfinite(seen.m)
-    r = jnp.where(is_real, jnp.log1p(seen.others), jnp.nan)
+    r = jnp.where(is_real, jnp.log1p(jnp.where(is_real, seen.others, 0)), jnp.nan)
     uniform_mass = top = None
     if seen.uniform_mass is not None:
         uniform_mass = jnp.broadcast_to(seen.uniform_mass, r.shape)
     if seen.top is not None:
         values, ids = seen.top
-        top = jnp.where(values == jnp.finfo(kind).min, -jnp.inf, values), ids
+        top = jnp.where(values == jnp.finfo(kind).min, -jnp.inf, values * scale), ids
     row = Row(
         m=seen.m,
+        m_unscaled=seen.m_unscaled,
         r=r,
         below=seen.below,
         mass=seen.mass,
@@ -410,7 +434,8 @@ def statistics(spec: Spec, head: Head, targets: Targets, *, keep: bool = False) 
         rank=None,
     )
     if spec.has_rank:
-        row = row._replace(rank=jnp.where(jnp.isnan(r), v, _rank(spec, head, targets, seen.target)))
+        is_none = jnp.isnan(r) | jnp.isnan(targets.weights[:, 0])
+        row = row._replace(rank=jnp.where(is_none, v, _rank(spec, head, targets, seen.target)))
     return row, kept
 
 
@@ -418,9 +443,9 @@ def _rank(spec: Spec, head: Head, targets: Targets, target: jax.Array) -> jax.Ar
     """A sweep of its own: the logit of the target must be known before others are counted."""
 
     def visit(count, start, width, _):
-        o = _logits(spec, head, start, width)
+        u = _unscaled(spec, head, start, width)
         is_lower = start + jnp.arange(width)[None] < targets.ids[:, :1]
-        before = (o > target[:, None]) | ((o == target[:, None]) & is_lower)
+        before = (u > target[:, None]) | ((u == target[:, None]) & is_lower)
         return count + jnp.sum(before, axis=1, dtype=jnp.int32), None
 
     count = jnp.zeros(len(target), jnp.int32)
@@ -428,8 +453,8 @@ def _rank(spec: Spec, head: Head, targets: Targets, target: jax.Array) -> jax.Ar
 
 
 def gradient_of_tile(
-    spec: Spec,
-    o: jax.Array,
+    u: jax.Array,
+    scale: Any,
     targets: Targets,
     row: Row,
     coefficients: Coefficients,
@@ -438,7 +463,7 @@ def gradient_of_tile(
 ) -> jax.Array:
     """``G``, see `Coefficients`: ``[rows, width]``."""
     c = coefficients
-    gap = row.m[:, None] - o
+    gap = (row.m_unscaled[:, None] - u) * scale
     p = jnp.exp(-(gap + row.r[:, None]))
     factor = c.p[:, None]
     if c.entropy is not None:
@@ -494,16 +519,17 @@ def gradients(
       so_far: of the blocks before; ``x`` is that of the block itself.
       kept: the logits, if they were.
     """
+    scale = _scale(spec, head)
 
-    def visit(so_far, start, width, o):
-        if o is None:
-            o = _logits(spec, head, start, width)
-        g = gradient_of_tile(spec, o, targets, row, coefficients, start, width)
+    def visit(so_far, start, width, u):
+        if u is None:
+            u = _unscaled(spec, head, start, width)
+        g = gradient_of_tile(u, scale, targets, row, coefficients, start, width)
         temperature = so_far.temperature
         if temperature is not None:
-            temperature -= jnp.sum(g * jnp.maximum(o, -1e30)) / head.temperature
+            temperature -= jnp.sum(g * jnp.maximum(u * scale, -1e30)) / head.temperature
         # Both products read the tile; without the barrier, each would compute it anew.
-        g = jax.lax.optimization_barrier(_through_logits(spec, head, o, g))
+        g = jax.lax.optimization_barrier(_through_logits(spec, head, u, g))
         x, w, b = so_far.x, so_far.w, so_far.b
         if x is not None:
             x += _product(g, _columns(head.w, start, width), (1, 1), head)

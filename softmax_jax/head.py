@@ -67,17 +67,19 @@ class HeadOutput(NamedTuple):
     loss: jax.Array
     """``[...]``, in nats."""
     nats: jax.Array | None = None
-    """The cross-entropy with the targets alone: no smoothing, z-loss, or row weight in it."""
+    """The cross-entropy with the targets, times class weights if there are any: no smoothing,
+    z-loss or row weight in it. 0 for ignored rows."""
     logsumexp: jax.Array | None = None
     entropy: jax.Array | None = None
     """Of the prediction, in nats."""
     collision: jax.Array | None = None
     """``Σ_j p_j²``: how likely two draws from the prediction agree; a part of the Brier score."""
     argmax: jax.Array | None = None
-    """int32; the first of equals, and `model.ABSTAIN` where logits are NaN."""
+    """int32; the first of equals, and `model.ABSTAIN` where the largest logit is not finite."""
     rank: jax.Array | None = None
     """int32: how many classes come before the target; 0 where the prediction is right. Of equal
-    logits the lower class comes first. ``v`` where logits are NaN."""
+    logits the lower class comes first. ``q``, as if after all, for ignored rows, for ids out of
+    range and where there is no prediction."""
     top_values: jax.Array | None = None
     """``[..., k]`` largest logits."""
     top_ids: jax.Array | None = None
@@ -121,8 +123,9 @@ def linear_cross_entropy(
 
     With nothing but the first four arguments it is ``losses.cross_entropy(x @ w + b, targets)``.
     Derivatives in ``x``, ``w``, ``b`` and ``temperature``, of all that is returned and not
-    integer, are exact; ``jax.jvp(jax.grad(f))``, a Hessian product, takes about as much memory as
-    two gradients. Targets, class weights, smoothing and z-loss are constants: no derivative.
+    integer, are exact, in reverse mode; ``jax.jvp(jax.grad(f))``, a Hessian product, takes about as
+    much memory as two gradients. Targets, class weights, smoothing and z-loss are constants: no
+    derivative.
 
     Under ``jax.vmap`` over ``m`` heads, tiles are ``m`` times as large; divide ``memory`` by it,
     and take the strategy ``"recompute"``, as the other one would do both.
@@ -134,7 +137,7 @@ def linear_cross_entropy(
       b: ``[q]`` or None. ``-inf`` marks an impossible class.
       targets: class ids ``[...]``, probabilities ``[..., q]``, or `SparseTargets`.
       weights: ``[...]`` ``s_i``; None means 1. A row of weight 0 has loss 0, whatever else it has,
-        as long as its features are finite.
+        as long as its logits are finite.
       class_weights: ``[q]`` ``v_j``.
       ignore_id: a class id, such as -1, that gives its row weight 0.
       label_smoothing: ``ε`` in [0, 1).
@@ -143,10 +146,11 @@ def linear_cross_entropy(
       temperature: ``T > 0``, a scalar.
       extras: some of `EXTRAS`, computed in the same pass. (``"rank"`` costs one more where
         classes do not fit a tile: 2 n d q FLOP.)
-      k: for ``"top_k"``.
+      k: for ``"top_k"``; at most ``q`` are returned.
       strategy: one of `STRATEGIES`.
       memory: bytes of what is held at a time besides arguments, results and, in a sweep, the
-        gradients; block sizes follow. By default 64 MiB on CPU and 2 GiB elsewhere.
+        gradients; block sizes follow. By default 64 MiB on CPU, where tiles are of 8 MiB at most,
+        and 2 GiB elsewhere. Below what a tile of 2,048 rows of a class takes it has no effect.
       block_rows: rows of a tile.
       block_classes: classes of a tile.
 
@@ -168,6 +172,7 @@ def linear_cross_entropy(
         strategy,
         soft_cap,
         label_smoothing,
+        z_loss,
         temperature,
         (memory, block_rows, block_classes),
     )
@@ -176,7 +181,9 @@ def linear_cross_entropy(
     if n == 0:
         raise ValueError(f"there are no rows: x has shape {x.shape}")
     kind = sweeps.accumulation_type(Head(x, w, b, jnp.ones(())))
-    row_weights = _row_weights(leading, weights, kind)
+    row_weights = losses.weights_of(
+        jax.ShapeDtypeStruct(leading, kind), None if weights is None else jnp.asarray(weights)
+    )
     if class_weights is not None:
         class_weights = jnp.asarray(class_weights, kind)
         if class_weights.shape != (v,):
@@ -194,7 +201,7 @@ def linear_cross_entropy(
         Spec(
             rows=block_rows or 0,
             classes=block_classes or 0,
-            soft_cap=soft_cap,
+            soft_cap=None if soft_cap is None else float(soft_cap),
             has_temperature=isinstance(temperature, jax.Array) or temperature != 1,
             has_entropy="entropy" in extras,
             has_collision="collision" in extras,
@@ -217,18 +224,18 @@ def linear_cross_entropy(
     def shaped(a):
         return None if a is None else a.reshape(*leading, *a.shape[1:])
 
-    ids = shaped(out.top_ids)
+    loss, ids = shaped(out.loss), shaped(out.top_ids)
     argmax = None
     if "argmax" in extras:
         argmax = jnp.where(jnp.isnan(shaped(out.logsumexp)), ABSTAIN, ids[..., 0])
     return HeadOutput(
-        loss=jnp.where(row_weights == 0, 0, row_weights * shaped(out.loss)),
-        nats=shaped(out.nats) if "nats" in extras else None,
+        loss=row_weights * jnp.where((row_weights == 0) & ~jnp.isfinite(loss), 0, loss),
+        nats=jnp.where(counts, shaped(out.nats), 0) if "nats" in extras else None,
         logsumexp=shaped(out.logsumexp) if "logsumexp" in extras else None,
         entropy=shaped(out.entropy),
         collision=shaped(out.collision),
         argmax=argmax,
-        rank=shaped(out.rank),
+        rank=None if out.rank is None else jnp.where(counts, shaped(out.rank), v),
         top_values=shaped(out.top_values) if "top_k" in extras else None,
         top_ids=ids if "top_k" in extras else None,
     )
@@ -282,15 +289,18 @@ def predict(
     """
     row = _scored(params, x, 1, memory)
     # The largest probability is exp(m - m - r); NaN fails the comparison too.
-    classes = jnp.where(jnp.exp(-row.r) >= threshold, row.top[1][:, 0], ABSTAIN)
-    return classes.reshape(jnp.shape(x)[:-1])
+    shape = jnp.shape(x)[:-1]
+    confidence, classes = jnp.exp(-row.r).reshape(shape), row.top[1][:, 0].reshape(shape)
+    return jnp.where(confidence >= threshold, classes, ABSTAIN)
 
 
 def _scored(params: Params, x: jax.Array, k: int, memory: int | None) -> Row:
     """What there is to say of the rows of ``x`` without targets."""
     x, w, b = jnp.asarray(x), jnp.asarray(params.w), jnp.asarray(params.b)
     _check_shapes(x, w, b)
-    _check_options((), k, "auto", None, 0.0, 1.0, (memory,))
+    if x.size == 0:
+        raise ValueError(f"there are no rows: x has shape {x.shape}")
+    _check_options((), k, "auto", None, 0.0, 0.0, 1.0, (memory,))
     head = Head(x.reshape(-1, x.shape[-1]), w, b, jnp.ones(()))
     sizes = (len(head.x), w.shape[0], w.shape[1])
     kind = sweeps.accumulation_type(head)
@@ -347,7 +357,8 @@ def _out(row: Row, smoothing: jax.Array | None, z: jax.Array | None) -> _Out:
     loss = nats
     if smoothing is not None:
         spread = row.uniform_below + row.uniform_mass * row.r
-        loss = (1 - smoothing) * nats + smoothing * spread
+        # An impossible class makes the spread infinite.
+        loss = (1 - smoothing) * nats + jnp.where(smoothing == 0, 0, smoothing * spread)
     if z is not None:
         loss = loss + z * logsumexp**2
     return _Out(
@@ -494,13 +505,37 @@ def _backward(plan: _Plan, saved: Any, cotangent: _Out) -> tuple[Any, None, None
     head, targets, guess, smoothing, z, row, wanted, total = saved
     cotangent = _Out(*(None if _is_zero_cotangent(ct) else ct for ct in cotangent))
 
-    def recomputed():
+    def recomputed(head, targets, smoothing, z, row, cotangent):
         coefficients = _coefficients(row, smoothing, z, cotangent)
         gradients = _recomputed(plan.spec, head, targets, row, coefficients, wanted)
         return _in_types_of(head, gradients)
 
+    operands = (head, targets, smoothing, z, row, cotangent)
     if total is None or cotangent.loss is None:
-        return recomputed(), None, None, None, None
+        return recomputed(*operands), None, None, None, None
+
+    # What is swept is right where it was guessed, not around there: derivatives are those of the
+    # gradient recomputed.
+    @jax.custom_jvp
+    def chosen(total, guess, operands):
+        factor, is_as_guessed = _factor(guess, operands[-1])
+        return jax.lax.cond(
+            is_as_guessed,
+            lambda: _in_types_of(
+                head, jax.tree.map(lambda a: jnp.where(factor == 0, 0, factor * a), total)
+            ),
+            lambda: recomputed(*operands),
+        )
+
+    @chosen.defjvp
+    def _(primals, tangents):
+        return chosen(*primals), jax.jvp(recomputed, primals[-1], tangents[-1])[1]
+
+    return chosen(total, guess, operands), None, None, None, None
+
+
+def _factor(guess: jax.Array, cotangent: _Out) -> tuple[jax.Array, jax.Array]:
+    """Of the loss to the guess; and whether there is one, and nothing else to differentiate."""
     largest = jnp.argmax(jnp.abs(guess))
     factor = jnp.where(guess[largest] == 0, 0, cotangent.loss[largest] / guess[largest])
     error = jnp.abs(cotangent.loss - factor * guess)
@@ -508,12 +543,7 @@ def _backward(plan: _Plan, saved: Any, cotangent: _Out) -> tuple[Any, None, None
     for other in cotangent[1:]:
         if other is not None:
             is_as_guessed &= jnp.all(other == 0)
-    gradients = jax.lax.cond(
-        is_as_guessed,
-        lambda: _in_types_of(head, jax.tree.map(lambda a: factor * a, total)),
-        recomputed,
-    )
-    return gradients, None, None, None, None
+    return factor, is_as_guessed
 
 
 _core.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -592,7 +622,9 @@ def _made_targets(
     counts = jnp.ones(leading, bool)
     if not isinstance(targets, SparseTargets):
         logits = jax.ShapeDtypeStruct((*leading, v), kind)
-        ids = targets = _as_array(targets)
+        ids = targets = (
+            _as_array(targets) if jnp.shape(targets) == leading else jnp.asarray(targets)
+        )
         if ignore_id is not None and targets.shape == leading:
             numpy = jnp if isinstance(targets, jax.core.Tracer) else np
             counts = targets != ignore_id
@@ -600,14 +632,15 @@ def _made_targets(
         if not losses.are_labels(logits, ids):
             if ignore_id is not None:
                 raise ValueError("ignore_id is a class id; these targets are probabilities")
-            dense = jnp.asarray(targets, kind).reshape(n, v)
-            return Targets(dense=dense, class_weights=class_weights), counts
+            return Targets(dense=targets.reshape(n, v), class_weights=class_weights), counts
         ids, weights = jnp.asarray(ids)[..., None], jnp.ones((*leading, 1), kind)
     else:
         if ignore_id is not None:
             raise ValueError("ignore_id is for class ids; give these rows weights of 0")
         ids, weights = _checked_sparse(targets, leading, v)
         ids, weights = jnp.asarray(ids), jnp.asarray(weights, kind)
+    if ids.dtype.itemsize < 4:
+        ids = ids.astype(jnp.int32)  # small types cannot hold the v that they are compared with
     is_class = (ids >= 0) & (ids < v)
     ids = jnp.where(is_class, ids, 0).astype(jnp.int32)
     if class_weights is not None:
@@ -651,6 +684,7 @@ def _check_options(
     strategy: str,
     soft_cap: float | None,
     label_smoothing: float | jax.Array,
+    z_loss: float | jax.Array,
     temperature: float | jax.Array,
     sizes: Sequence[int | None],
 ) -> None:
@@ -663,12 +697,12 @@ def _check_options(
         raise ValueError(f"k must be at least 1, got {k}")
     if soft_cap is not None and not 0 < soft_cap < math.inf:
         raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
+    scalars = {"label_smoothing": label_smoothing, "z_loss": z_loss, "temperature": temperature}
+    for name, value in scalars.items():
+        if jnp.shape(value) != ():
+            raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
     losses.check_label_smoothing(label_smoothing)
     if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if any(size is not None and size < 1 for size in sizes):
         raise ValueError("memory, block_rows and block_classes must be at least 1")
-
-
-def _row_weights(leading: tuple[int, ...], weights: jax.Array | None, kind: Any) -> jax.Array:
-    return losses.weights_of(jax.ShapeDtypeStruct(leading, kind), weights)

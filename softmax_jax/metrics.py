@@ -63,10 +63,12 @@ def hits(chosen: jax.Array, targets: jax.Array | SparseTargets) -> jax.Array:
       targets: class ids ``[...]``, probabilities ``[..., q]``, or `head.SparseTargets`.
     """
     if isinstance(targets, SparseTargets):
-        is_hit = jnp.any(targets.ids[..., None] == chosen[..., None, :], axis=-1)
+        ids = targets.ids[..., None]
+        is_hit = jnp.any((ids == chosen[..., None, :]) & (ids >= 0), axis=-1)
         return jnp.sum(jnp.where(is_hit, targets.weights, 0), axis=-1, dtype=jnp.float32)
     if targets.ndim < chosen.ndim:
-        return jnp.any(chosen == targets[..., None], axis=-1).astype(jnp.float32)
+        is_hit = (chosen == targets[..., None]) & (chosen >= 0)
+        return jnp.any(is_hit, axis=-1).astype(jnp.float32)
     given = jnp.take_along_axis(targets, jnp.maximum(chosen, 0), axis=-1)
     return jnp.sum(jnp.where(chosen >= 0, given, 0), axis=-1, dtype=jnp.float32)
 

@@ -24,7 +24,7 @@ def reference(x, w, b, temperature, y, *, uniform, weights, smoothing, z, cap, k
     if b is not None:
         o = o + b[None]
     if cap is not None:
-        o = cap * jnp.tanh(o / cap)
+        o = cap * jnp.tanh(o / cap)  # biases are finite here
     o = o / temperature
     log_p = jax.nn.log_softmax(o)
     p, logsumexp = jnp.exp(log_p), jax.nn.logsumexp(o, axis=1)
@@ -52,7 +52,7 @@ def cases(draw):
         "bias": draw(st.booleans()),
         "smoothing": draw(st.sampled_from([0.0, 0.1])),
         "z": draw(st.sampled_from([0.0, 0.01])),
-        "cap": draw(st.sampled_from([None, 2.0])),
+        "cap": draw(st.sampled_from([None, 2.0, 30.0])),
         "temperature": draw(st.sampled_from([1.0, 0.7])),
         "seed": draw(st.integers(0, 2**31)),
     }
@@ -526,3 +526,153 @@ def test_predictions_are_those_of_the_model(small):
     np.testing.assert_allclose(best.probabilities, values.reshape(2, 3, 3), rtol=1e-5)
     with pytest.raises(ValueError, match=r"k must lie in \[1, 5\]"):
         head.top_k(params, x, k=6)
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize(
+    ("d", "options"),
+    [(1, {}), (3, {"soft_cap": 30.0}), (3, {"temperature": 0.7}),
+     (3, {"soft_cap": 7.0, "temperature": 1.3}), (1, {"soft_cap": 30.0, "temperature": 0.7})],
+)  # fmt: skip
+def test_the_largest_logit_less_itself_is_zero(d, options, strategy):
+    # Compilers fuse a product and a difference with one rounding, in some rows of many.
+    rng = np.random.default_rng(0)
+    x, w = np.float32(rng.normal(size=(300, d))), np.float32(rng.normal(size=(d, 301)))
+    labels = rng.integers(301, size=300)
+
+    def total(w):
+        out = linear_cross_entropy(
+            x, w, None, labels, strategy=strategy, block_classes=100, extras=("argmax",), **options
+        )
+        return jnp.mean(out.loss), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(w)
+    o = np.float64(x) @ np.float64(w)
+    if "soft_cap" in options:
+        o = options["soft_cap"] * np.tanh(o / options["soft_cap"])
+    o = o / options.get("temperature", 1)
+    expected = scipy.special.logsumexp(o, axis=1) - o[np.arange(300), labels]
+    np.testing.assert_allclose(out.loss, expected, rtol=3e-6)
+    assert (out.argmax >= 0).all()
+    assert np.isfinite(gradient).all()
+
+
+def full_loss(w, x, labels, weights):
+    return weights * losses.cross_entropy(model.logits(Params(w, jnp.zeros(w.shape[1])), x), labels)
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [jax.nn.logsumexp, lambda loss: jnp.sum(loss**2), jnp.mean],
+    ids=["logsumexp", "squares", "mean"],
+)
+def test_a_sweep_is_right_around_what_it_guessed(small, reduce):
+    # At w = 0 all losses are equal, so that the cotangents look as guessed; along a direction or
+    # along the weights they do not.
+    x, w, _, labels = small
+    ones = jnp.ones(6)
+
+    def ours(w, weights):
+        return reduce(
+            linear_cross_entropy(x, w, None, labels, weights=weights, strategy="sweep").loss
+        )
+
+    def reference(w, weights):
+        return reduce(full_loss(w, x, labels, weights))
+
+    def derivatives(f):
+        zero = jnp.zeros_like(w)
+        yield jax.jvp(lambda v: jax.grad(f)(v, ones), (zero,), (w,))[1]
+        yield jax.jvp(lambda s: jax.grad(f)(w, s), (ones,), (ones.at[2].set(3.0),))[1]
+        yield jax.grad(lambda s: jnp.sum(jnp.sin(jax.grad(f)(w, s))))(ones)
+
+    for actual, expected in zip(derivatives(ours), derivatives(reference), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reverse_over_reverse(small):
+    x, w, b, labels = small
+
+    def penalty(w):
+        def inner(w):
+            out = linear_cross_entropy(x, w, b, labels, extras=("entropy",), block_classes=2)
+            return jnp.mean(out.loss) + jnp.sum(jnp.sin(out.entropy))
+
+        return jnp.sum(jax.grad(inner)(w) ** 2)
+
+    def expected(w):
+        def inner(w):
+            o = model.logits(Params(w, b), x)
+            p = jax.nn.softmax(o)
+            entropy = -jnp.sum(p * jnp.log(p), axis=1)
+            return jnp.mean(losses.cross_entropy(o, labels)) + jnp.sum(jnp.sin(entropy))
+
+        return jnp.sum(jax.grad(inner)(w) ** 2)
+
+    np.testing.assert_allclose(jax.grad(penalty)(w), jax.grad(expected)(w), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
+def test_ids_of_any_type(large, dtype):
+    x, w, b, labels, _ = large
+    labels = labels % 128
+    expected = linear_cross_entropy(x, w, b, labels).loss
+    actual = linear_cross_entropy(x, w, b, labels.astype(dtype)).loss
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_float64_is_exact_to_its_digits(large):
+    x, w, b, labels, o = large
+    with jax.enable_x64(True):
+        x, w, b = (jnp.asarray(a, jnp.float64) for a in (x, w, b))
+        out = linear_cross_entropy(
+            x, w, b, labels, extras=("argmax", "top_k", "rank"), block_classes=700
+        )
+        expected = scipy.special.logsumexp(o, axis=1) - o[np.arange(40), labels]
+        np.testing.assert_allclose(out.loss, expected, rtol=1e-13)
+        np.testing.assert_array_equal(out.argmax, np.argmax(o, axis=1))
+        assert out.top_ids.dtype == jnp.int32
+
+
+def test_an_impossible_class_stays_impossible(small):
+    x, w, b, labels = small
+    b = b.at[2].set(-INF)
+    labels = jnp.where(labels == 2, 1, labels)
+    expected = losses.cross_entropy(model.logits(Params(w, b), x), labels)
+    # As an array, nobody knows that the smoothing is 0 when it is compiled.
+    loss = jax.jit(lambda s: linear_cross_entropy(x, w, b, labels, label_smoothing=s).loss)
+    np.testing.assert_allclose(loss(0.0), expected, rtol=1e-6)
+    capped = linear_cross_entropy(x, w, b, labels, soft_cap=30.0, extras=("top_k",))
+    assert capped.top_values[:, -1].tolist() == [-INF] * 6
+    assert capped.top_ids[:, -1].tolist() == [2] * 6
+
+
+def test_the_gradient_in_a_weight_of_zero_is_the_loss(small):
+    x, w, b, labels = small
+    weights = jnp.array([1.0, 0, 0, 2, 0, 1])
+    gradient = jax.grad(lambda s: jnp.sum(linear_cross_entropy(x, w, b, labels, weights=s).loss))(
+        weights
+    )
+    expected = linear_cross_entropy(x, w, b, labels).loss
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+def test_what_does_not_count_ranks_last(small):
+    x, w, b, labels = small
+    ranks = jax.jit(
+        lambda t: linear_cross_entropy(x, w, b, t, ignore_id=-1, extras=("rank", "nats"))
+    )(labels.at[0].set(-1).at[1].set(9))
+    assert ranks.rank[:2].tolist() == [5, 5]
+    assert ranks.nats[0] == 0
+    assert np.isnan(ranks.nats[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": np.ones(6)}, {"label_smoothing": np.full(6, 0.1)}, {"z_loss": np.ones(1)}],
+    ids=str,
+)
+def test_scalars_must_be_scalars(small, options):
+    x, w, b, labels = small
+    with pytest.raises(ValueError, match="must be a scalar"):
+        linear_cross_entropy(x, w, b, labels, **options)
