@@ -132,7 +132,7 @@ def _update(
     batch: Batch,
     strategy: str = "auto",
 ) -> tuple[TrainState, StepMetrics]:
-    is_large = len(batch.x) * state.params.w.shape[1] >= head.LARGE
+    is_large = len(batch.x) * state.params.w.shape[1] > head.LARGE
     if is_large or isinstance(batch.targets, head.SparseTargets):
         gradient, step_metrics = _gradient_of_large_head(state, batch, strategy)
     else:
@@ -293,6 +293,8 @@ def _make_epoch(
 
 
 def _num_examples(data: Batch) -> int:
+    if isinstance(data.targets, head.SparseTargets):
+        raise ValueError("targets: epochs and evaluation take no SparseTargets; make_update does")
     arrays = {"x": data.x, "targets": data.targets, "weights": data.weights}
     rows = {name: a.shape[0] for name, a in arrays.items() if a is not None}
     if 0 in rows.values() or len(set(rows.values())) > 1:
@@ -353,10 +355,10 @@ def measure_blocks(
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     q = params.w.shape[1]
+    block_size = min(block_size, n)
     by_head = block_size * q > head.LARGE and data.targets.ndim == 1 and not confusion
     if not by_head:
         block_size = min(block_size, max(head.LARGE // q, 1))
-    block_size = min(block_size, n)
 
     def block(first):
         # The last block is moved back to end with the data; what it repeats has weight zero.

@@ -133,9 +133,26 @@ def assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=tolerance)
 
 
+def examples(number):
+    """So many of them; no shrinking, as each is a compilation."""
+    phases = [hypothesis.Phase.generate]
+    return hypothesis.settings(max_examples=number, deadline=None, phases=phases)
+
+
 @hypothesis.given(case=cases())
-@hypothesis.settings(max_examples=20, deadline=None, phases=[hypothesis.Phase.generate])
+@examples(8)
 def test_everything_is_what_all_the_logits_give(case):
+    assert_everything(case)
+
+
+@pytest.mark.slow
+@hypothesis.given(case=cases())
+@examples(100)
+def test_everything_is_what_all_the_logits_give_in_many_cases(case):
+    assert_everything(case)
+
+
+def assert_everything(case):
     inputs, targets, options, expected = made(case)
     # The gradient of the mean, as the sweep guesses it, and one of all that is returned.
     rng = np.random.default_rng(1)
@@ -154,8 +171,19 @@ def test_everything_is_what_all_the_logits_give(case):
 
 
 @hypothesis.given(case=cases())
-@hypothesis.settings(max_examples=8, deadline=None, phases=[hypothesis.Phase.generate])
+@examples(3)
 def test_hessian_products_are_those_of_all_the_logits(case):
+    assert_hessian_product(case)
+
+
+@pytest.mark.slow
+@hypothesis.given(case=cases())
+@examples(40)
+def test_hessian_products_are_those_of_all_the_logits_in_many_cases(case):
+    assert_hessian_product(case)
+
+
+def assert_hessian_product(case):
     inputs, targets, options, expected = made({**case, "dtype": "float32"})
     rng = np.random.default_rng(1)
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), inputs)

@@ -444,6 +444,11 @@ class TestLargeHeads:
         assert bool(calls) == (targets == "labels")
         assert_trees_close(actual._asdict(), expected._asdict(), rtol=1e-5)
 
+    def test_only_updates_take_sparse_targets(self, params, data):
+        sparse = head.SparseTargets(data.targets[:, None], jnp.ones((103, 1)))
+        with pytest.raises(ValueError, match="take no SparseTargets; make_update does"):
+            training.evaluate(params, data._replace(targets=sparse))
+
     def test_few_classes_of_many_are_given_as_sparse_targets(self, params, data):
         state = training.init(params, optax.sgd(0.5))
         update = training.make_update(optax.sgd(0.5))
