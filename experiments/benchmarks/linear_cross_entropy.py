@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     heads = ["", "loss s", "gradient s", "ratio", "MiB", "Hessian s", "MiB", "compile s"]
     heads += ["loss error", "gradient"] if exact else []
     heads += ["of peak"] if peak else []
-    print("".join(head.rjust(12) if head else " " * 22 for head in heads))
+    print("".join(head.rjust(12) if head else " " * 22 for head in heads), flush=True)
     for name, parts in programs.items():
         cells = [f"{seconds[name, 'loss']:.3f}", f"{seconds[name, 'gradient']:.3f}"]
         base = seconds.get(("materialised", "gradient"))
