@@ -82,7 +82,7 @@ def run(
             sys.exit(f"interrupted; what there is so far is in {folder}")
         except Interrupted as e:
             again = sys.argv if workdir.value else [*sys.argv, f"--workdir={folder}"]
-            command = shlex.join([pathlib.Path(sys.executable).name, *again])
+            command = shlex.join([sys.executable, *again])
             print(f"stopped by {e}; to go on: {command}", file=sys.stderr)
             sys.exit(e.exit_code)
         print(report(results))

@@ -57,7 +57,15 @@ OPTIMIZERS: dict[str, Recipe] = {
     "yogi": Recipe(optax.yogi),
 }
 
-# Steps may be given as durations. The largest share is 1.
+# Of the options of schedules, those that may be given as durations.
+IN_STEPS = (
+    "boundaries_and_scales",
+    "decay_steps",
+    "transition_begin",
+    "transition_steps",
+    "warmup_steps",
+)
+# The largest share is 1.
 SCHEDULES: dict[str, Recipe] = {
     "constant": Recipe(optax.constant_schedule, {"value": 1.0}),
     "cosine": Recipe(optax.cosine_decay_schedule, {"init_value": 1.0, "decay_steps": "100%"}),
@@ -194,7 +202,7 @@ def _called(key: str, text: str, function: Callable[[], T]) -> T:
 
 
 def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict[str, Any]:
-    """The options with durations as steps, also where they are the keys of an option.
+    """The options with durations as steps, where they may be, also as the keys of an option.
 
     Raises:
       ValueError: if two keys are the same step.
@@ -209,7 +217,7 @@ def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict
         is_duration = isinstance(value, str) and value.strip()[:1] in "0123456789."
         return steps_of(value) if is_duration else value
 
-    return {name: to_steps(value) for name, value in options.items()}
+    return {name: to_steps(value) if name in IN_STEPS else value for name, value in options.items()}
 
 
 def _hint(name: str, choices: Any) -> str:

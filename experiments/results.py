@@ -278,11 +278,16 @@ def write_report(
     workdir: pathlib.Path,
     rows: Sequence[dict[str, Any]],
     summary: Mapping[str, Any] | None,
+    reason: str = "",
 ) -> None:
-    """report.html, which needs nothing but itself; without a summary, of an unfinished run."""
+    """report.html, which needs nothing but itself; without a summary, of an unfinished run.
+
+    And why it is not finished, if it is not that it was stopped.
+    """
     whose = ""
     if summary is None:
-        sections = ["<p><strong>This run is not finished.</strong></p>", *unfinished(workdir, rows)]
+        news = f"<p><strong>This run is not finished.</strong> {html.escape(reason)}</p>"
+        sections = [news, *unfinished(workdir, rows)]
         if rows:
             best = logs.latest(rows)[0]["member"]
             whose = f"Member {best}. " if len({row["member"] for row in rows}) > 1 else ""
@@ -385,10 +390,12 @@ def unfinished(workdir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[st
     curves = figures.to_png(figures.learning_curves(best))
     driver.write_atomically(workdir / "curves.png", curves)
     keys = ("member", "step", "train_loss", "test_loss", "test_accuracy")
-    cells = [[key.replace("_", " ") for key in keys]]
+    cells = [[*(key.replace("_", " ") for key in keys), ""]]
     for row in latest:
         counts, scores = (row[key] for key in keys[:2]), (row[key] for key in keys[2:])
-        cells.append([*(f"{count:,}" for count in counts), *map(digits, scores)])
+        at = row["diverged_at_step"]
+        note = "" if at is None else f"diverged at step {at:,}"
+        cells.append([*(f"{count:,}" for count in counts), *map(digits, scores), note])
     return [section("So far", html_table(cells))]
 
 

@@ -178,8 +178,9 @@ def run_members(run: Run, workdir: pathlib.Path, came: Callable[[], int]) -> dic
             train_seconds += seconds
             states += unstacked(state, len(indices))
     if all(state.diverged >= 0 for state in states):
-        results.write_report(run.config, workdir, log.rows, summary=None)
-        raise FloatingPointError(explain(run, states))
+        reason = explain(run, states)
+        results.write_report(run.config, workdir, log.rows, summary=None, reason=reason)
+        raise FloatingPointError(reason)
     timing = {
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
@@ -327,7 +328,7 @@ def run_group(
                     log.add(rows)
                     bar.set_postfix_str(describe(rows), refresh=False)
                 bar.update(event.step - bar.n)
-                if event.test is not None and (diverged >= 0).all():
+                if (diverged >= 0).all():
                     break
                 if event.is_save or event.step == run.total:
                     saved = save(event)

@@ -7,6 +7,7 @@ is caught by a digest of its arrays.
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import pathlib
@@ -164,7 +165,12 @@ def restore(folder: Folder, like: Any) -> Restored | None:
                 f"that of step {step} is taken instead",
                 stacklevel=2,
             )
-            os.rename(manager.directory / str(at), manager.directory / f"damaged-{at}")
+            aside = manager.directory / f"damaged-{at}"
+            for again in itertools.count(2):
+                if not aside.exists():
+                    break
+                aside = manager.directory / f"damaged-{at}-{again}"
+            os.rename(manager.directory / str(at), aside)
             scores.pop(at, None)
         if damaged:
             manager.reload()
@@ -173,7 +179,7 @@ def restore(folder: Folder, like: Any) -> Restored | None:
         step, message = max(damaged.items())
         raise ValueError(
             f"none of the {len(damaged)} checkpoints in {manager.directory} can be read; that of "
-            f"step {step}: {message}"
+            f"step {step}: {message}; remove that folder to start from the beginning"
         )
     return None
 

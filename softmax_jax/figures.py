@@ -66,7 +66,7 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                     [row[key] for row in rows],
                     styles[i % len(styles)],
                     color=shades[i],
-                    label=name if ax is axes[0] else None,
+                    label=_name(name[-70:], 70) if ax is axes[0] else None,
                     marker="o" if len(rows) < 3 else None,
                 )
         for ax, label in zip(axes, ("test loss (nats)", "test accuracy"), strict=True):
@@ -182,11 +182,11 @@ def weight_images(
     """The weights of each class as an image: which pixels speak for it and which against.
 
     Args:
-      w: ``[height * width, q]``.
+      w: ``[height * width, q]``, of which the first 60 classes are drawn.
       image_shape: height and width.
       class_names: ``q`` names.
     """
-    weights = np.asarray(w, np.float32)
+    weights = np.asarray(w, np.float32)[:, :60]
     q = weights.shape[1]
     columns = min(q, 5)
     rows = -(-q // columns)
@@ -196,12 +196,12 @@ def weight_images(
         largest = float(np.max(np.abs(weights))) or 1.0
         for ax in axes.flat[q:]:
             ax.set_visible(False)
-        for j, name in enumerate(class_names):
+        for j, name in enumerate(class_names[:q]):
             ax = axes.flat[j]
             shown = ax.imshow(
                 weights[:, j].reshape(image_shape), cmap="PuOr", vmin=-largest, vmax=largest
             )
-            ax.set_title(name, fontsize=10)
+            ax.set_title(_name(name), fontsize=10)
             ax.set_axis_off()
         figure.colorbar(shown, ax=axes, label="weight", shrink=0.8)
     return figure
@@ -231,8 +231,9 @@ def confusion_matrix(counts: np.typing.ArrayLike, class_names: Sequence[str]) ->
                 if count:
                     text = f"{count:.0f}" if count == round(count) else f"{count:.1f}"
                     ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
-            ax.set_xticks(range(q), class_names, **turned)
-            ax.set_yticks(range(q), class_names)
+            names = list(map(_name, class_names))
+            ax.set_xticks(range(q), names, **turned)
+            ax.set_yticks(range(q), names)
         ax.set_xlabel("predicted")
         ax.set_ylabel("true class")
         figure.colorbar(shown, ax=ax, label="share of the true class", shrink=0.8)
@@ -265,8 +266,8 @@ def surprising_examples(
             axes.flat, images, bits, labels, predictions, strict=False
         ):
             ax.imshow(image, cmap="gray_r")
-            taken = "recognised" if guess == label else f"taken for {guess}"
-            ax.set_title(f"{label}\n{taken}\n{surprisal:.1f} bits", fontsize=9)
+            taken = "recognised" if guess == label else f"taken for {_name(guess)}"
+            ax.set_title(f"{_name(label)}\n{taken}\n{surprisal:.1f} bits", fontsize=9)
     return figure
 
 
@@ -349,6 +350,12 @@ def _ticks(place: Callable[..., Any], values: Sequence[Any]) -> None:
     step = -(-len(values) // 12)
     places = range(0, len(values), step)
     place(places, [brief(values[i]) for i in places])
+
+
+def _name(text: str, most: int = 20) -> str:
+    """What users call something: no mathematics, not hidden from a legend, and not too long."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.replace("$", r"\$").replace("_", " _", text.startswith("_"))
 
 
 def brief(value: Any) -> str:

@@ -133,3 +133,12 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
 def test_keeping_less_than_nothing_is_refused(tmp_path, options):
     with pytest.raises(ValueError, match="at least 1 and 0"):
         saved(tmp_path, [], **options)
+
+
+def test_one_step_may_be_damaged_twice(tmp_path):
+    for aside in ("damaged-5", "damaged-5-2"):
+        saved(tmp_path, [5] if (tmp_path / "4").exists() else [4, 5])
+        damage(tmp_path, 5, lambda content: content[:10])
+        with pytest.warns(UserWarning, match="step 5 .* damaged"):
+            assert restored(tmp_path).step == 4
+        assert (tmp_path / aside).exists()

@@ -288,3 +288,18 @@ def test_members_that_repeat_make_a_curve(keys):
     figure = figures.sweep_map(some, keys)
     assert figure.axes[0].get_xlabel() == "member"
     assert_is_a_picture(figures.to_png(figure))
+
+
+def test_names_are_shown_as_they_are():
+    names = ["<$10k", "$10k-$50k", "_under", "a name of more than twenty characters"]
+    figure = figures.confusion_matrix(np.eye(4), names)
+    figures.to_png(figure)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == [r"<\$10k", r"\$10k-\$50k", " _under", "a name of more than…"]
+    curve = [{"step": i, "test_loss": 1 / i, "test_accuracy": i / 9} for i in range(1, 9)]
+    assert_is_a_picture(figures.to_png(figures.compared_curves({r"r$\frac$": curve})))
+
+
+def test_of_many_classes_the_first_are_drawn():
+    figure = figures.weight_images(np.zeros((4, 500)), (2, 2), [str(j) for j in range(500)])
+    assert sum(ax.get_title() != "" for ax in figure.axes) == 60

@@ -101,6 +101,7 @@ def test_what_optax_does_not_take_is_refused(optimizer, message):
     [
         ("cosine(init_value='much')", "config.schedule="),
         ("piecewise(boundaries_and_scales={'20%': 0.5, '20.1%': 0.5})", "are the same step"),
+        ("cosine(alpha='10%')", "config.schedule="),
         ("cosin", "did you mean 'cosine'"),
         ("linear(end=0)", "linear has the options init_value, end_value"),
     ],

@@ -221,7 +221,7 @@ def test_a_signal_ends_with_how_to_go_on(config, tmp_path, number):
     _, errors = process.communicate()
     assert process.returncode == 128 + number
     last = errors.splitlines()[-1]
-    assert last.startswith(f"stopped by {number.name}; to go on: python")
+    assert last.startswith(f"stopped by {number.name}; to go on: {sys.executable}")
     assert f"--workdir={tmp_path}" in last
     assert "Traceback" not in errors
     assert "not finished" in (tmp_path / "report.html").read_text()
