@@ -472,8 +472,9 @@ def gradient_of_tile(
         factor = factor + 2 * c.collision[:, None] * (p - row.collision[:, None])
     g = p * factor
     if c.uniform is not None:
-        u = targets.uniform
-        g = g - c.uniform[:, None] * (u if u.ndim == 0 else _columns(u, start, width)[None])
+        each = targets.uniform
+        each = each if each.ndim == 0 else _columns(each, start, width)[None]
+        g = g - c.uniform[:, None] * each
     if targets.dense is not None:
         g = g - c.y[:, None] * _dense(targets, start, width, g.dtype)
 
@@ -517,7 +518,7 @@ def gradients(
       row: from `statistics`.
       coefficients: of the block.
       so_far: of the blocks before; ``x`` is that of the block itself.
-      kept: the logits, if they were.
+      kept: by `statistics`, if it did.
     """
     scale = _scale(spec, head)
 

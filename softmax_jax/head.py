@@ -7,7 +7,7 @@ tile at a time (`softmax_jax._head_sweeps`), and derivatives are formed in close
 
 Two strategies give the same numbers up to rounding:
 
-* ``"recompute"`` keeps two numbers a row from the loss and forms the logits again for the
+* ``"recompute"`` keeps some numbers a row from the loss and forms the logits again for the
   gradient: 8 n d v FLOP (2 for the loss, 2 for the logits again, 4 for the products with the
   gradient), the smallest memory: one tile.
 * ``"sweep"`` forms the gradient beside the loss, from logits that are kept for a block of rows:

@@ -125,14 +125,14 @@ def pulled_back(function, inputs, cotangents):
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the largest entry of each array.
+    """Relative to the largest entry of each array, or to one, the size of the terms of its sums.
 
-    The derivative in the temperature is one sum of terms of about one, which may cancel: absolute.
+    In arrays of few entries these terms may cancel, and their rounding stays.
     """
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a, np.float64), np.asarray(e)
         assert a.shape == e.shape
-        scale = max(np.max(np.abs(e), initial=0), 1e-3 if e.ndim else 1)
+        scale = max(np.max(np.abs(e), initial=0), 1)
         np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=tolerance)
 
 
@@ -147,6 +147,13 @@ def examples(number):
 @hypothesis.given(case=cases())
 @examples(8)
 def test_everything_is_what_all_the_logits_give(case):
+    assert_everything(case)
+
+
+@pytest.mark.slow
+@hypothesis.given(case=cases())
+@examples(60)
+def test_everything_is_what_all_the_logits_give_in_many_cases(case):
     assert_everything(case)
 
 
@@ -171,6 +178,13 @@ def assert_everything(case):
 @hypothesis.given(case=cases())
 @examples(3)
 def test_hessian_products_are_those_of_all_the_logits(case):
+    assert_hessian_product(case)
+
+
+@pytest.mark.slow
+@hypothesis.given(case=cases())
+@examples(30)
+def test_hessian_products_are_those_of_all_the_logits_in_many_cases(case):
     assert_hessian_product(case)
 
 

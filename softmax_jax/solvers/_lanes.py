@@ -483,6 +483,7 @@ def to_solution(
     absent: np.ndarray,
     verdict: tuple[str, str],
 ) -> Solution:
+    """What `fit` returns of a problem, for the features and biases as users have them."""
     theta = _in_users_terms(np.asarray(certificate.theta[0]), mean)
     w: Any = theta[:, 1:].T
     b: Any = theta[:, 0]
