@@ -8,6 +8,7 @@ those of its best member. Runs that are not finished count as far as they went.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import driver
 import logs
+import results
+import settings
 from softmax_jax import figures
 
 
@@ -25,7 +28,7 @@ class Run(NamedTuple):
 
     name: str
     config: dict[str, Any]
-    """With flat keys."""
+    """With flat keys; of a sweep, with the settings of that member and no sweep."""
     rows: list[dict[str, Any]]
     """Of the run, or of the best member of a sweep, with its test loss."""
     state: str
@@ -44,22 +47,30 @@ def read(workdir: pathlib.Path) -> Run:
     if not rows:
         raise ValueError(f"{workdir} holds a run that has not been evaluated yet")
     latest = logs.latest(rows)
+    best = latest[0]["member"]
+    made = settings.from_config(json.loads(path.read_text()))
+    member = settings.members(made)[best]._asdict()
+    config = driver.flat(dataclasses.asdict(dataclasses.replace(made, sweep=settings.Sweep())))
+    seeds = (member.pop("init_seed"), member.pop("order_seed"))
+    if len(set(seeds)) > 1:
+        member |= {"seed": "init {}, order {}".format(*seeds)}
+    else:
+        member |= {"seed": seeds[0]}
     state = "" if (workdir / "summary.json").exists() else "not finished"
     if not math.isfinite(logs.test_loss(latest[0])):
         state = "diverged"
     return Run(
         name=str(workdir),
-        config=driver.flat(json.loads(path.read_text())),
-        rows=[row for row in rows if row["member"] == latest[0]["member"]],
+        config=config | member,
+        rows=results.of_member(rows, best),
         state=state,
     )
 
 
 def table(runs: Sequence[Run]) -> str:
     """A line a run, by test loss."""
-    keys = [
-        key for key in runs[0].config if len({json.dumps(run.config.get(key)) for run in runs}) > 1
-    ]
+    known = dict.fromkeys(key for run in runs for key in run.config)
+    keys = [key for key in known if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
     lines = [["run", *keys, "step", "test loss", "bits", "test accuracy", "seconds", ""]]
     for run in sorted(runs, key=lambda run: logs.test_loss(run.rows[-1])):
         row = run.rows[-1]
@@ -93,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("workdir", nargs="+", type=pathlib.Path, help="folder of a run")
     parser.add_argument(
-        "--figure", type=pathlib.Path, default=None, help="the PNG; by default compare.png here"
+        "--figure", type=pathlib.Path, default="compare.png", help="the PNG; by default %(default)s"
     )
     args = parser.parse_args(argv)
     try:
@@ -106,7 +117,9 @@ def main(argv: Sequence[str]) -> None:
         if not runs:
             raise ValueError("there is no run to show")
         print(table(runs))
-        path = args.figure or pathlib.Path("compare.png")
+        path = args.figure
+        if path.suffix != ".png":
+            raise ValueError(f"--figure={path}: give the name of a PNG")
         figure = figures.compared_curves({run.name: run.rows for run in runs})
         driver.write_atomically(path, figures.to_png(figure))
     except (ValueError, OSError) as e:

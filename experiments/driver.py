@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from typing import Any
 import filelock
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -64,11 +66,15 @@ def run(
             raise app.UsageError(
                 f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE"
             )
-        folder = workdir.value
+        folder = pathlib.Path(workdir.value)
         try:
             made = settings.from_config(config.value, cls)
-            folder = folder or f"runs/{made.title}-{time.strftime('%Y%m%d-%H%M%S')}"
-            results = experiment(made, pathlib.Path(folder))
+            if "://" in workdir.value:
+                raise ValueError(f"--workdir={workdir.value}: give a folder of this machine")
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            folder = folder if workdir.value else pathlib.Path(f"runs/{made.title}-{stamp}")
+            folder = folder.expanduser()
+            results = experiment(made, folder)
         except (ValueError, OSError, FloatingPointError) as e:
             if traceback.value:
                 raise
@@ -149,6 +155,15 @@ def load(source: settings.Data) -> data.Dataset:
         f"{num_features} features, {len(dataset.class_names)} classes"
     )
     return dataset
+
+
+def digest(dataset: data.Dataset) -> str:
+    """Of all features and targets."""
+    found = hashlib.sha256(repr(dataset.scale).encode())
+    for array in (*dataset.train[:2], *dataset.test[:2]):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def batches(dataset: data.Dataset) -> tuple[Batch, Batch]:

@@ -16,6 +16,8 @@ import driver
 
 SCALARS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "examples_per_second")
 
+REQUIRED = ("member", "epoch", "step", "seconds", "diverged_at_step", *SCALARS)
+
 
 class Log:
     """The rows of a run, in memory and on disk."""
@@ -113,7 +115,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(text)
-            rows.append({**row, "step": row["step"], "member": row["member"]})
+            rows.append({**row, **{key: row[key] for key in REQUIRED}})
         except (ValueError, TypeError, KeyError) as e:
             raise ValueError(
                 f"{path}, line {number} is no row of metrics: remove it, or give another --workdir"

@@ -2,8 +2,10 @@
 
 They are those of optax, with its options. The learning rate is none of them: it is a factor on the
 updates (`softmax_jax.training.TrainState`), so that a sweep can vary it, and a schedule says what
-share of it each step takes. So those are here whose steps are in proportion to their learning rate,
-which leaves out fromage and rprop, and the weight decay of adafactor.
+share of it each step takes. So those are here whose steps are in proportion to their learning
+rate, which leaves out fromage and rprop, and the weight decay of adafactor. lbfgs and those of
+Polyak look at the loss at other points, which an update step does not compute; noisy_sgd takes a
+random key, and the schedule sgdr a list of others, which are nothing that a line of text can give.
 """
 
 import ast
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 T = TypeVar("T")
@@ -26,6 +29,11 @@ class Recipe(NamedTuple):
     defaults: Mapping[str, Any] = {}
     without: Sequence[str] = ("learning_rate",)
     """Options that cannot be given."""
+
+
+def _sm3(learning_rate: optax.Schedule, momentum: float = 0.9) -> optax.GradientTransformation:
+    """With a schedule, which that of optax does not take."""
+    return optax.chain(optax.sm3(1.0, momentum), optax.scale_by_schedule(learning_rate))
 
 
 OPTIMIZERS: dict[str, Recipe] = {
@@ -54,6 +62,7 @@ OPTIMIZERS: dict[str, Recipe] = {
     "sgd": Recipe(optax.sgd),
     "sign_sgd": Recipe(optax.sign_sgd),
     "signum": Recipe(optax.signum),
+    "sm3": Recipe(_sm3),
     "yogi": Recipe(optax.yogi),
 }
 
@@ -160,14 +169,22 @@ def make_schedule(schedule: str, steps_of: Callable[[str], int]) -> optax.Schedu
       steps_of: from a duration to steps.
 
     Raises:
-      ValueError: if the options do not go together.
+      ValueError: if the options do not go together, or a step would go uphill or nowhere finite.
     """
     recipe, options = parse("schedule", schedule, SCHEDULES)
 
     def made() -> optax.Schedule:
         share = recipe.make(**in_steps(options, steps_of))
         # What does not go together shows when it is used.
-        jax.eval_shape(share, jnp.int32(0))
+        steps = np.linspace(0, steps_of("100%"), 101).astype(np.int32)
+        shares = np.asarray(jax.vmap(share)(steps)) * np.ones(len(steps))
+        wrong = ~(np.isfinite(shares) & (shares >= 0))
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise ValueError(
+                f"the share of the learning rate is {shares[at]:g} at step {steps[at]:,}; it must "
+                "be 0 or more, and finite"
+            )
         return share
 
     return _called("schedule", schedule, made)

@@ -27,7 +27,7 @@ from softmax_jax.model import Params
 from softmax_jax.training import Batch
 
 PACKAGES = ("softmax_jax", "jax", "jaxlib", "optax", "numpy", "orbax-checkpoint")
-SURPRISING = 15
+SURPRISING = 12
 
 
 def write(
@@ -82,7 +82,8 @@ def write(
     write_params(workdir, dataset, models, members)
     confusion = np.asarray(training.evaluate(params, test_data, confusion=True).confusion)
     pictures = {
-        "curves": figures.learning_curves([row for row in rows if row["member"] == best]),
+        "loss": figures.learning_curve(of_member(rows, best), "loss"),
+        "accuracy": figures.learning_curve(of_member(rows, best), "accuracy"),
         "confusion": figures.confusion_matrix(confusion, dataset.class_names),
     }
     if dataset.image_shape is not None:
@@ -287,7 +288,7 @@ def write_report(
     whose = ""
     if summary is None:
         news = f"<p><strong>This run is not finished.</strong> {html.escape(reason)}</p>"
-        sections = [news, *unfinished(workdir, rows)]
+        sections = [news, *unfinished(config, workdir, rows)]
         if rows:
             best = logs.latest(rows)[0]["member"]
             whose = f"Member {best}. " if len({row["member"] for row in rows}) > 1 else ""
@@ -297,9 +298,12 @@ def write_report(
             whose = f"Member {summary['best_member']}, which has the lowest test loss. "
             sections.insert(0, f"<p>{whose}</p>")
             cells = member_cells(summary["members"])
-            sections.append(section("Sweep", picture(workdir, "sweep") + html_table(cells)))
-    for name, title, caption in PICTURES:
-        if found := picture(workdir, name):
+            caption = "Test loss; of more than two settings, the lowest over the others. "
+            caption += "A cross is what diverged."
+            shown = f"<p>{caption}</p>{picture(workdir, 'sweep')}{html_table(cells)}"
+            sections.append(section("Sweep", shown))
+    for names, title, caption in PICTURES:
+        if found := "".join(picture(workdir, name) for name in names):
             sections.append(section(title, f"<p>{whose}{caption}</p>{found}"))
     about = environment() if summary is None else summary["environment"]
     if summary is not None:
@@ -317,14 +321,14 @@ def write_report(
     driver.write_atomically(workdir / "report.html", page.encode())
 
 
-# File, title and caption, in the order of the report.
+# Files, title and caption, in the order of the report.
 PICTURES = (
-    ("curves", "Curves", "Training scores are means over the steps before; those on test data are "
-     "of the parameters at that time."),
-    ("weights", "Weights", "What speaks for each class (purple) and against it (orange)."),
-    ("confusion", "Confusion", "Test examples by their class and by what was predicted."),
-    ("surprising", "Most surprising test examples", "Surprisal: minus the binary logarithm of the "
-     "probability that the model gave to the true class."),
+    (("loss", "accuracy"), "Curves", "Training scores are means over the steps before; those on "
+     "test data are of the parameters at that time."),
+    (("weights",), "Weights", "What speaks for each class (purple) and against it (orange)."),
+    (("confusion",), "Confusion", "Test examples by their class and by what was predicted."),
+    (("surprising",), "Most surprising test examples", "Surprisal: minus the binary logarithm of "
+     "the probability that the model gave to the true class."),
 )  # fmt: skip
 
 PAGE = """<!doctype html>
@@ -338,16 +342,19 @@ PAGE = """<!doctype html>
   h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
   h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
   .wide { overflow-x: auto; }
-  /* On a phone, pictures scroll rather than shrink beyond reading. */
-  img { max-width: max(100%, 40rem); height: auto; }
+  img { max-width: 100%; height: auto; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
   th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
   th:first-child, td:first-child { text-align: left; }
   table.pairs td { text-align: left; overflow-wrap: anywhere; }
-  table.pairs td:first-child { white-space: nowrap; color: #555; vertical-align: top; }
+  table.pairs td:first-child { overflow-wrap: normal; color: #555; vertical-align: top; }
   .cards { display: flex; flex-wrap: wrap; gap: .7rem; }
   .card { border: 1px solid #ccc; border-radius: .4rem; padding: .5rem .9rem; }
   .card b { display: block; font-size: 1.4rem; }
+  @media (max-width: 40rem) {
+    table { font-size: .75rem; }
+    th, td { padding: .2rem .25rem; }
+  }
 </style>
 <h1>TITLE</h1>
 BODY
@@ -365,8 +372,7 @@ def picture(workdir: pathlib.Path, name: str) -> str:
     if not path.exists():
         return ""
     content = b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{name}" src="data:image/png;base64,{content}">'
-    return f'<div class="wide">{image}</div>'
+    return f'<img alt="{name}" src="data:image/png;base64,{content}">'
 
 
 def score_cards(summary: Mapping[str, Any]) -> str:
@@ -381,21 +387,37 @@ def score_cards(summary: Mapping[str, Any]) -> str:
     return f'<div class="cards">{body}</div>'
 
 
-def unfinished(workdir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+def of_member(rows: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
+    return [row for row in rows if row["member"] == member]
+
+
+def unfinished(
+    config: settings.Train, workdir: pathlib.Path, rows: Sequence[dict[str, Any]]
+) -> list[str]:
     """The curves of the best member so far, which are drawn, and where all members stand."""
     if not rows:
         return []
     latest = logs.latest(rows)
-    best = [row for row in rows if row["member"] == latest[0]["member"]]
-    curves = figures.to_png(figures.learning_curves(best))
-    driver.write_atomically(workdir / "curves.png", curves)
-    keys = ("member", "step", "train_loss", "test_loss", "test_accuracy")
-    cells = [[*(key.replace("_", " ") for key in keys), ""]]
+    for score in ("loss", "accuracy"):
+        curve = figures.learning_curve(of_member(rows, latest[0]["member"]), score)
+        driver.write_atomically(workdir / f"{score}.png", figures.to_png(curve))
+    members = settings.members(config)
+    keys = swept(members)
+    scores = ("train_loss", "test_loss", "test_accuracy")
+    heads = [key.replace("_", " ") for key in ("member", "step", *keys, *scores)]
+    cells = [[*heads, ""]]
     for row in latest:
-        counts, scores = (row[key] for key in keys[:2]), (row[key] for key in keys[2:])
         at = row["diverged_at_step"]
-        note = "" if at is None else f"diverged at step {at:,}"
-        cells.append([*(f"{count:,}" for count in counts), *map(digits, scores), note])
+        member = members[row["member"]]
+        cells.append(
+            [
+                f"{row['member']}",
+                f"{row['step']:,}",
+                *(figures.brief(getattr(member, key)) for key in keys),
+                *(digits(row[score]) for score in scores),
+                "" if at is None else f"diverged at step {at:,}",
+            ]
+        )
     return [section("So far", html_table(cells))]
 
 

@@ -124,9 +124,9 @@ class Train:
             )
         optimizers.parse("optimizer", self.optimizer, optimizers.OPTIMIZERS)
         optimizers.parse("schedule", self.schedule, optimizers.SCHEDULES)
-        for sweep in (Sweep(), self.sweep):
-            for member in members(self, sweep):
-                _check_member(member)
+        _check_member(members(self, Sweep())[0])
+        for member in members(self):
+            _check_member(member, "sweep.")
 
 
 def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
@@ -142,17 +142,19 @@ def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
     return [Member(*values) for values in zip(*filled, strict=True)]
 
 
-def _check_member(member: Member) -> None:
+def _check_member(member: Member, prefix: str = "") -> None:
     for key in ("init_seed", "order_seed"):
         seed = getattr(member, key)
-        _require(0 <= seed < 2**32, "seed", seed, "0 or more and below 2**32")
+        name = f"{prefix}{key}" if prefix else "seed"
+        _require(0 <= seed < 2**32, name, seed, "0 or more and below 2**32")
     rate = member.learning_rate
     with np.errstate(over="ignore", under="ignore"):
         as_float32 = float(np.float32(rate))
-    _require(0 < as_float32 < math.inf, "learning_rate", rate, "positive and finite as a float32")
-    _require(0 <= member.l2 < 1e30, "l2", member.l2, "0 or more, and below 1e30")
+    in_range = 0 < as_float32 < math.inf
+    _require(in_range, f"{prefix}learning_rate", rate, "positive and finite as a float32")
+    _require(0 <= member.l2 < 1e30, f"{prefix}l2", member.l2, "0 or more, and below 1e30")
     smoothing = member.label_smoothing
-    _require(0 <= smoothing < 1, "label_smoothing", smoothing, "in [0, 1)")
+    _require(0 <= smoothing < 1, f"{prefix}label_smoothing", smoothing, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

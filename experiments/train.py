@@ -59,6 +59,8 @@ class Run(NamedTuple):
     save: int | None
     """None if it goes by seconds."""
     save_seconds: float
+    data_digest: str
+    """By which a run that goes on knows its data."""
 
     @property
     def num_classes(self) -> int:
@@ -96,23 +98,30 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the experiment, or what is left of it; returns what it also writes to summary.json."""
     driver.refuse_another_config(config, workdir)
     run = make_run(config, driver.load(config.data))
-    with driver.claimed(config, workdir), driver.signals_noted() as came:
-        summary = earlier_summary(workdir / "summary.json")
+    with driver.claimed(config, workdir):
+        summary = earlier_summary(workdir)
         if summary is not None:
             print(f"{workdir} is finished already")
             return summary
-        return run_members(run, workdir, came)
+        return run_members(run, workdir)
 
 
-def earlier_summary(path: pathlib.Path) -> dict[str, Any] | None:
-    """Of a finished run; None if there is none that can be read, which a warning says."""
+def earlier_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Of a finished run; None if it or other results are not there or damaged, with a warning."""
+    path = workdir / "summary.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        summary = json.loads(path.read_text())
+        results.table(summary)
+        for name in ("params.npz", "report.html"):
+            (workdir / name).stat()
+    except FileNotFoundError as e:
+        if path.exists():
+            warnings.warn(f"{e.filename} is gone: the results are made again", stacklevel=2)
         return None
-    except ValueError as e:
-        warnings.warn(f"{path} is damaged ({e}): it is made again", stacklevel=2)
+    except (ValueError, TypeError, KeyError) as e:
+        warnings.warn(f"{path} is damaged ({e!r}): the results are made again", stacklevel=2)
         return None
+    return summary
 
 
 def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
@@ -150,10 +159,11 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
         evaluate=steps["evaluate_every"],
         save=None if by_clock else steps["save_every"],
         save_seconds=seconds if by_clock else np.inf,
+        data_digest=driver.digest(dataset),
     )
 
 
-def run_members(run: Run, workdir: pathlib.Path, came: Callable[[], int]) -> dict[str, Any]:
+def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains all members, in groups if they must be, and writes down what came of it."""
     groups = split(run)
     if len(groups) > 1:
@@ -164,7 +174,8 @@ def run_members(run: Run, workdir: pathlib.Path, came: Callable[[], int]) -> dic
     compile_seconds = train_seconds = 0.0
     programs: dict[int, Programs] = {}
     states: list[TrainState] = []
-    with logs.open_log(workdir, alone=len(run.members) == 1) as log:
+    alone = len(run.members) == 1
+    with logs.open_log(workdir, alone=alone) as log, driver.signals_noted() as came:
         for number, indices in enumerate(groups):
             start = time.perf_counter()
             state = first_state(run, indices)
@@ -291,6 +302,11 @@ def run_group(
             step, state, extra = restored
             sums = np.array(extra["sums"])
             before, row_seconds = extra["seconds"], extra["row_seconds"]
+            if extra["data"] != run.data_digest:
+                raise ValueError(
+                    f"the data are not those that {log.workdir} was trained on until step "
+                    f"{step:,}: put those back, or give another --workdir"
+                )
             log.require(indices, up_to_step=step, number=extra["rows"])
             print(f"going on from step {step:,} of {run.total:,}")
         log.forget(indices, after_step=step)
@@ -311,6 +327,7 @@ def run_group(
                     "seconds": seconds(),
                     "row_seconds": row_seconds,
                     "rows": log.number(indices, up_to_step=event.step),
+                    "data": run.data_digest,
                 },
                 score=log.lowest_test_loss(indices, event.step),
             )
@@ -361,7 +378,8 @@ def advance(run: Run, programs: Programs, state: TrainState, step: int) -> Itera
         test = programs.measure(state.params, run.test_data) if is_evaluation else None
         is_save = run.save is not None and stop % run.save == 0
         now = time.perf_counter()
-        if now - saved > run.save_seconds:
+        # With a test loss, by which the best are kept, unless that takes as long again.
+        if now - saved > run.save_seconds * (1 if is_evaluation else 2):
             is_save, saved = True, now
         if now - asked > 2:
             most = max(most // 2, 1)

@@ -2,12 +2,13 @@
 
 On orbax, which writes to a folder under a temporary name and renames it when all is there: a
 process killed at any moment leaves whole checkpoints only. What may still happen to one on a disk
-is caught by a digest of its arrays.
+is caught by a digest of its content.
 """
 
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -106,7 +107,7 @@ def save(folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], sco
             f"the disk of {folder.manager.directory} is full: {free:,} bytes are left and a "
             f"checkpoint takes {size + MARGIN:,}; free some and start again to go on"
         )
-    about = {"digest": _digest(arrays), "score": min(score, 1e300), "extra": dict(extra)}
+    about = {"digest": _digest(arrays, extra), "score": min(score, 1e300), "extra": dict(extra)}
     folder.scores[step] = score
     with _as_os_error(folder):
         folder.manager.save(
@@ -127,14 +128,15 @@ def finish(folder: Folder) -> None:
         folder.manager.wait_until_finished()
 
 
-def restore(folder: Folder, like: Any) -> Restored | None:
-    """The latest checkpoint that is whole; None if there is none at all.
+def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None:
+    """The latest checkpoint that is whole, or the best; None if there is none at all.
 
-    Damaged ones after it are put aside under the name ``damaged-STEP``, with a warning.
+    Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning.
 
     Args:
       folder: from `open_folder`.
       like: a state of the same structure, shapes and types.
+      best: whether to take that with the lowest finite score; None if there is none.
 
     Raises:
       ValueError: if there are checkpoints and none can be read; they all stay.
@@ -143,7 +145,11 @@ def restore(folder: Folder, like: Any) -> Restored | None:
     manager, scores = folder
     abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, jax.device_get(_plain(like)))
     damaged: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
+    steps = sorted(manager.all_steps(), reverse=True)
+    if best:
+        finite = [step for step in steps if math.isfinite(scores.get(step, math.inf))]
+        steps = sorted(finite, key=lambda step: (scores[step], -step))
+    for step in steps:
         try:
             about = _about(manager, step)
             found = manager.restore(
@@ -152,8 +158,8 @@ def restore(folder: Folder, like: Any) -> Restored | None:
             arrays = jax.device_get(found["state"])
             if jax.tree.map(_kind, arrays) != jax.tree.map(_kind, abstract):
                 raise ValueError("its arrays have other shapes or types")
-            if _digest(arrays) != about["digest"]:
-                raise ValueError("its arrays are not those that were saved")
+            if _digest(arrays, about["extra"]) != about["digest"]:
+                raise ValueError("its content is not what was saved")
         except (PermissionError, MemoryError):
             raise
         except Exception as e:  # whatever a reader makes of damaged files
@@ -211,8 +217,8 @@ def _with_keys(arrays: Any, like: Any) -> Any:
     return jax.tree.map(restored, arrays, like)
 
 
-def _digest(arrays: Any) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Any, extra: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

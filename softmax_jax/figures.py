@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -21,29 +22,26 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss in nats and accuracy against the epoch, on training and test data.
+def learning_curve(rows: Sequence[Mapping[str, Any]], score: str) -> Figure:
+    """Loss in nats or accuracy against the epoch, on training and test data.
 
     Args:
-      rows: one an epoch, with ``epoch`` and ``train_loss``, ``test_loss``, ``train_accuracy``,
-        ``test_accuracy``; those on training data are means over the epoch.
+      rows: one an epoch, with ``epoch`` and ``train_SCORE``, ``test_SCORE``; those on training data
+        are means over the epoch.
+      score: ``loss`` or ``accuracy``.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        axes = figure.subplots(1, 2)
+        figure = Figure(figsize=(4, 3.2), layout="constrained")
+        ax = figure.subplots()
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) < 3 else None
-        for ax, score, unit in (
-            (axes[0], "loss", "loss (nats)"),
-            (axes[1], "accuracy", "accuracy"),
-        ):
-            for split, colour, line in (("train", BLUE, "-"), ("test", ORANGE, "--")):
-                values = [row[f"{split}_{score}"] for row in rows]
-                ax.plot(epochs, values, line, color=colour, label=split, marker=marker)
-            ax.set_xlabel("epoch")
-            ax.set_ylabel(unit)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend(frameon=False)
+        for split, colour, line in (("train", BLUE, "-"), ("test", ORANGE, "--")):
+            values = [row[f"{split}_{score}"] for row in rows]
+            ax.plot(epochs, values, line, color=colour, label=split, marker=marker)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss (nats)" if score == "loss" else score)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.legend(frameon=False)
     return figure
 
 
@@ -54,11 +52,13 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
       runs: by name, rows with ``step``, ``test_loss`` and ``test_accuracy``.
     """
     styles = ("-", "--", ":", "-.")
+    # Names that differ early, such as those of folders, are told apart by their ends.
+    names = [name if len(name) <= 70 else "…" + name[-69:] for name in runs]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 3.4 + 0.2 * len(runs)), layout="constrained")
         axes = figure.subplots(1, 2)
         shades = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(runs)))
-        for i, (name, rows) in enumerate(runs.items()):
+        for i, (name, rows) in enumerate(zip(names, runs.values(), strict=True)):
             steps = [row["step"] for row in rows]
             for ax, key in zip(axes, ("test_loss", "test_accuracy"), strict=True):
                 ax.plot(
@@ -66,12 +66,14 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                     [row[key] for row in rows],
                     styles[i % len(styles)],
                     color=shades[i],
-                    label=_name(name[-70:], 70) if ax is axes[0] else None,
+                    label=_name(name, 70) if ax is axes[0] else None,
                     marker="o" if len(rows) < 3 else None,
                 )
         for ax, label in zip(axes, ("test loss (nats)", "test accuracy"), strict=True):
             ax.set_xlabel("step")
             ax.set_ylabel(label)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         figure.legend(loc="outside upper left", ncols=1, frameon=False)
     return figure
 
@@ -188,10 +190,10 @@ def weight_images(
     """
     weights = np.asarray(w, np.float32)[:, :60]
     q = weights.shape[1]
-    columns = min(q, 5)
+    columns = min(q, 4)
     rows = -(-q // columns)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.6 * columns + 0.8, 1.75 * rows), layout="constrained")
+        figure = Figure(figsize=(1.4 * columns + 0.8, 1.55 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         largest = float(np.max(np.abs(weights))) or 1.0
         for ax in axes.flat[q:]:
@@ -218,7 +220,7 @@ def confusion_matrix(counts: np.typing.ArrayLike, class_names: Sequence[str]) ->
     q = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        size = min(max(0.52 * q + 1.6, 3.2), 12)
+        size = min(max(0.42 * q + 1.6, 3.2), 12)
         figure = Figure(figsize=(size + 0.8, size), layout="constrained")
         ax = figure.subplots()
         shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -255,10 +257,10 @@ def surprising_examples(
       predictions: ``n`` names of the most probable classes.
     """
     images = np.asarray(images)
-    columns = min(len(images), 5)
+    columns = min(len(images), 4)
     rows = -(-len(images) // columns)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.75 * columns, 2.15 * rows), layout="constrained")
+        figure = Figure(figsize=(1.6 * columns, 2.0 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -321,7 +323,7 @@ def _sweep_map(
 ) -> Figure:
     table = np.array([[lowest[x, y] for x in across[1]] for y in up[1]])
     height, width = table.shape
-    size = (min(0.75 * width + 2.4, 14), min(0.5 * height + 1.5, 10))
+    size = (min(0.6 * width + 2.4, 14), min(0.5 * height + 1.5, 10))
     figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     good = np.where(np.isfinite(table), table, np.nan)

@@ -103,10 +103,25 @@ def test_of_a_damaged_one_the_one_before_is_taken_with_a_warning(tmp_path, chang
 
 def test_other_arrays_than_were_saved_are_noticed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_digest", lambda arrays: "another")
+        patch.setattr(checkpoint, "_digest", lambda arrays, extra: "another")
         saved(tmp_path, [2])
-    with pytest.raises(ValueError, match="not those that were saved"):
+    with pytest.raises(ValueError, match="not what was saved"):
         restored(tmp_path)
+
+
+def test_the_digest_is_of_arrays_and_extra():
+    some = checkpoint._digest([np.arange(3)], {"a": 1.5, "b": [2]})
+    assert some == checkpoint._digest([np.arange(3)], {"b": [2], "a": 1.5})
+    assert some != checkpoint._digest([np.arange(3)], {"a": 1.5, "b": [3]})
+    assert some != checkpoint._digest([np.arange(1, 4)], {"a": 1.5, "b": [2]})
+
+
+def test_the_best_is_restored_on_demand(tmp_path):
+    saved(tmp_path, range(3, 12), keep_last=2, keep_best=1)
+    with checkpoint.open_folder(tmp_path) as folder:
+        found = checkpoint.restore(folder, state_at(0), best=True)
+    assert found.step == 8
+    assert_same(found.state, state_at(8))
 
 
 def test_where_none_can_be_read_all_stay(tmp_path):

@@ -28,21 +28,24 @@ def assert_is_a_picture(png):
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 2
 
 
+@pytest.mark.parametrize("score", ["loss", "accuracy"])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 100])
-def test_learning_curves_are_drawn(epochs):
-    assert_is_a_picture(figures.to_png(figures.learning_curves(rows(epochs))))
+def test_learning_curves_are_drawn(epochs, score):
+    assert_is_a_picture(figures.to_png(figures.learning_curve(rows(epochs), score)))
 
 
-def test_learning_curves_show_the_rows():
-    figure = figures.learning_curves(rows(3))
-    loss, accuracy = figure.axes
-    assert [line.get_ydata().tolist() for line in loss.lines] == [[1.5] * 3, [1.6] * 3]
-    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[0.5] * 3, [0.4] * 3]
-    assert loss.get_ylabel() == "loss (nats)"
+@pytest.mark.parametrize(
+    ("score", "label", "train", "test"),
+    [("loss", "loss (nats)", 1.5, 1.6), ("accuracy", "accuracy", 0.5, 0.4)],
+)
+def test_learning_curves_show_the_rows(score, label, train, test):
+    (ax,) = figures.learning_curve(rows(3), score).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[train] * 3, [test] * 3]
+    assert ax.get_ylabel() == label
 
 
 def test_a_single_epoch_is_a_visible_point():
-    figure = figures.learning_curves(rows(1))
+    figure = figures.learning_curve(rows(1), "loss")
     assert all(line.get_marker() == "o" for axes in figure.axes for line in axes.lines)
 
 

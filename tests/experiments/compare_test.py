@@ -4,6 +4,7 @@ import sys
 import pytest
 
 import compare
+import settings
 import train
 
 
@@ -22,6 +23,23 @@ def test_the_table_has_what_differs_and_the_scores(runs):
     # By test loss: more epochs and no penalty do better here.
     assert lines[1].startswith(str(runs[0]))
     assert lines[2].startswith(str(runs[1]))
+
+
+def test_of_a_sweep_the_settings_are_those_of_the_best_member(runs, digits, tmp_path):
+    sweep = settings.Sweep(l2=(0.0, 5.0), order_seed=(0, 3), mode="zip")
+    train.train(digits(sweep=sweep), tmp_path)
+    run = compare.read(tmp_path)
+    assert (run.config["l2"], run.config["seed"]) == (0.0, 0)
+    heads = compare.table([run, compare.read(runs[1])]).splitlines()[0]
+    assert heads.split()[:3] == ["run", "duration", "l2"]
+
+
+def test_a_figure_that_is_no_png_is_refused(runs, run_script):
+    result = run_script(compare.__file__, str(runs[0]), "--figure=both.pdf")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: --figure=both.pdf: give the name of a PNG\n",
+    )
 
 
 def test_a_run_that_is_not_finished_is_marked(runs, tmp_path):

@@ -103,9 +103,17 @@ def test_what_optax_does_not_take_is_refused(optimizer, message):
         ("piecewise(boundaries_and_scales={'20%': 0.5, '20.1%': 0.5})", "are the same step"),
         ("cosine(alpha='10%')", "config.schedule="),
         ("cosin", "did you mean 'cosine'"),
+        ("constant(value=-1)", "share of the learning rate is -1 at step 0"),
+        ("linear(end_value=-1)", "must be 0 or more"),
+        ("exponential(decay_rate=-0.5)", "share of the learning rate is nan at step"),
         ("linear(end=0)", "linear has the options init_value, end_value"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused_as_one(schedule, message):
     with pytest.raises(ValueError, match=message):
         optimizers.make_schedule(schedule, steps_of)
+
+
+@pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
+def test_schedules_as_they_are_make_sense(schedule):
+    optimizers.make_schedule(schedule, steps_of)

@@ -48,7 +48,7 @@ def test_the_page_is_well_formed(page):
 
 
 def test_the_page_needs_nothing_but_itself(page):
-    assert len(page.sources) == 4
+    assert len(page.sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 

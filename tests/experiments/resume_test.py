@@ -244,7 +244,7 @@ def test_checkpoints_without_a_config_are_refused(config, tmp_path):
 
 
 def test_a_damaged_row_is_named(config, tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    (tmp_path / "metrics.jsonl").write_text('{"member": 0, "step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
         train.train(config, tmp_path)
 
@@ -263,12 +263,45 @@ def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_a_damaged_summary_is_made_again(config, whole, tmp_path):
+@pytest.mark.parametrize("content", ['{"te', "{}", "[]"])
+def test_a_damaged_summary_is_made_again(config, whole, tmp_path, content):
     shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / "summary.json").write_text('{"te')
+    (tmp_path / "run" / "summary.json").write_text(content)
     with pytest.warns(UserWarning, match=r"summary\.json is damaged"):
         train.train(config, tmp_path / "run")
     assert_same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("name", ["params.npz", "report.html"])
+def test_results_that_are_gone_are_made_again(config, whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.warns(UserWarning, match=f"{name} is gone"):
+        train.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / name).exists()
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_other_data_of_the_same_shape_are_refused(config, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    load = driver.load
+
+    def load_others(source):
+        dataset = load(source)
+        x, targets = dataset.train
+        return dataset._replace(train=dataset.train._replace(x=x[::-1], targets=targets[::-1]))
+
+    monkeypatch.setattr(driver, "load", load_others)
+    with pytest.raises(ValueError, match="the data are not those that"):
+        train.train(config, tmp_path / "run")
+
+
+def test_saves_by_the_clock_have_a_test_loss(digits, tmp_path):
+    train.train(digits(duration="20 epochs", save_every="0.001 seconds", keep_best=3), tmp_path)
+    steps = {row["step"]: row["test_loss"] for row in rows_of(tmp_path)}
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert len(kept & steps.keys()) >= 3
 
 
 def test_of_two_runs_at_once_one_is_refused(config, tmp_path):

@@ -140,8 +140,8 @@ def test_an_integer_serves_as_a_float():
             {"sweep": {"l2": (1, 1)}},
             "config.sweep.l2=(1.0, 1.0): it must be of numbers that differ",
         ),
-        ({"sweep": {"l2": (-1,)}}, "config.l2=-1.0: it must be 0 or more"),
-        ({"sweep": {"init_seed": (-1,)}}, "config.seed=-1: it must be 0 or more"),
+        ({"sweep": {"l2": (-1,)}}, "config.sweep.l2=-1.0: it must be 0 or more"),
+        ({"sweep": {"init_seed": (-1,)}}, "config.sweep.init_seed=-1: it must be 0 or more"),
         ({"sweep": {"mode": "zap"}}, "choose one of product, zip (did you mean 'zip'?)"),
         ({"sweep": {"memory": 0}}, "config.sweep.memory=0.0: it must be positive"),
         (

@@ -116,6 +116,11 @@ def test_all_diverged_is_an_error(digits, tmp_path):
         train.train(config, tmp_path)
 
 
+def test_a_bad_value_of_a_sweep_is_named_as_such():
+    with pytest.raises(ValueError, match=r"config\.sweep\.learning_rate=-1"):
+        settings.Train(sweep=settings.Sweep(learning_rate=(0.1, -1.0)))
+
+
 def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsys):
     small = dataclasses.replace(config.sweep, memory=0.004)
     summary = train.train(dataclasses.replace(config, sweep=small), tmp_path)

@@ -16,7 +16,7 @@ from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
 CONFIGS = SCRIPT.parent / "configs"
-PICTURES = {"curves.png", "weights.png", "confusion.png", "surprising.png"}
+PICTURES = {"loss.png", "accuracy.png", "weights.png", "confusion.png", "surprising.png"}
 FILES = {"config.json", "metrics.jsonl", "summary.json", "params.npz", "report.html", *PICTURES}
 
 
