@@ -1,0 +1,316 @@
+r"""Labels as a file whose size is the loss: compressed by a model, and decoded exactly.
+
+An entropy coder spends ``-log2 P(y)`` bits on a label of probability ``P(y)``, so the file has the
+size of the negative log-likelihood in bits (Shannon 1948), here through the range coder of
+constriction (Bamler 2022). Who decodes must have the very same probabilities, and floating point
+does not give them: a product summed in another order, on another device or for a batch of another
+size, differs in its last bits, and what is decoded after that is noise. So all is done in integers:
+
+* Features and weights are rounded to multiples of powers of two, such that no sum in the product
+  reaches 2^53. A product of integers in float64 is then exact, in whatever order it is summed.
+* From logits in multiples of 2^-16 bit, ``2^-gap`` is taken from two integer tables, which are
+  made by integer square roots, and scaled to frequencies of 1 or more that sum to 2^24.
+
+The frequencies are the probabilities of the model to about 1e-4; that of a label has a floor of
+2^-24, so no label costs more than 24 bits. The file begins with a header, which has a digest of
+all of it, so that damage is detected, and one of the labels, so that a model or features other than
+those that it was made with are, too.
+"""
+
+import functools
+import hashlib
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import constriction
+import numpy as np
+
+from softmax_jax._checks import checked_targets, refuse_not_finite
+from softmax_jax.model import Params
+
+PRECISION = 24
+"""Frequencies sum to 2 to this power."""
+FRACTION = 16
+"""Logits are multiples of 2 to minus this power, in bits."""
+LOG2_E = 1.4426950408889634
+MOST_CLASSES = 2**22
+BLOCK = 8192
+"""Rows at a time."""
+
+MAGIC = b"SMXL"
+VERSION = 1
+# Magic, version, precision, fraction, exponents of features and weights, d, q, count; then the
+# digests of the labels, and of all else.
+_HEADER = struct.Struct("<4sBBBhhIIQ")
+_DIGEST = 8
+HEADER_BYTES = _HEADER.size + 2 * _DIGEST
+# Bits of the entries of the tables, and of what they are computed with.
+_ENTRY, _WORK = 30, 96
+
+
+class Recipe(NamedTuple):
+    """How numbers become integers: times 2 to these powers, rounded."""
+
+    features: int
+    weights: int
+
+
+def compress(
+    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int = BLOCK
+) -> bytes:
+    """The labels as the content of a file.
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``; a bias of ``-inf`` marks a class that should not occur.
+      x: ``[n, d]`` features as they are stored; integers are taken exactly, and floats to 2^-20 of
+        the largest one.
+      labels: class ids ``[n]``.
+      scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
+      block_size: rows at a time, of no influence on the content.
+
+    Returns:
+      `HEADER_BYTES` bytes of header, and about `codelength` / 8 of labels.
+
+    Raises:
+      ValueError: on shapes that do not fit, class ids out of range, NaN and infinities, logits
+        beyond 2^30, or more than `MOST_CLASSES` classes.
+    """
+    model, x = _Quantized.of(params, x, scale)
+    labels = _checked_labels(labels, len(x), model.num_classes)
+    encoder = constriction.stream.queue.RangeEncoder()
+    for rows in _blocks(len(x), block_size):
+        _encode(encoder, labels[rows], model.frequencies(x[rows]))
+    head = _HEADER.pack(
+        MAGIC, VERSION, PRECISION, FRACTION, *model.recipe, *model.w.shape, len(labels)
+    )
+    content = head + _digest(labels.astype("<i4").tobytes())
+    payload = encoder.get_compressed().astype("<u4").tobytes()
+    return content + _digest(content + payload) + payload
+
+
+def decompress(
+    content: bytes, params: Params, x: Any, *, scale: Any = None, block_size: int = BLOCK
+) -> np.ndarray:
+    """The labels that `compress` was given: int32 ``[n]``.
+
+    Args:
+      content: of the file.
+      params: those that it was made with, to the last bit, as are ``x`` and ``scale``.
+      x: ``[n, d]``.
+      scale: see `compress`.
+      block_size: rows at a time, of no influence on the labels.
+
+    Raises:
+      ValueError: if the content is damaged or no file of labels, or was made with other
+        parameters or features. Labels are never returned that were not put in.
+    """
+    if len(content) < HEADER_BYTES or content[: len(MAGIC)] != MAGIC:
+        raise ValueError(
+            f"{len(content)} bytes that are no file of labels: they begin with "
+            f"{bytes(content[:4])!r}, not with {MAGIC!r} and a header of {HEADER_BYTES} bytes"
+        )
+    _, version, precision, fraction, features, weights, d, q, count = _HEADER.unpack_from(content)
+    head, labels_digest = content[: _HEADER.size], content[_HEADER.size :][:_DIGEST]
+    digest, payload = content[HEADER_BYTES - _DIGEST : HEADER_BYTES], content[HEADER_BYTES:]
+    if _digest(head + labels_digest + payload) != digest:
+        raise ValueError(
+            f"the file of labels is damaged: the digest of its {len(content)} bytes is not that in "
+            "its header; fetch it again"
+        )
+    if (version, precision, fraction) != (VERSION, PRECISION, FRACTION):
+        raise ValueError(
+            f"the file of labels is of version {version}, with {precision} and {fraction} bits; "
+            f"this is version {VERSION}, with {PRECISION} and {FRACTION}"
+        )
+    if np.shape(params.w) != (d, q) or len(x) != count:
+        raise ValueError(
+            f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {len(x):,} rows and "
+            f"w of shape {np.shape(params.w)}"
+        )
+    model, x = _Quantized.of(params, x, scale, Recipe(features, weights))
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype("u4"))
+    labels = np.zeros(count, np.int32)
+    try:
+        for rows in _blocks(count, block_size):
+            labels[rows] = _decode(decoder, model.frequencies(x[rows]))
+    except AssertionError:  # what is left is no code at all; the digest will say so
+        pass
+    if _digest(labels.astype("<i4").tobytes()) != labels_digest:
+        raise ValueError(
+            "the labels were coded with other parameters, features or scale than these: what is "
+            "decoded is not what was coded"
+        )
+    return labels
+
+
+def codelength(
+    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int = BLOCK
+) -> float:
+    """``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
+
+    Raises:
+      ValueError: as `compress`.
+    """
+    model, x = _Quantized.of(params, x, scale)
+    labels = _checked_labels(labels, len(x), model.num_classes)
+    bits = [PRECISION * float(len(labels))]
+    for rows in _blocks(len(x), block_size):
+        table = model.frequencies(x[rows])
+        bits.append(-np.log2(table[np.arange(len(table)), labels[rows]]).sum())
+    return math.fsum(bits)
+
+
+def frequencies(logits: np.ndarray) -> np.ndarray:
+    r"""Integer frequencies of softmax, in integer arithmetic only: ``[n, q]``.
+
+    .. math:: f_j = 1 + \left\lfloor \frac{u_j (2^{24} - q)}{\sum_k u_k} \right\rfloor, \qquad
+        u_j \approx 2^{30 - (\max_k z_k - z_j) / 2^{16}},
+
+    and what is missing to 2^24 is added to the largest, the first of equal ones.
+
+    Args:
+      logits: ``[n, q]`` int64, in multiples of 2^-16 bit: ``log2(e) · 2^16`` for a nat.
+    """
+    gap = np.max(logits, axis=1, keepdims=True) - logits
+    high, low = _exp2_table(8), _exp2_table(16)
+    fraction = gap & (2**FRACTION - 1)
+    u = (high[fraction >> 8] * low[fraction & 255]) >> _ENTRY
+    u >>= np.minimum(gap >> FRACTION, 63)
+    free = 2**PRECISION - logits.shape[1]
+    table = 1 + u * free // u.sum(axis=1, keepdims=True)
+    rows = np.arange(len(table))
+    table[rows, np.argmin(gap, axis=1)] += 2**PRECISION - table.sum(axis=1)
+    return table
+
+
+@functools.cache
+def _exp2_table(bits: int) -> np.ndarray:
+    """``2^30 · 2^(-i / 2^bits)`` for i from 0 to 255, rounded: ``[256]`` int64.
+
+    By products of the square roots of square roots of one half.
+    """
+    roots = [1 << (_WORK - 1)]
+    for _ in range(bits):
+        roots.append(math.isqrt(roots[-1] << _WORK))
+    table = []
+    for i in range(256):
+        value = 1 << _WORK
+        for k in range(bits):
+            if i >> k & 1:
+                value = value * roots[bits - k] >> _WORK
+        table.append((value + (1 << (_WORK - _ENTRY - 1))) >> (_WORK - _ENTRY))
+    return np.array(table, np.int64)
+
+
+class _Quantized(NamedTuple):
+    """A model whose logits are exact."""
+
+    w: np.ndarray
+    """``[d, q]`` float64 that are integers."""
+    b: np.ndarray
+    """``[q]`` int64."""
+    impossible: np.ndarray
+    """``[q]``: whether the bias is -inf."""
+    recipe: Recipe
+
+    @property
+    def num_classes(self) -> int:
+        return self.w.shape[1]
+
+    @classmethod
+    def of(
+        cls, params: Params, x: Any, scale: Any, recipe: Recipe | None = None
+    ) -> "tuple[_Quantized, np.ndarray]":
+        """The model, by the recipe or by the best one for these features, which are checked."""
+        x = np.asarray(x)
+        w, b = (np.asarray(array, np.float64) for array in params)
+        if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0] or b.shape != w.shape[1:]:
+            raise ValueError(
+                f"x of shape {x.shape}, w of shape {w.shape} and b of shape {b.shape}; expected "
+                "[n, d], [d, q] and [q]"
+            )
+        if not 1 <= w.shape[1] <= MOST_CLASSES:
+            raise ValueError(f"{w.shape[1]:,} classes; expected 1 to {MOST_CLASSES:,}")
+        impossible = np.isneginf(b)
+        b = np.where(impossible, 0, b)
+        # Each of these is one rounded operation, the same everywhere.
+        w = (
+            w
+            * np.broadcast_to(1.0 if scale is None else np.asarray(scale, np.float64), len(w))[
+                :, None
+            ]
+        )
+        w, b = w * LOG2_E, b * LOG2_E
+        if not (np.isfinite(w).all() and np.isfinite(b).all()):
+            raise ValueError("w, b or scale has NaN or infinities, where only b may have -inf")
+        refuse_not_finite(x, "x")
+        # Not the largest of np.abs, which of the int8 -128 is -128.
+        low, high = (end(x, axis=0, initial=0).astype(np.float64) for end in (np.min, np.max))
+        largest = np.maximum(-low, high)
+        if recipe is None:
+            recipe = _best_recipe(x.dtype, largest, w, b)
+        shift = recipe.features + recipe.weights
+        w, b = np.rint(np.ldexp(w, recipe.weights)), np.rint(np.ldexp(b, shift))
+        bound = np.rint(np.ldexp(largest, recipe.features)) @ np.max(np.abs(w), axis=1, initial=0)
+        if not bound + np.max(np.abs(b)) < 2.0**52 or shift < FRACTION:
+            raise ValueError("the logits reach beyond 2^30: is a scale of the features missing?")
+        return cls(w, b.astype(np.int64), impossible, recipe), x
+
+    def frequencies(self, x: np.ndarray) -> np.ndarray:
+        """Of a block of rows."""
+        whole = np.rint(np.ldexp(x.astype(np.float64), self.recipe.features))
+        exact = (whole @ self.w).astype(np.int64) + self.b[None]
+        shift = self.recipe.features + self.recipe.weights - FRACTION
+        logits = (exact + (1 << shift >> 1)) >> shift
+        logits[:, self.impossible] = logits.min(axis=1, keepdims=True) - (64 << FRACTION)
+        return frequencies(logits)
+
+
+def _best_recipe(dtype: Any, largest: np.ndarray, w: np.ndarray, b: np.ndarray) -> Recipe:
+    """Features to 2^-20 of the largest, and weights as fine as they may be, but for 2^-40 bit."""
+    is_whole = np.dtype(dtype).kind in "bui"
+    features = 0 if is_whole else 20 - math.frexp(float(np.max(largest, initial=0)))[1]
+    bound = largest @ np.max(np.abs(w), axis=1, initial=0) + np.max(np.abs(b))
+    room = 50 - math.frexp(float(bound))[1]
+    return Recipe(features, min(room, 40) - features)
+
+
+def _checked_labels(labels: Any, rows: int, num_classes: int) -> np.ndarray:
+    labels = np.asarray(labels)
+    if rows == 0 and labels.shape == (0,):
+        return labels.astype(np.int32)
+    if labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape}; expected class ids [{rows}]")
+    labels = checked_targets(labels, rows, "labels")
+    if labels.max() >= num_classes:
+        row = int(np.argmax(labels))
+        raise ValueError(f"labels: row {row} has class id {labels[row]} of {num_classes} classes")
+    return labels
+
+
+def _blocks(n: int, block_size: int) -> Iterator[slice]:
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return (slice(start, start + block_size) for start in range(0, n, block_size))
+
+
+# constriction makes frequencies of probabilities, one for each class and then their share of the
+# rest. Given integers that sum to the rest, the share is one and every step of that is exact.
+_FAMILY = constriction.stream.model.Categorical(perfect=False)
+
+
+def _encode(encoder: Any, labels: np.ndarray, table: np.ndarray) -> None:
+    if table.shape[1] > 1:
+        encoder.encode(labels, _FAMILY, (table - 1).astype(np.float64))
+
+
+def _decode(decoder: Any, table: np.ndarray) -> np.ndarray:
+    if table.shape[1] == 1:
+        return np.zeros(len(table), np.int32)
+    return decoder.decode(_FAMILY, (table - 1).astype(np.float64))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST).digest()

@@ -1,0 +1,250 @@
+import subprocess
+import sys
+from fractions import Fraction
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from softmax_jax import coding, data, metrics, solvers, training
+from softmax_jax.model import Params
+
+NAT = coding.LOG2_E * 2**coding.FRACTION
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    dataset = data.load("digits", data_dir=data_dir)
+    params = solvers.fit(*dataset.train, l2=1e-4, scale=dataset.scale, tol=1e-2).params
+    return params, *dataset.test, dataset.scale
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """A file of 40 labels, and what it was made from."""
+    params, x, labels, scale = digits
+    x, labels = x[:40], labels[:40]
+    return coding.compress(params, x, labels, scale=scale), params, x, labels, scale
+
+
+def model_of(seed, d, q, spread):
+    rng = np.random.default_rng(seed)
+    return Params(spread * rng.normal(size=(d, q)), spread * rng.normal(size=q))
+
+
+def assert_comes_back(params, x, labels, **options):
+    content = coding.compress(params, x, labels, **options)
+    for block_size in (1, 7, 10**6):
+        again = coding.decompress(content, params, x, block_size=block_size, **options)
+        np.testing.assert_array_equal(again, labels)
+        assert again.dtype == np.int32
+    return content
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    seed=st.integers(0, 1000),
+    n=st.integers(0, 50),
+    d=st.integers(1, 5),
+    q=st.integers(1, 9),
+    spread=st.sampled_from([0.0, 0.1, 3.0, 100.0]),
+    kind=st.sampled_from(["uint8", "int8", "bool", "float32", "float64"]),
+)
+def test_labels_come_back_in_the_size_of_their_codelength(seed, n, d, q, spread, kind):
+    rng = np.random.default_rng(seed)
+    x = (100 * rng.normal(size=(n, d))).astype(kind)
+    params, labels = model_of(seed, d, q, spread), rng.integers(q, size=n)
+    content = assert_comes_back(params, x, labels, scale=0.01)
+    bits = coding.codelength(params, x, labels, scale=0.01)
+    assert 8 * (len(content) - coding.HEADER_BYTES) == pytest.approx(bits, rel=1e-3, abs=64)
+
+
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@hypothesis.given(
+    seed=st.integers(0, 1000), q=st.integers(1, 30), spread=st.sampled_from([0.1, 1.0, 10.0, 1e4])
+)
+def test_frequencies_are_those_of_softmax(seed, q, spread):
+    nats = spread * np.random.default_rng(seed).normal(size=(20, q))
+    table = coding.frequencies(np.rint(nats * NAT).astype(np.int64))
+    assert table.dtype == np.int64
+    assert table.min() >= 1
+    np.testing.assert_array_equal(table.sum(axis=1), 2**24)
+    p = np.exp(nats - nats.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(table / 2**24, p, rtol=2e-5, atol=(2 + q) / 2**24)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_tables_are_powers_of_two_rounded(bits):
+    with mpmath.workdps(50):
+        exact = [int(mpmath.nint(2 ** (30 - mpmath.mpf(i) / 2**bits))) for i in range(256)]
+    np.testing.assert_array_equal(coding._exp2_table(bits), exact)
+
+
+def test_the_coder_takes_the_frequencies_as_they_are():
+    # 4,000 labels of each class cost what their frequency says; any other would show.
+    for table in ([1, 2**24 - 1], [2**24 - 2, 1, 1], [5, 7, 2**24 - 12], [2**23, 3, 2**23 - 3]):
+        for label, frequency in enumerate(table):
+            encoder = coding.constriction.stream.queue.RangeEncoder()
+            coding._encode(encoder, np.full(4000, label, np.int32), np.array([table] * 4000))
+            assert encoder.num_bits() == pytest.approx(4000 * (24 - np.log2(frequency)), abs=64)
+
+
+def test_the_product_is_exact():
+    rng = np.random.default_rng(0)
+    params, x = model_of(0, 50, 6, 1.0), rng.integers(0, 256, (9, 50), np.uint8)
+    model, _ = coding._Quantized.of(params, x, 1 / 255)
+    exact = [
+        [sum(int(a) * int(b) for a, b in zip(row, column, strict=True)) for column in model.w.T]
+        for row in x
+    ]
+    assert max(abs(value) for row in exact for value in row) > 2**40
+    np.testing.assert_array_equal((x.astype(np.float64) @ model.w).astype(object), exact)
+    # And is the logits, in bits.
+    ours = np.array([[float(Fraction(v, 2**model.recipe.weights)) for v in row] for row in exact])
+    np.testing.assert_allclose(ours, x / 255 @ params.w * coding.LOG2_E, atol=1e-6)
+
+
+def test_every_flipped_bit_is_detected(small):
+    content, params, x, _, scale = small
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="file of labels"):
+            coding.decompress(bytes(damaged), params, x, scale=scale)
+
+
+def test_what_is_missing_or_too_much_is_detected(small):
+    content, params, x, _, scale = small
+    for damaged in (*(content[:size] for size in range(len(content))), content + b"\0"):
+        with pytest.raises(ValueError, match="file of labels"):
+            coding.decompress(damaged, params, x, scale=scale)
+
+
+@pytest.mark.parametrize("change", ["w", "b", "x", "scale", "order"])
+def test_another_model_or_other_features_are_detected(digits, change):
+    params, x, labels, scale = digits
+    content = coding.compress(params, x, labels, scale=scale)
+    if change in ("w", "b"):
+        params = params._replace(**{change: 1.1 * np.asarray(getattr(params, change))})
+    x = {"x": np.maximum(x, 1), "order": x[::-1]}.get(change, x)
+    with pytest.raises(ValueError, match="with other parameters, features or scale"):
+        coding.decompress(content, params, x, scale=scale / 2 if change == "scale" else scale)
+
+
+def test_another_version_is_refused(small, monkeypatch):
+    _, params, x, labels, scale = small
+    with monkeypatch.context() as patch:
+        patch.setattr(coding, "VERSION", 2)
+        content = coding.compress(params, x, labels, scale=scale)
+    with pytest.raises(ValueError, match="is of version 2"):
+        coding.decompress(content, params, x, scale=scale)
+
+
+def test_other_shapes_are_refused(small):
+    content, params, x, _, scale = small
+    with pytest.raises(ValueError, match="has 40 labels"):
+        coding.decompress(content, params, x[1:], scale=scale)
+
+
+def test_a_class_that_should_not_occur_costs_24_bits():
+    params = Params(np.zeros((1, 3)), np.array([0.0, -np.inf, 0.0]))
+    x = np.zeros((4, 1))
+    labels = np.array([0, 1, 2, 0])
+    assert_comes_back(params, x, labels)
+    assert coding.codelength(params, x, labels) == pytest.approx(24 + 3, abs=1e-5)
+
+
+def test_one_class_costs_nothing():
+    content = assert_comes_back(model_of(0, 2, 1, 1.0), np.ones((9, 2)), np.zeros(9, np.int64))
+    assert len(content) == coding.HEADER_BYTES
+
+
+def test_confident_and_large_logits_are_coded():
+    params = Params(np.array([[1e4, -1e4]]), np.zeros(2))
+    x = np.array([[1.0], [-1.0]] * 500)
+    right = np.array([0, 1] * 500)
+    assert_comes_back(params, x, right)
+    assert coding.codelength(params, x, right) < 1e-3
+    assert coding.codelength(params, x, 1 - right) == pytest.approx(24_000, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 3]}, "row 1 has class id 3 of 3 classes"),
+        ({"labels": [0, -1]}, "row 1 has class id -1"),
+        ({"labels": [0.0, 1.0]}, "expected integers"),
+        ({"labels": [0]}, r"labels: targets of shape \(1,\) for 2 rows"),
+        ({"labels": [[1.0, 0.0, 0.0]] * 2}, "expected class ids"),
+        ({"x": [[np.nan], [1.0]]}, "x: row 0, feature 0 is nan"),
+        ({"x": [[1.0, 2.0]] * 2}, r"expected \[n, d\], \[d, q\] and \[q\]"),
+        ({"x": [[1e12], [1.0]]}, "reach beyond 2"),
+        ({"w": [[np.inf, 0.0, 0.0]]}, "NaN or infinities"),
+        ({"b": [np.inf, 0.0, 0.0]}, "NaN or infinities"),
+        ({"scale": np.nan}, "NaN or infinities"),
+        ({"block_size": 0}, "block_size must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(changes, message):
+    inputs = {"w": np.ones((1, 3)), "b": np.zeros(3), "x": np.ones((2, 1)), "labels": [0, 2]}
+    inputs |= changes
+    params = Params(np.asarray(inputs.pop("w")), np.asarray(inputs.pop("b")))
+    with pytest.raises(ValueError, match=message):
+        coding.compress(params, np.asarray(inputs.pop("x")), **inputs)
+
+
+DECODE = """
+import sys, numpy as np
+from softmax_jax import coding
+from softmax_jax.model import Params
+with np.load(sys.argv[1]) as a:
+    labels = coding.decompress(
+        open(sys.argv[2], "rb").read(),
+        Params(a["w"], a["b"]),
+        a["x"],
+        scale=a["scale"],
+        block_size=17,
+    )
+    assert (labels == a["labels"]).all()
+print(len(labels))
+"""
+
+
+def decoded_elsewhere(folder, content, params, x, labels, scale):
+    """The number of labels that another process decodes, with another size of blocks."""
+    np.savez(folder / "in.npz", w=params.w, b=params.b, x=x, labels=labels, scale=scale)
+    (folder / "labels.smxl").write_bytes(content)
+    words = [sys.executable, "-c", DECODE, str(folder / "in.npz"), str(folder / "labels.smxl")]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def test_another_process_decodes(digits, tmp_path):
+    params, x, labels, scale = digits
+    content = coding.compress(params, x, labels, scale=scale)
+    assert decoded_elsewhere(tmp_path, content, params, x, labels, scale) == len(labels)
+
+
+def test_the_labels_of_fashion_mnist_have_the_size_of_the_loss(idx_folder, data_dir, tmp_path):
+    dataset = data.load("fashion_mnist", folder=str(idx_folder("fashion_mnist")), data_dir=data_dir)
+    (x, labels), scale = dataset.test, dataset.scale
+    part = slice(0, 6000)
+    train = dataset.train
+    params = solvers.fit(train.x[part], train.targets[part], l2=1e-3, scale=scale, tol=0.1).params
+    content = coding.compress(params, x, labels, scale=scale)
+    # The loss that everybody measures: float32 logits, no integers.
+    model = Params(*(jnp.asarray(a, jnp.float32) for a in params))
+    batch = training.Batch(jnp.asarray(x), jnp.asarray(labels), scale=scale)
+    bits = metrics.summarize(training.evaluate(model, batch))["bits"] * len(labels)
+    assert len(labels) == 10_000
+    assert len(content) <= 1.001 * bits / 8 + 64
+    assert len(content) >= bits / 8
+    assert decoded_elsewhere(tmp_path, content, params, x, labels, scale) == 10_000
+    for bit in np.random.default_rng(0).integers(8 * len(content), size=200):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="file of labels"):
+            coding.decompress(bytes(damaged), params, x, scale=scale)
