@@ -5,7 +5,7 @@
 expectation under the target distribution, which for one-hot targets is the usual count.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 from softmax_jax import information, losses
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
+
+Sums = TypeVar("Sums")
+"""A pytree of sums."""
 
 
 class Metrics(NamedTuple):
@@ -188,12 +191,12 @@ def _predicts_nothing(logits: jax.Array) -> jax.Array:
     return jnp.any(jnp.isnan(logits), axis=-1)
 
 
-def merge(a: Metrics, b: Metrics) -> Metrics:
-    """The sums over both; associative and commutative up to rounding."""
+def merge(a: Sums, b: Sums) -> Sums:
+    """The sums over both, `Metrics` or others; associative and commutative up to rounding."""
     return jax.tree.map(lambda u, v: u + v, a, b)
 
 
-def total(stacked: Metrics) -> Metrics:
+def total(stacked: Sums) -> Sums:
     """The sum over a leading axis, of blocks or hosts, in NumPy float64; waits for the device."""
     return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), stacked)
 

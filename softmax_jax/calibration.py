@@ -1,0 +1,445 @@
+r"""Is 0.5 really half? Reliability bins, calibration errors, and what chance alone would do.
+
+A model is calibrated if, of all cases to which it gives probability c, the share c comes true.
+Cases are compared in bins of similar confidence, and of each bin only sums are kept (`Bins`): they
+merge over batches and hosts by `metrics.merge` and `metrics.total`, and every error here is
+computed from them::
+
+    confidence, outcome = calibration.top_label(logits, labels)
+    bins = calibration.reliability(confidence, outcome, calibration.equal_width_edges(15))
+    calibration.expected_error(bins), calibration.debiased_squared_error(bins)
+
+A confidence and its outcome may be those of the predicted class (`top_label`), of a given class
+(`of_class`), or of each class (`class_wise`); then all have an axis of classes.
+
+Bins are [lower, upper), the last one with its upper end, so that 0 and 1 have their place; equal
+confidences are always in one bin. Empty bins take no part in anything.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import erf
+
+from softmax_jax import losses, metrics
+
+
+class Bins(NamedTuple):
+    """Sums over the examples of each bin, ``[bins]`` or ``[classes, bins]``.
+
+    With weight ``s``, confidence ``c`` and outcome ``y`` of an example.
+    """
+
+    weight: jax.Array
+    """``Σ s``; the number of examples where they are not weighted."""
+    confidence: jax.Array
+    """``Σ s c``"""
+    outcome: jax.Array
+    """``Σ s y``"""
+    confidence_squared: jax.Array
+    """``Σ s c²``"""
+    outcome_squared: jax.Array
+    """``Σ s y²``"""
+    product: jax.Array
+    """``Σ s c y``"""
+    weight_squared: jax.Array
+    """``Σ s²``"""
+    gap_squared: jax.Array
+    """``Σ s² (y - c)²``"""
+
+
+def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Confidence in the predicted class, and whether it is right: ``[n]`` each.
+
+    Args:
+      logits: ``[n, q]``.
+      targets: class ids ``[n]``, or probabilities ``[n, q]``, of which the outcome is that of the
+        predicted class.
+
+    Raises:
+      ValueError: as `losses.are_labels`.
+    """
+    confidence = jnp.max(jax.nn.softmax(_floating(logits), axis=-1), axis=-1)
+    return confidence, metrics.correct(logits, targets).astype(confidence.dtype)
+
+
+def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The probability of each class, and whether it is the one: ``[n, q]`` each.
+
+    Raises:
+      ValueError: as `losses.are_labels`.
+    """
+    p = jax.nn.softmax(_floating(logits), axis=-1)
+    if losses.are_labels(logits, targets):
+        return p, jax.nn.one_hot(targets, p.shape[-1], dtype=p.dtype)
+    return p, jnp.asarray(targets, p.dtype)
+
+
+def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, jax.Array]:
+    """The probability of class ``j``, and whether it is the one: ``[n]`` each.
+
+    Raises:
+      ValueError: as `losses.are_labels`, or if there is no class ``j``.
+    """
+    q = logits.shape[-1]
+    if not 0 <= j < q:
+        raise ValueError(f"there is no class {j} of {q}")
+    p = jax.nn.softmax(_floating(logits), axis=-1)[:, j]
+    is_label = losses.are_labels(logits, targets)
+    return p, (targets == j if is_label else targets[:, j]).astype(p.dtype)
+
+
+def _floating(logits: jax.Array) -> jax.Array:
+    return jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def equal_width_edges(bins: int) -> np.ndarray:
+    """``[0, 1 / bins, ..., 1]``."""
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    return np.linspace(0, 1, bins + 1)
+
+
+def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
+    """Edges that put equally many of the confidences in each bin, up to ties.
+
+    Edges are confidences, the first and the last 0 and 1. Equal ones, of many equal confidences,
+    make bins that stay empty.
+
+    Args:
+      confidence: ``[n]``, or ``[n, q]`` for edges of each class; of all the data, or of a sample.
+      bins: how many.
+
+    Returns:
+      ``[bins + 1]`` or ``[q, bins + 1]``.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    values = np.sort(np.asarray(confidence), axis=0)
+    if len(values) == 0:
+        raise ValueError("there are no confidences to take edges from")
+    first = -(-np.arange(1, bins) * len(values) // bins)
+    inner = np.moveaxis(values[np.minimum(first, len(values) - 1)], 0, -1)
+    zero = np.zeros((*values.shape[1:], 1), values.dtype)
+    return np.concatenate([zero, inner, zero + 1], axis=-1)
+
+
+@jax.jit
+def reliability(
+    confidence: jax.Array,
+    outcome: jax.Array,
+    edges: jax.Array,
+    weights: jax.Array | None = None,
+) -> Bins:
+    """The sums of a batch.
+
+    Args:
+      confidence: ``[n]``, or ``[n, classes]``.
+      outcome: of the same shape: 0 or 1, or probabilities where targets are.
+      edges: ``[bins + 1]``, rising, or ``[classes, bins + 1]``.
+      weights: ``[n]`` example weights, None for 1; rows of weight zero take no part. A confidence
+        of NaN makes the sums of the last bin NaN.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    if confidence.shape != outcome.shape or confidence.ndim not in (1, 2):
+        raise ValueError(
+            f"confidences of shape {confidence.shape} and outcomes of shape {outcome.shape}; "
+            "expected [n] or [n, classes], both the same"
+        )
+    confidence = _floating(confidence)
+    outcome = outcome.astype(confidence.dtype)
+    edges = jnp.asarray(edges, confidence.dtype)
+    rows = jax.ShapeDtypeStruct(confidence.shape[:1], confidence.dtype)
+    one = partial(_sums, losses.weights_of(rows, weights))
+    if confidence.ndim == 1:
+        return one(confidence, outcome, edges)
+    in_axes = (1, 1, 0 if edges.ndim == 2 else None)
+    return jax.vmap(one, in_axes=in_axes)(confidence, outcome, edges)
+
+
+def _sums(s: jax.Array, c: jax.Array, y: jax.Array, edges: jax.Array) -> Bins:
+    c, y = jnp.where(s == 0, 0, c), jnp.where(s == 0, 0, y)
+    terms = (s, s * c, s * y, s * c * c, s * y * y, s * c * y, s * s, (s * (y - c)) ** 2)
+    sums = _by_bin(jnp.stack(terms, axis=1), _bin_of(c, edges), edges)
+    return Bins(*sums.T)
+
+
+def _bin_of(c: jax.Array, edges: jax.Array) -> jax.Array:
+    """``[n]``; what is beyond the ends, by rounding, is in the bin of that end."""
+    return jnp.searchsorted(edges[1:-1], c, side="right")
+
+
+def _by_bin(values: jax.Array, bin_of: jax.Array, edges: jax.Array) -> jax.Array:
+    return jax.ops.segment_sum(values, bin_of, num_segments=edges.shape[-1] - 1)
+
+
+class _Means(NamedTuple):
+    """Of each bin, in NumPy float64; 0 where it is empty."""
+
+    share: np.ndarray
+    confidence: np.ndarray
+    outcome: np.ndarray
+
+
+def _means(bins: Bins) -> _Means:
+    weight, confidence, outcome = (np.asarray(a, np.float64) for a in bins[:3])
+    total = weight.sum(axis=-1, keepdims=True)
+    if not (total != 0).all():
+        raise ValueError("the examples in these bins have a total weight of zero: nothing to judge")
+    some = np.where(weight > 0, weight, 1)
+    return _Means(weight / total, confidence / some * (weight > 0), outcome / some * (weight > 0))
+
+
+def expected_error(bins: Bins) -> np.ndarray:
+    r"""Expected calibration error, :math:`\sum_b w_b |\bar y_b - \bar c_b|` (Naeini et al. 2015).
+
+    ``w_b`` is the share of the weight that is in the bin. Of class-wise bins one for each class,
+    whose mean is the class-wise error of Kull et al. (2019). Biased upwards, as chance alone sets
+    the two means apart: see `debiased_expected_error` and `consistency`.
+
+    Raises:
+      ValueError: if the total weight is zero.
+    """
+    means = _means(bins)
+    return np.sum(means.share * np.abs(means.outcome - means.confidence), axis=-1)
+
+
+def maximum_error(bins: Bins) -> np.ndarray:
+    r"""Maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`, see `expected_error`."""
+    means = _means(bins)
+    return np.max(np.abs(means.outcome - means.confidence), axis=-1)
+
+
+def rms_error(bins: Bins) -> np.ndarray:
+    r"""Root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
+    means = _means(bins)
+    return np.sqrt(np.sum(means.share * (means.outcome - means.confidence) ** 2, axis=-1))
+
+
+def debiased_squared_error(bins: Bins) -> np.ndarray:
+    r"""Mean square calibration error without the part that is chance; may be negative.
+
+    .. math:: \sum_b w_b \, \frac{(\sum_i s_i d_i)^2 - \sum_i s_i^2 d_i^2}
+        {(\sum_i s_i)^2 - \sum_i s_i^2}, \qquad d_i = y_i - c_i,
+
+    in each bin the mean of ``d_i d_j`` over pairs of different examples, which has no bias, as
+    their outcomes are independent: of a calibrated model the mean is zero. (The estimator of Kumar
+    et al. 2019 takes the confidences of a bin to be equal; this one does not.) Bins of a single
+    example have no pairs and count as zero.
+    """
+    squares, has_pairs = _squared_gaps(bins)
+    return np.sum(_means(bins).share * np.where(has_pairs, squares, 0), axis=-1)
+
+
+def _squared_gaps(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
+    """Of each bin the square of its true gap, without bias, and whether it has pairs for that."""
+    fields = (np.asarray(a, np.float64) for a in bins)
+    weight, confidence, outcome, _, _, _, weight_squared, gap_squared = fields
+    pairs = weight**2 - weight_squared
+    has_pairs = pairs > 1e-6 * weight**2
+    return ((outcome - confidence) ** 2 - gap_squared) / np.where(has_pairs, pairs, 1), has_pairs
+
+
+def debiased_expected_error(bins: Bins) -> np.ndarray:
+    r"""`expected_error` less an estimate of its bias; may be negative.
+
+    In each bin the observed gap is taken as the true one, and chance as normal: the error then
+    expected is the mean of a folded normal variable, and by how much it is above the gap is what is
+    taken off (the resampling of Kumar et al. 2019, in closed form). Some bias remains: of a
+    calibrated model 2 - √2 of that of `expected_error`.
+    """
+    means = _means(bins)
+    gap = means.outcome - means.confidence
+    squares, has_pairs = _squared_gaps(bins)
+    # The square of the observed gap is above that of the true one by the variance.
+    sigma = np.sqrt(np.maximum(np.where(has_pairs, gap**2 - squares, 0), 0))
+    z = gap / np.where(sigma > 0, sigma, 1)
+    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gap * erf(z / np.sqrt(2))
+    expected = np.where(sigma > 0, folded, np.abs(gap))
+    return np.sum(means.share * (2 * np.abs(gap) - expected), axis=-1)
+
+
+class Brier(NamedTuple):
+    """The Brier score and its parts: reliability - resolution + uncertainty + within_bins."""
+
+    score: float
+    """``Σ s (c - y)² / Σ s``, of class-wise bins summed over the classes."""
+    reliability: float
+    """Mean square of the gaps of the bins: what calibration would save."""
+    resolution: float
+    """Variance of the outcomes from bin to bin: what telling cases apart saves."""
+    uncertainty: float
+    """Variance of the outcomes: the score of a model that knows their shares and no more."""
+    within_bins: float
+    """What bins hide: variance of confidences less twice their covariance with the outcomes."""
+
+
+def brier(bins: Bins) -> Brier:
+    """The decomposition of Murphy (1973), with the terms that make it exact.
+
+    Those are of confidences that differ within a bin (Stephenson et al. 2008). From class-wise bins
+    it is that of the Brier score of all classes, `metrics.Metrics.squared_error`.
+
+    Raises:
+      ValueError: if the total weight is zero.
+    """
+    means = _means(bins)
+    fields = (np.asarray(a, np.float64) for a in bins)
+    weight, _, outcome, c_squared, y_squared, product, _, _ = fields
+    total = weight.sum(axis=-1)
+
+    def mean(a):
+        return a.sum(axis=-1) / total
+
+    share, c, y = means
+    overall = mean(outcome)
+    variance = mean(c_squared) - np.sum(share * c * c, axis=-1)
+    covariance = mean(product) - np.sum(share * c * y, axis=-1)
+    parts = (
+        mean(c_squared - 2 * product + y_squared),
+        np.sum(share * (c - y) ** 2, axis=-1),
+        np.sum(share * (y - overall[..., None]) ** 2, axis=-1),
+        mean(y_squared) - overall**2,
+        variance - 2 * covariance,
+    )
+    return Brier(*(float(np.sum(part)) for part in parts))
+
+
+class Band(NamedTuple):
+    """Between which mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class Consistency(NamedTuple):
+    """What a calibrated model with these confidences would show."""
+
+    band: Band
+    """Of its mean outcomes (the consistency bars of Bröcker and Smith 2007)."""
+    p_value: float
+    """How often its `expected_error` would be as large as the observed one or larger."""
+
+
+def consistency(
+    key: jax.Array,
+    confidence: jax.Array,
+    outcome: jax.Array,
+    edges: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Consistency:
+    """Whether the gaps are more than chance: outcomes are drawn as the model says, many times.
+
+    Nothing is fitted, neither a kernel nor an isotonic curve, and the p-value is exact but for the
+    number of draws: of a calibrated model it is below 0.05 in a twentieth of all cases.
+
+    Args:
+      key: of the draws.
+      confidence: ``[n]``.
+      outcome: ``[n]``, 0 or 1.
+      edges: ``[bins + 1]``.
+      weights: ``[n]``, None for 1.
+      draws: how many times.
+      level: the share of the draws that the band holds, in each bin.
+
+    Raises:
+      ValueError: on shapes that do not fit, or outcomes other than 0 and 1.
+    """
+    outcomes = np.asarray(outcome)
+    if not np.isin(outcomes, (0, 1)).all():
+        raise ValueError("outcomes other than 0 and 1 are no draws: give class ids as targets")
+    bins = reliability(confidence, outcome, edges, weights)
+    if np.ndim(confidence) != 1:
+        raise ValueError(f"confidences of shape {np.shape(confidence)}; expected [n]")
+    sums = np.asarray(_drawn(key, confidence, edges, _ones(confidence, weights), draws), np.float64)
+    weight, expected = (np.asarray(a, np.float64) for a in bins[:2])
+    errors = np.abs(sums - expected).sum(axis=1) / weight.sum()
+    # By as much as rounding may set equal errors apart.
+    observed = expected_error(bins) - 1e-6
+    p_value = (1 + np.count_nonzero(errors >= observed)) / (1 + draws)
+    return Consistency(_band(sums, weight, level), float(p_value))
+
+
+def bootstrap_band(
+    key: jax.Array,
+    confidence: jax.Array,
+    outcome: jax.Array,
+    edges: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Band:
+    """Confidence band of the mean outcome of each bin, by drawing examples with replacement.
+
+    Args:
+      key: of the draws.
+      confidence: ``[n]``.
+      outcome: ``[n]``.
+      edges: ``[bins + 1]``.
+      weights: ``[n]``, None for 1.
+      draws: how many times.
+      level: the share of the draws that the band holds, in each bin.
+
+    Raises:
+      ValueError: on shapes that do not fit.
+    """
+    if np.ndim(confidence) != 1 or np.shape(confidence) != np.shape(outcome):
+        raise ValueError(f"confidences of shape {np.shape(confidence)}; expected [n] of both")
+    sums = _resampled(key, confidence, outcome, edges, _ones(confidence, weights), draws)
+    weight, outcomes = (np.asarray(a, np.float64) for a in sums)
+    return _band(outcomes, weight, level)
+
+
+def _ones(confidence: jax.Array, weights: jax.Array | None) -> jax.Array:
+    return jnp.ones(np.shape(confidence)) if weights is None else jnp.asarray(weights)
+
+
+@partial(jax.jit, static_argnames="draws")
+def _drawn(key, confidence, edges, weights, draws):
+    """``Σ s y`` of each bin with outcomes drawn from the confidences: ``[draws, bins]``."""
+    edges = jnp.asarray(edges, confidence.dtype)
+    bin_of = _bin_of(confidence, edges)
+
+    def draw(i):
+        uniform = jax.random.uniform(jax.random.fold_in(key, i), confidence.shape)
+        return _by_bin(jnp.where(uniform < confidence, weights, 0), bin_of, edges)
+
+    return jax.lax.map(draw, jnp.arange(draws))
+
+
+@partial(jax.jit, static_argnames="draws")
+def _resampled(key, confidence, outcome, edges, weights, draws):
+    """``Σ s`` and ``Σ s y`` of each bin over as many examples drawn: ``[draws, bins]`` each."""
+    edges = jnp.asarray(edges, confidence.dtype)
+    bin_of = _bin_of(confidence, edges)
+    n = len(confidence)
+
+    def draw(i):
+        rows = jax.random.randint(jax.random.fold_in(key, i), (n,), 0, n)
+        s = weights[rows]
+        values = jnp.stack([s, s * outcome[rows]], axis=1)
+        return tuple(_by_bin(values, bin_of[rows], edges).T)
+
+    return jax.lax.map(draw, jnp.arange(draws))
+
+
+def _band(sums: np.ndarray, weight: np.ndarray, level: float) -> Band:
+    """Quantiles over the draws of the mean outcomes; those of empty bins are left out."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    weight = np.broadcast_to(weight, sums.shape)
+    means = np.where(weight > 0, sums / np.where(weight > 0, weight, 1), np.nan)
+    ends = np.full((2, sums.shape[1]), np.nan)
+    some = (weight > 0).any(axis=0)
+    tail = (1 - level) / 2
+    ends[:, some] = np.nanquantile(means[:, some], [tail, 1 - tail], axis=0)
+    return Band(*ends)

@@ -1,0 +1,313 @@
+r"""Calibration after training: logits rescaled so that held-out labels are most likely (Guo 2017).
+
+One temperature for all logits, or a factor and an offset for each class. Both are convex, and
+solved to their optimum in float64, whatever ``jax_enable_x64`` says, never to a loss above that of
+the logits as they are. Where the optimum is at infinity they say so.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax import _checks, losses
+
+BLOCK = 2**22
+"""Logits at a time, in float64."""
+MAX_ITERATIONS = 200
+
+OPTIMAL = "optimal"
+ALL_THE_SAME = "all temperatures are the same"
+NO_INFORMATION = "temperature at infinity"
+SEPARABLE = "temperature at zero"
+AT_INFINITY = "infimum at infinity"
+NOT_CONVERGED = "not converged"
+
+
+class Temperature(NamedTuple):
+    """Of `fit_temperature`."""
+
+    temperature: float
+    """Divide logits by it; inf where no finite one is best."""
+    inverse: float
+    """Or multiply them with this, which is finite always."""
+    nats_before: float
+    nats: float
+    """Mean loss of the calibration data."""
+    gradient: float
+    """Of the mean loss in the inverse temperature, at the solution."""
+    status: str
+    """``optimal``, or which limit the loss falls to."""
+    reason: str
+    """What to make of that; empty if optimal."""
+
+
+class Scaling(NamedTuple):
+    """Of `fit_vector_scaling`: calibrated logits are ``logits * factor + offset``."""
+
+    factor: np.ndarray
+    """``[q]``"""
+    offset: np.ndarray
+    """``[q]``, summing to zero."""
+    nats_before: float
+    nats: float
+    gradient: float
+    """The largest entry."""
+    status: str
+    reason: str
+
+
+def fit_temperature(
+    logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-9
+) -> Temperature:
+    r"""The temperature T that minimises the loss of held-out examples.
+
+    .. math:: f(\beta) = \frac{1}{\sum_i s_i} \sum_i s_i\, l(y_i, \beta\, o_i), \quad
+        \beta = 1 / T, \qquad
+        f' = \langle \mathrm{E}_p\, o - y^\top o \rangle, \quad
+        f'' = \langle \mathrm{Var}_p\, o \rangle \ge 0
+
+    It is convex in the inverse temperature. Newton steps are kept in a bracket of the root of f',
+    so they cannot fail.
+
+    Args:
+      logits: ``[n, q]``, finite or ``-inf``.
+      targets: class ids ``[n]`` or probabilities ``[n, q]``.
+      weights: ``[n]``, None for 1.
+      tol: largest \|f'\| to stop at.
+
+    Returns:
+      A `Temperature`. Of special cases: if no logits differ within a row, every temperature is the
+      same and 1 is returned. If f' >= 0 at 0, a uniform guess is better than any other temperature:
+      T is infinite, its inverse 0. If every label has the largest logit, the loss falls as T falls
+      to 0, and one is returned at which f' is within 1e-6 of its limit 0.
+
+    Raises:
+      ValueError: on NaN or +inf, shapes that do not fit, a label of a logit ``-inf``, or no weight.
+    """
+    problem = _Problem.of(logits, targets, weights)
+
+    def evaluate(beta: float) -> tuple[float, ...]:
+        return tuple(map(float, problem.mean(_along, beta)))
+
+    before = evaluate(1.0)
+
+    def result(beta, status=OPTIMAL, reason=""):
+        nats, gradient, _ = evaluate(beta)
+        if nats > before[0]:  # by rounding
+            beta, (nats, gradient, _) = 1.0, before
+        temperature = 1 / beta if beta > 0 else math.inf
+        return Temperature(temperature, beta, before[0], nats, gradient, status, reason)
+
+    gap, spread = problem.gap_and_spread()
+    if spread == 0:
+        return result(1.0, ALL_THE_SAME, "in every row all logits are equal: they predict nothing")
+    if evaluate(0.0)[1] >= 0:
+        reason = "these logits are worse than a uniform guess: do labels and classes match?"
+        return result(0.0, NO_INFORMATION, reason)
+    low, high, beta, at = 0.0, math.inf, 1.0, before
+    if gap == 0:
+        while at[1] < -1e-6:
+            beta *= 2
+            at = evaluate(beta)
+        reason = "every label has the largest logit: calibrate on data that was not trained on"
+        return result(beta, SEPARABLE, reason)
+    for _ in range(MAX_ITERATIONS):
+        low, high = (low, beta) if at[1] > 0 else (beta, high)
+        if abs(at[1]) <= tol or high - low <= 1e-15 * high < math.inf:
+            return result(beta)
+        step = beta - at[1] / at[2] if at[2] > 0 else math.inf
+        outside = 2 * beta if high == math.inf else (low + high) / 2
+        beta = step if low < step < min(high, 10 * beta) else outside
+        at = evaluate(beta)
+    return result(beta, NOT_CONVERGED, f"after {MAX_ITERATIONS} steps the gradient is {at[1]:.1e}")
+
+
+def fit_vector_scaling(
+    logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-8
+) -> Scaling:
+    r"""A factor and an offset for each class, that minimise the loss of held-out examples.
+
+    .. math:: f(a, c) = \frac{1}{\sum_i s_i} \sum_i s_i\, l(y_i, a \odot o_i + c)
+
+    Convex in both; damped Newton steps (Levenberg 1944) from the best temperature, each of n q²
+    work. Made part of the model it is ``Params(w * factor, b * factor + offset)``.
+
+    Args:
+      logits: ``[n, q]``, finite or ``-inf``.
+      targets: class ids ``[n]`` or probabilities ``[n, q]``.
+      weights: ``[n]``, None for 1.
+      tol: largest entry of the gradient to stop at, in logits divided by their standard deviation.
+
+    Returns:
+      A `Scaling`. Where the gradient is that small but a Newton step would still move a logit by
+      half a nat, the loss falls on and on towards infinity: a class does not occur, or factors
+      could tell some classes apart without error. It is then at most about ``tol`` above its limit,
+      and the status says so.
+
+    Raises:
+      ValueError: as `fit_temperature`.
+    """
+    problem = _Problem.of(logits, targets, weights)
+    q = problem.logits.shape[1]
+    spread = problem.gap_and_spread()[1] or 1.0
+
+    def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
+        return problem.mean(_along_both, theta[:q] / spread, theta[q:], spread)
+
+    one = fit_temperature(logits, targets, weights)
+    theta = np.concatenate([np.full(q, one.inverse * spread), np.zeros(q)])
+    value, gradient, hessian = evaluate(theta)
+    damping, status = 1e-3, NOT_CONVERGED
+    reason = f"after {MAX_ITERATIONS} steps the gradient is above {tol:g}"
+    for _ in range(MAX_ITERATIONS):
+        if np.max(np.abs(gradient)) <= tol:
+            status, reason = OPTIMAL, ""
+            break
+        scale = np.trace(hessian) / len(theta)
+        step = np.linalg.solve(hessian + damping * scale * np.eye(len(theta)), -gradient)
+        new = evaluate(theta + step)
+        if new[0] <= value:
+            theta, damping = theta + step, max(damping / 10, 1e-10)
+            value, gradient, hessian = new
+        elif damping > 1e12:
+            break
+        else:
+            damping *= 10
+    factor, offset = theta[:q] / spread, theta[q:]
+    if status == OPTIMAL:
+        step = np.linalg.lstsq(hessian, -gradient, rcond=1e-13)[0]
+        if problem.largest_move(step[:q] / spread, step[q:]) > 0.5:
+            status = AT_INFINITY
+            reason = "a class does not occur, or some are told apart by factors alone"
+    return Scaling(
+        factor=factor,
+        offset=offset - offset.mean(),
+        nats_before=one.nats_before,
+        nats=float(value),
+        gradient=float(np.max(np.abs(gradient))),
+        status=status,
+        reason=reason,
+    )
+
+
+@jax.jit
+def _along(o: jax.Array, y: jax.Array, s: jax.Array, beta: jax.Array) -> tuple[jax.Array, ...]:
+    """Loss, first and second derivative in the inverse temperature, over a block of rows."""
+    finite = jnp.where(jnp.isfinite(o), o, 0)
+    z = jnp.where(jnp.isfinite(o), beta * finite, -jnp.inf)
+    p = jax.nn.softmax(z, axis=-1)
+    mean = jnp.sum(p * finite, axis=-1, keepdims=True)
+    deviation = finite - jnp.broadcast_to(mean, o.shape)
+    loss = losses.cross_entropy(z, y)
+    first = -jnp.sum(y * deviation, axis=-1)
+    second = jnp.sum(p * deviation**2, axis=-1)
+    return jnp.sum(s * loss), jnp.sum(s * first), jnp.sum(s * second)
+
+
+@jax.jit
+def _along_both(
+    o: jax.Array, y: jax.Array, s: jax.Array, a: jax.Array, c: jax.Array, spread: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Loss, gradient ``[2 q]`` and Hessian in ``a * spread`` and ``c``, over a block of rows."""
+    finite = jnp.where(jnp.isfinite(o), o, 0) / spread
+    z = finite * (a * spread)[None] + c[None]
+    z = jnp.where(jnp.isfinite(o), z, -jnp.inf)
+    p = jax.nn.softmax(z, axis=-1)
+    weighted = s[:, None] * p
+    error = weighted - s[:, None] * y
+    gradient = jnp.concatenate([jnp.sum(error * finite, axis=0), jnp.sum(error, axis=0)])
+    # Per row and in the logits it is diag(p) - p pᵀ.
+    both = jnp.concatenate([p * finite, p], axis=1)
+    diagonals = [[weighted * finite**2, weighted * finite], [weighted * finite, weighted]]
+    hessian = jnp.block([[jnp.diag(jnp.sum(d, axis=0)) for d in row] for row in diagonals])
+    hessian -= (both * s[:, None]).T @ both
+    return jnp.sum(s * losses.cross_entropy(z, y)), gradient, hessian
+
+
+class _Problem(NamedTuple):
+    """Checked input."""
+
+    logits: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    total: float
+
+    @classmethod
+    def of(cls, logits: Any, targets: Any, weights: Any) -> "_Problem":
+        logits, targets = np.asarray(logits), np.asarray(targets)
+        if logits.ndim != 2 or not _checks.is_real(logits):
+            raise ValueError(
+                f"logits of shape {logits.shape} and type {logits.dtype}; expected numbers [n, q]"
+            )
+        targets = _checks.checked_targets(targets, len(logits), "targets", np.float64)
+        is_label = losses.are_labels(jax.ShapeDtypeStruct(logits.shape, logits.dtype), targets)
+        weights = np.ones(len(logits)) if weights is None else np.asarray(weights, np.float64)
+        good = np.isfinite(weights) & (weights >= 0)
+        if weights.shape != logits.shape[:1] or not good.all() or weights.sum() == 0:
+            raise ValueError(
+                f"weights of shape {weights.shape} for {len(logits)} rows; expected numbers [n], "
+                "0 or more, not all of them 0"
+            )
+        if not is_label:
+            targets = targets / targets.sum(axis=1, keepdims=True)
+        # Rows without weight take no part, whatever they hold.
+        logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
+        impossible = np.isneginf(logits)
+        if not (np.isfinite(logits) | impossible).all() or impossible.all(axis=1).any():
+            raise ValueError(
+                "logits: NaN, +inf, or a row of -inf only, of which there is no softmax"
+            )
+        problem = cls(logits, targets, weights, float(weights.sum()))
+        if any((np.isneginf(o) & (y > 0)).any() for o, y, _ in problem.blocks()):
+            raise ValueError(
+                "targets: there are examples of a class whose logit is -inf, which no scaling "
+                "makes possible"
+            )
+        return problem
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Logits, probabilities and weights of some rows."""
+        q = self.logits.shape[1]
+        rows = max(BLOCK // q, 1)
+        for start in range(0, len(self.logits), rows):
+            at = slice(start, start + rows)
+            y = self.targets[at]
+            if y.ndim == 1:
+                y = (y[:, None] == np.arange(q)).astype(np.float64)
+            yield self.logits[at].astype(np.float64), y, self.weights[at]
+
+    def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:
+        """Of the sums that a function returns for each block."""
+        with jax.enable_x64(True):
+            sums = [function(*map(jnp.asarray, (*block, *args))) for block in self.blocks()]
+            return tuple(np.sum(part, axis=0) / self.total for part in zip(*sums, strict=True))
+
+    def gap_and_spread(self) -> tuple[float, float]:
+        """How far labels are below the largest logits, and how far logits are from their mean.
+
+        The first is zero only if no label is; the second, a root mean square, only if in every row
+        all logits are equal.
+        """
+        gap = square = number = 0.0
+        for o, y, s in self.blocks():
+            finite = np.isfinite(o)
+            below = np.where(finite, o.max(axis=1, keepdims=True) - np.where(finite, o, 0), 0)
+            gap += float(s @ np.sum(y * below, axis=1))
+            mean = below.sum(axis=1, keepdims=True) / finite.sum(axis=1, keepdims=True)
+            square += float(np.sum(np.where(finite, below - mean, 0) ** 2))
+            number += np.count_nonzero(finite)
+        return gap, float(np.sqrt(square / number))
+
+    def largest_move(self, a: np.ndarray, c: np.ndarray) -> float:
+        """By how much the logits of a row move against each other if factors and offsets do."""
+        largest = 0.0
+        for o, _, _ in self.blocks():
+            finite = np.isfinite(o)
+            moves = np.where(finite, o, 0) * a + c
+            high, low = np.where(finite, moves, -np.inf), np.where(finite, moves, np.inf)
+            largest = max(largest, float(np.max(high.max(axis=1) - low.min(axis=1))))
+        return largest

@@ -1,0 +1,72 @@
+"""Answering only where it is safe: risk against coverage (El-Yaniv and Wiener 2010).
+
+A model that abstains where its confidence is below a threshold answers a share of all cases, the
+coverage, and errs in a share of those, the risk. `threshold_for_risk` gives the threshold that
+`model.predict` takes.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class RiskCoverage(NamedTuple):
+    """A point for each confidence that occurs, falling: ``[points]`` in float64."""
+
+    threshold: np.ndarray
+    """Answer if the confidence is this or more."""
+    coverage: np.ndarray
+    """Share of the cases answered: rising to 1."""
+    risk: np.ndarray
+    """Share of the answers that are wrong."""
+    area: float
+    """Mean risk over the coverage: 0 if every answer is right, and the lower, the better the
+    confidence tells right from wrong."""
+
+
+def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCoverage:
+    """Risk and coverage at each threshold.
+
+    Args:
+      confidence: ``[n]``, of `calibration.top_label` or any other that ranks the cases.
+      outcome: ``[n]``: 1 if the answer is right, 0 if wrong, or a probability.
+      weights: ``[n]``, None for 1.
+
+    Raises:
+      ValueError: on shapes that do not fit, NaN, or no weight at all.
+    """
+    c, y = np.asarray(confidence), np.asarray(outcome, np.float64)
+    s = np.ones(c.shape) if weights is None else np.asarray(weights, np.float64)
+    if c.ndim != 1 or c.shape != y.shape or c.shape != s.shape:
+        raise ValueError(
+            f"confidence of shape {c.shape}, outcome of {y.shape}, weights of {s.shape}; expected "
+            "[n] for all"
+        )
+    c, y, s = c[s != 0], y[s != 0], s[s != 0]
+    if not s.sum() > 0 or np.isnan(c).any() or np.isnan(y).any():
+        raise ValueError("confidence or outcome has NaN, or there are no examples with weight")
+    order = np.argsort(-c, kind="stable")
+    c, y, s = c[order], y[order], s[order]
+    # Equal confidences are answered together.
+    last = np.append(c[1:] != c[:-1], True)
+    answered, wrong = np.cumsum(s)[last], np.cumsum(s * (1 - y))[last]
+    coverage, risk = answered / s.sum(), wrong / answered
+    area = float(np.sum(risk * np.diff(coverage, prepend=0)))
+    return RiskCoverage(c[last].astype(np.float64), coverage, risk, area)
+
+
+def threshold_for_risk(curve: RiskCoverage, risk: float) -> float:
+    """The threshold with the largest coverage of those with at most this risk.
+
+    It is chosen by these examples and so does somewhat better on them than on others.
+
+    Returns:
+      For ``model.predict(..., threshold=...)``; inf, which answers nothing, if there is none.
+
+    Raises:
+      ValueError: if ``risk`` is not in [0, 1].
+    """
+    if not 0 <= risk <= 1:
+        raise ValueError(f"risk must be in [0, 1], got {risk}")
+    good = np.flatnonzero(curve.risk <= risk)
+    return float(curve.threshold[good[-1]]) if len(good) else float("inf")
