@@ -21,6 +21,7 @@ import numpy as np
 import driver
 import gradcheck
 import logs
+import reliability
 import settings
 from softmax_jax import data, figures, losses, metrics, model, training
 from softmax_jax.model import Params
@@ -79,12 +80,17 @@ def write(
     }
     if len(members) > 1:
         summary |= {"best_member": best, "members": scores}
+    most = reliability.MOST_LOGITS // len(dataset.class_names)
+    logits = logits_of(params, test_data._replace(x=test_data.x[:most]))
+    found = reliability.calibrated(logits, np.asarray(test_data.targets)[:most])
+    summary["calibration"] = found.scores
     write_params(workdir, dataset, models, members)
     confusion = np.asarray(training.evaluate(params, test_data, confusion=True).confusion)
     pictures = {
         "loss": figures.learning_curve(of_member(rows, best), "loss"),
         "accuracy": figures.learning_curve(of_member(rows, best), "accuracy"),
         "confusion": figures.confusion_matrix(confusion, dataset.class_names),
+        **found.pictures,
     }
     if dataset.image_shape is not None:
         pictures["weights"] = figures.weight_images(
@@ -159,6 +165,12 @@ def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
         [dataset.class_names[i] for i in labels],
         [dataset.class_names[i] for i in guesses],
     )
+
+
+def logits_of(params: Params, batch: Batch) -> np.ndarray:
+    """``[n, q]`` on the host."""
+    parts = [model.logits(params, training.features(part)) for part in in_blocks(batch)]
+    return np.concatenate(list(map(np.asarray, parts)))
 
 
 def in_blocks(batch: Batch) -> list[Batch]:
@@ -304,6 +316,8 @@ def write_report(
             sections.append(section("Sweep", shown))
     for names, title, caption in PICTURES:
         if found := "".join(picture(workdir, name) for name in names):
+            if title == "Calibration" and summary is not None:
+                found += html_table(reliability.table(summary["calibration"]))
             sections.append(section(title, f"<p>{whose}{caption}</p>{found}"))
     about = environment() if summary is None else summary["environment"]
     if summary is not None:
@@ -327,6 +341,10 @@ PICTURES = (
      "test data are of the parameters at that time."),
     (("weights",), "Weights", "What speaks for each class (purple) and against it (orange)."),
     (("confusion",), "Confusion", "Test examples by their class and by what was predicted."),
+    (("reliability", "reliability_scaled", "risk_coverage"), "Calibration", "Every other test "
+     "example, by the probability of the predicted class; a temperature was fitted to the others. "
+     "Whiskers are where 95% of bootstrap samples are. Last, how many answers are wrong if only "
+     "the most confident ones are given."),
     (("surprising",), "Most surprising test examples", "Surprisal: minus the binary logarithm of "
      "the probability that the model gave to the true class."),
 )  # fmt: skip

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from softmax_jax.calibration import Band, Bins
+from softmax_jax.selective import RiskCoverage
+
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 _STYLE: dict[Any, Any] = {
@@ -270,6 +273,94 @@ def surprising_examples(
             ax.imshow(image, cmap="gray_r")
             taken = "recognised" if guess == label else f"taken for {_name(guess)}"
             ax.set_title(f"{_name(label)}\n{taken}\n{surprisal:.1f} bits", fontsize=9)
+    return figure
+
+
+def reliability_diagram(
+    bins: Bins,
+    edges: np.typing.ArrayLike,
+    *,
+    chance: Band | None = None,
+    band: Band | None = None,
+    title: str = "",
+) -> Figure:
+    """How often what is predicted comes true, against how probable it was; below, how many.
+
+    Args:
+      bins: ``[bins]`` sums of `calibration.reliability`, for any number of classes.
+      edges: ``[bins + 1]`` of the bins.
+      chance: where a calibrated model would be, from `calibration.consistency`: a grey box.
+      band: of the observed frequencies, from `calibration.bootstrap_band`: a whisker.
+      title: above.
+    """
+    weight, confidence, outcome = (np.asarray(a, np.float64) for a in bins[:3])
+    edges, some = np.asarray(edges, np.float64), weight > 0
+    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    mean_confidence, mean_outcome = (a[some] / weight[some] for a in (confidence, outcome))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4, 4.8), layout="constrained")
+        ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        ax.plot([0, 1], [0, 1], color="0.4", linewidth=1, label="calibrated")
+        if chance is not None:
+            low, high = chance
+            box = {"color": "0.85", "label": "chance, if calibrated"}
+            ax.bar(middle[some], (high - low)[some], width[some], low[some], **box)
+        if band is not None:
+            low, high = (end[some] for end in band)
+            # Of few examples the mean may be at an end of the band, or by rounding beyond it.
+            errors = np.maximum([mean_outcome - low, high - mean_outcome], 0)
+            ax.errorbar(mean_confidence, mean_outcome, errors, fmt="none", ecolor=BLUE, capsize=2)
+        observed: dict[str, Any] = {"color": BLUE, "markersize": 4, "clip_on": False}
+        ax.plot(mean_confidence, mean_outcome, "o", label="observed", **observed)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1)
+        ax.set_ylabel("share that came true")
+        ax.set_title(title, fontsize="medium")
+        ax.legend(frameon=False, loc="lower right", fontsize="small")
+        counts.bar(middle, weight, width, color=BLUE, edgecolor="white")
+        counts.set_xlabel("confidence")
+        counts.set_ylabel("examples")
+        counts.yaxis.set_major_locator(MaxNLocator(3))
+        counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    return figure
+
+
+def risk_coverage_curve(curve: RiskCoverage) -> Figure:
+    """Share of wrong answers against the share of cases answered, the most confident first."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4, 3.2), layout="constrained")
+        ax = figure.subplots()
+        coverage, risk = np.append(0, curve.coverage), np.append(curve.risk[0], curve.risk)
+        ax.plot(coverage, risk, color=BLUE, drawstyle="steps-pre", label="by confidence")
+        ax.axhline(curve.risk[-1], color="0.4", linestyle="--", linewidth=1, label="at random")
+        ax.set_xlim(0, 1)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("coverage (share answered)")
+        ax.set_ylabel("risk (share of answers wrong)")
+        ax.legend(frameon=False)
+    return figure
+
+
+def codelength_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Bits to send the labels of the first examples, against their number, both logarithmic.
+
+    Args:
+      curves: by name, the number of examples and the bits, from the first ones on.
+    """
+    styles = ("-", "--", ":", "-.")
+    shades = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(curves)))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+        ax = figure.subplots()
+        for i, (name, (seen, bits)) in enumerate(curves.items()):
+            style = styles[i % len(styles)]
+            ax.plot(seen, bits, style, color=shades[i], label=name, marker="o", markersize=3)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("examples")
+        ax.set_ylabel("codelength (bits)")
+        ax.grid(alpha=0.3, which="both")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 

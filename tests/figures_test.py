@@ -1,11 +1,13 @@
 import io
 import itertools
 
+import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 
-from softmax_jax import figures
+from softmax_jax import calibration, figures, selective
 
 ROW = {"train_loss": 1.5, "test_loss": 1.6, "train_accuracy": 0.5, "test_accuracy": 0.4}
 
@@ -290,6 +292,50 @@ def test_members_that_repeat_make_a_curve(keys):
     ]
     figure = figures.sweep_map(some, keys)
     assert figure.axes[0].get_xlabel() == "member"
+    assert_is_a_picture(figures.to_png(figure))
+
+
+@pytest.fixture(scope="module")
+def bins():
+    """Of five bins, one of them empty and one of a single example."""
+    confidence = jnp.array([0.1, 0.3, 0.3, 0.3, 0.9, 0.95, 1.0])
+    outcome = jnp.array([0, 1, 0, 0, 1, 1, 1])
+    edges = jnp.linspace(0, 1, 6)
+    return confidence, outcome, edges, calibration.reliability(confidence, outcome, edges)
+
+
+def test_a_reliability_diagram_shows_the_means_of_bins_that_are_not_empty(bins):
+    *examples, sums = bins
+    edges = examples[-1]
+    band = calibration.bootstrap_band(jax.random.key(0), *examples, draws=20)
+    chance, _ = calibration.consistency(jax.random.key(0), *examples, draws=20)
+    figure = figures.reliability_diagram(sums, edges, chance=chance, band=band, title="some")
+    ax, counts = figure.axes
+    points = next(line for line in ax.lines if line.get_label() == "observed")
+    np.testing.assert_allclose(points.get_xdata(), [0.1, 0.3, 0.95], rtol=1e-5)
+    np.testing.assert_allclose(points.get_ydata(), [0, 1 / 3, 1], rtol=1e-5)
+    np.testing.assert_allclose([bar.get_height() for bar in counts.patches], [1, 3, 0, 0, 3])
+    assert ax.get_title() == "some"
+    assert_is_a_picture(figures.to_png(figure))
+
+
+def test_a_reliability_diagram_needs_no_bands(bins):
+    *_, edges, sums = bins
+    assert_is_a_picture(figures.to_png(figures.reliability_diagram(sums, edges)))
+
+
+def test_a_risk_coverage_curve_ends_with_all_answered():
+    curve = selective.risk_coverage([0.9, 0.8, 0.7], [1, 0, 1])
+    figure = figures.risk_coverage_curve(curve)
+    x, y = figure.axes[0].lines[0].get_data()
+    np.testing.assert_allclose(x, [0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(y, [0, 0, 1 / 2, 1 / 3])
+    assert_is_a_picture(figures.to_png(figure))
+
+
+def test_codelength_curves_have_a_line_each():
+    figure = figures.codelength_curves({"uniform": ([1, 10], [3, 33]), "fit": ([1, 10], [3, 20])})
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[3, 33], [3, 20]]
     assert_is_a_picture(figures.to_png(figure))
 
 

@@ -48,7 +48,7 @@ def test_the_page_is_well_formed(page):
 
 
 def test_the_page_needs_nothing_but_itself(page):
-    assert len(page.sources) == 5
+    assert len(page.sources) == 8
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 
@@ -60,6 +60,15 @@ def test_the_page_has_scores_environment_and_config(run, page):
         assert word in text
     assert "evaluate_every" in text
     assert "sweep.memory" in text
+
+
+def test_the_page_has_the_calibration(run, page):
+    scores = run[1]["calibration"]
+    assert scores["examples"] == 179
+    assert scores["scaled"]["nats"] < 1.1 * scores["as_trained"]["nats"]
+    text = " ".join(page.text)
+    assert f"temperature {scores['temperature']:.3f}" in text
+    assert f"{scores['as_trained']['expected_error']:.4f}" in text
 
 
 def test_what_a_config_holds_is_escaped(run, tmp_path):

@@ -16,7 +16,9 @@ from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
 CONFIGS = SCRIPT.parent / "configs"
-PICTURES = {"loss.png", "accuracy.png", "weights.png", "confusion.png", "surprising.png"}
+CALIBRATION = {"reliability.png", "reliability_scaled.png", "risk_coverage.png"}
+CURVES = {"loss.png", "accuracy.png"}
+PICTURES = {*CURVES, *CALIBRATION, "weights.png", "confusion.png", "surprising.png"}
 FILES = {"config.json", "metrics.jsonl", "summary.json", "params.npz", "report.html", *PICTURES}
 
 

@@ -1,0 +1,105 @@
+"""The part of a run's report on calibration: scores and pictures, before and after a temperature.
+
+The temperature is fitted to one half of the test examples, every other one, and all is measured on
+the other half, so that nothing is judged by what it was fitted to.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from softmax_jax import calibration, figures, metrics, scaling, selective
+
+EDGES: Any = calibration.equal_width_edges(15)
+DRAWS = 500
+LEAST = 20
+"""Examples, of which nothing is said below."""
+MOST_LOGITS = 2**26
+RISK = 0.01
+"""Of which the report gives the coverage."""
+
+
+class Calibration(NamedTuple):
+    """For the summary and the report; nothing of either of too few examples, or wild logits."""
+
+    scores: dict[str, Any]
+    pictures: dict[str, Figure]
+
+
+def calibrated(logits: Any, targets: Any) -> Calibration:
+    """Measures logits ``[n, q]`` against class ids ``[n]`` or probabilities ``[n, q]``."""
+    if len(logits) < LEAST or not np.isfinite(logits).all():
+        return Calibration({}, {})
+    found = scaling.fit_temperature(logits[::2], targets[::2])
+    logits, targets = jnp.asarray(logits[1::2]), jnp.asarray(targets[1::2])
+    before, first = judged(logits, targets, "as trained")
+    after, second = judged(logits * found.inverse, targets, "after scaling")
+    curve = selective.risk_coverage(*calibration.top_label(logits, targets))
+    threshold = selective.threshold_for_risk(curve, RISK)
+    scores = {
+        "examples": len(logits),
+        "temperature": found.temperature if np.isfinite(found.temperature) else None,
+        "temperature_status": found.status,
+        "as_trained": before,
+        "scaled": after,
+        "area_of_risk": curve.area,
+        "risk": RISK,
+        "threshold_of_risk": threshold if np.isfinite(threshold) else None,
+        "coverage_at_risk": float(curve.coverage[curve.risk <= RISK].max(initial=0)),
+    }
+    pictures = {
+        "reliability": first,
+        "reliability_scaled": second,
+        "risk_coverage": figures.risk_coverage_curve(curve),
+    }
+    return Calibration(scores, pictures)
+
+
+def judged(logits: Any, targets: Any, title: str) -> tuple[dict[str, Any], Figure]:
+    """Scores of the predicted class, and of all classes, and the diagram."""
+    top = calibration.top_label(logits, targets)
+    bins = calibration.reliability(*top, EDGES)
+    each = calibration.reliability(*calibration.class_wise(logits, targets), EDGES)
+    band = calibration.bootstrap_band(jax.random.key(0), *top, EDGES, draws=DRAWS)
+    chance, p_value = None, None
+    if targets.ndim == 1:
+        chance, p_value = calibration.consistency(jax.random.key(1), *top, EDGES, draws=DRAWS)
+    scores = {
+        "nats": metrics.summarize(metrics.measure(logits, targets))["nats"],
+        "expected_error": float(calibration.expected_error(bins)),
+        "debiased_expected_error": float(calibration.debiased_expected_error(bins)),
+        "debiased_squared_error": float(calibration.debiased_squared_error(bins)),
+        "maximum_error": float(calibration.maximum_error(bins)),
+        "class_wise_error": float(np.mean(calibration.expected_error(each))),
+        "p_value": p_value,
+        **{f"brier_{key}": value for key, value in calibration.brier(each)._asdict().items()},
+    }
+    title = f"{title}: expected error {scores['expected_error']:.3f}"
+    diagram = figures.reliability_diagram(bins, EDGES, chance=chance, band=band, title=title)
+    return scores, diagram
+
+
+def table(scores: dict[str, Any]) -> list[list[str]]:
+    """Heads and lines."""
+    names = {
+        "nats": "loss (nats)",
+        "expected_error": "expected error",
+        "debiased_expected_error": "less its bias",
+        "maximum_error": "maximum error",
+        "class_wise_error": "class-wise error",
+        "p_value": "chance of that, if calibrated",
+        "brier_score": "Brier score",
+        "brier_reliability": "reliability",
+        "brier_resolution": "resolution",
+        "brier_uncertainty": "uncertainty",
+    }
+    temperature = scores["temperature"]
+    scaled = "no temperature" if temperature is None else f"temperature {temperature:.3f}"
+    lines = [["", "as trained", scaled]]
+    for key, name in names.items():
+        values = (scores[which][key] for which in ("as_trained", "scaled"))
+        lines.append([name, *("none" if value is None else f"{value:.4f}" for value in values)])
+    return lines
