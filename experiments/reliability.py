@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from softmax_jax import calibration, figures, metrics, scaling, selective
+from softmax_jax import calibration, figures, losses, scaling, selective
+from softmax_jax.calibration import Bins
 
 EDGES: Any = calibration.equal_width_edges(15)
 DRAWS = 500
@@ -20,6 +21,9 @@ LEAST = 20
 MOST_LOGITS = 2**26
 RISK = 0.01
 """Of which the report gives the coverage."""
+
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Calibration(NamedTuple):
@@ -37,7 +41,7 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
     logits, targets = jnp.asarray(logits[1::2]), jnp.asarray(targets[1::2])
     before, first = judged(logits, targets, "as trained")
     after, second = judged(logits * found.inverse, targets, "after scaling")
-    curve = selective.risk_coverage(*calibration.top_label(logits, targets))
+    curve = selective.risk_coverage(*measured(logits, targets)[1])
     threshold = selective.threshold_for_risk(curve, RISK)
     scores = {
         "examples": len(logits),
@@ -60,15 +64,15 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
 
 def judged(logits: Any, targets: Any, title: str) -> tuple[dict[str, Any], Figure]:
     """Scores of the predicted class, and of all classes, and the diagram."""
-    top = calibration.top_label(logits, targets)
-    bins = calibration.reliability(*top, EDGES)
-    each = calibration.reliability(*calibration.class_wise(logits, targets), EDGES)
-    band = calibration.bootstrap_band(jax.random.key(0), *top, EDGES, draws=DRAWS)
+    nats, (confidence, outcome), bins, each = measured(logits, targets)
+    band = calibration.bootstrap_band(jax.random.key(0), confidence, outcome, EDGES, draws=DRAWS)
     chance, p_value = None, None
     if targets.ndim == 1:
-        chance, p_value = calibration.consistency(jax.random.key(1), *top, EDGES, draws=DRAWS)
+        chance, p_value = calibration.consistency(
+            jax.random.key(1), confidence, outcome, EDGES, draws=DRAWS
+        )
     scores = {
-        "nats": metrics.summarize(metrics.measure(logits, targets))["nats"],
+        "nats": float(nats),
         "expected_error": float(calibration.expected_error(bins)),
         "debiased_expected_error": float(calibration.debiased_expected_error(bins)),
         "debiased_squared_error": float(calibration.debiased_squared_error(bins)),
@@ -80,6 +84,18 @@ def judged(logits: Any, targets: Any, title: str) -> tuple[dict[str, Any], Figur
     title = f"{title}: expected error {scores['expected_error']:.3f}"
     diagram = figures.reliability_diagram(bins, EDGES, chance=chance, band=band, title=title)
     return scores, diagram
+
+
+@jax.jit
+def measured(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Pair, Bins, Bins]:
+    """Mean loss; confidence and outcome of the predicted class, their bins and those of each."""
+    top = calibration.top_label(logits, targets)
+    return (
+        jnp.mean(losses.cross_entropy(logits, targets)),
+        top,
+        calibration.reliability(*top, EDGES),
+        calibration.reliability(*calibration.class_wise(logits, targets), EDGES),
+    )
 
 
 def table(scores: dict[str, Any]) -> list[list[str]]:

@@ -146,12 +146,7 @@ def write_params(
 
 def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
     """The picture of the test examples whose label the model finds least likely."""
-    nats = [
-        np.asarray(
-            losses.cross_entropy(model.logits(params, training.features(part)), part.targets)
-        )
-        for part in in_blocks(test_data)
-    ]
+    nats = [np.asarray(surprisal(params, part)) for part in in_blocks(test_data)]
     bits = np.concatenate(nats) / np.log(2)
     worst = np.argsort(-bits, kind="stable")[:SURPRISING]
     x = np.asarray(dataset.test.x)[worst]
@@ -165,6 +160,12 @@ def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
         [dataset.class_names[i] for i in labels],
         [dataset.class_names[i] for i in guesses],
     )
+
+
+@jax.jit
+def surprisal(params: Params, batch: Batch) -> jax.Array:
+    """``[n]`` in nats."""
+    return losses.cross_entropy(model.logits(params, training.features(batch)), batch.targets)
 
 
 def logits_of(params: Params, batch: Batch) -> np.ndarray:

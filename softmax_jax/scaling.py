@@ -283,7 +283,7 @@ class _Problem(NamedTuple):
     def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:
         """Of the sums that a function returns for each block."""
         with jax.enable_x64(True):
-            sums = [function(*map(jnp.asarray, (*block, *args))) for block in self.blocks()]
+            sums = [function(*block, *args) for block in self.blocks()]
             return tuple(np.sum(part, axis=0) / self.total for part in zip(*sums, strict=True))
 
     def gap_and_spread(self) -> tuple[float, float]:
