@@ -41,7 +41,7 @@ class Interrupted(Exception):
 def run(
     experiment: Callable[[Any, pathlib.Path], Any],
     report: Callable[[Any], str],
-    cls: type[settings.Train] | type[settings.Fit] | type[settings.Head],
+    cls: type,
     *,
     default: str,
 ) -> None:
@@ -101,7 +101,7 @@ def run(
     app.run(main, flags_parser=partial(settings.parse_flags, default=default))
 
 
-def start(config: settings.Fit, workdir: pathlib.Path) -> data.Dataset:
+def start(config: settings.Fit | settings.Codelength, workdir: pathlib.Path) -> data.Dataset:
     """Loads the data of a run, says what they are, and makes its folder with config.json."""
     refuse_earlier_run(workdir)
     dataset = load(config.data)
@@ -109,7 +109,7 @@ def start(config: settings.Fit, workdir: pathlib.Path) -> data.Dataset:
     return dataset
 
 
-def make_workdir(config: settings.Fit | settings.Head, workdir: pathlib.Path) -> None:
+def make_workdir(config: Any, workdir: pathlib.Path) -> None:
     """With config.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import durations
 import optimizers
+from softmax_jax import prequential
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +193,44 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Codelength:
+    """Settings of `experiments/codelength.py`."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    seed: int = 0
+    """Of the order in which labels are sent, and of that of the control task."""
+    l2: float = 1e-4
+    """Of the model that compresses the test labels, fitted to all training data."""
+    tol: float = 1e-2
+    """The certified gap of each fit, relative to its objective."""
+    precision: float = 1.0
+    """Of the prior on the weights of the models that are refitted: their l2 times their labels."""
+    percent: tuple[float, ...] = prequential.PERCENT
+    """Of the training labels: after which of them the model is refitted, or has sent all."""
+    optimizer: str = "adam"
+    """Of the model that takes one pass; one of `optimizers.OPTIMIZERS`."""
+    learning_rate: float = 0.01
+    batch_size: int = 32
+
+    @property
+    def title(self) -> str:
+        """For the name of the workdir."""
+        return f"codelength-{self.data.title}"
+
+    def __post_init__(self):
+        _check_member(Member(self.learning_rate, self.l2, 0.0, self.seed, self.seed))
+        _require(0 < self.tol < 1, "tol", self.tol, "above 0 and below 1")
+        in_range = 0 < self.precision < math.inf
+        _require(in_range, "precision", self.precision, "positive and finite")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        try:
+            prequential.block_ends(1, self.percent)
+        except ValueError as e:
+            raise ValueError(f"config.percent={self.percent}: they must rise to 100") from e
+        optimizers.parse("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+
+
+@dataclasses.dataclass(frozen=True)
 class Head:
     """Settings of `experiments/head.py`."""
 
@@ -245,7 +284,7 @@ def log_grid(first: float, last: float, number: int) -> tuple[float, ...]:
     return tuple(np.geomspace(first, last, number).tolist())
 
 
-def to_config(settings: Train | Fit | Head) -> ConfigDict:
+def to_config(settings: Train | Fit | Codelength | Head) -> ConfigDict:
     """The settings as nested `ConfigDict`, for ``--config.key=value``."""
     return ConfigDict(dataclasses.asdict(settings))
 

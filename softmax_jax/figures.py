@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from softmax_jax.calibration import Band, Bins
+from softmax_jax.prequential import Codelength
 from softmax_jax.selective import RiskCoverage
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
@@ -341,26 +342,31 @@ def risk_coverage_curve(curve: RiskCoverage) -> Figure:
     return figure
 
 
-def codelength_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Bits to send the labels of the first examples, against their number, both logarithmic.
+def codelength_curves(
+    curves: Mapping[str, Codelength], controls: Mapping[str, Codelength]
+) -> Figure:
+    """Bits a label to send those of the first examples, against their number.
 
     Args:
-      curves: by name, the number of examples and the bits, from the first ones on.
+      curves: by the name of the way to learn; two at most are told apart by colour.
+      controls: of the control task, by the same names: dotted.
     """
-    styles = ("-", "--", ":", "-.")
-    shades = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(curves)))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(5.5, 4), layout="constrained")
         ax = figure.subplots()
-        for i, (name, (seen, bits)) in enumerate(curves.items()):
-            style = styles[i % len(styles)]
-            ax.plot(seen, bits, style, color=shades[i], label=name, marker="o", markersize=3)
+        for some, line, suffix in ((curves, "-", ""), (controls, ":", ", control")):
+            for (name, curve), colour in zip(some.items(), (BLUE, ORANGE), strict=False):
+                marker = "o" if len(curve.seen) < 20 else None
+                bits = np.asarray(curve.bits) / np.asarray(curve.seen)
+                style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3}
+                ax.plot(curve.seen, bits, line, label=f"{name}{suffix}", **style)
+        first = next(iter(curves.values()))
+        ax.axhline(first.uniform / first.seen[-1], color="0.4", linewidth=1, label="uniform")
         ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel("examples")
-        ax.set_ylabel("codelength (bits)")
-        ax.grid(alpha=0.3, which="both")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("labels sent")
+        ax.set_ylabel("codelength (bits a label)")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, figures, selective
+from softmax_jax import calibration, figures, prequential, selective
 
 ROW = {"train_loss": 1.5, "test_loss": 1.6, "train_accuracy": 0.5, "test_accuracy": 0.4}
 
@@ -334,8 +334,14 @@ def test_a_risk_coverage_curve_ends_with_all_answered():
 
 
 def test_codelength_curves_have_a_line_each():
-    figure = figures.codelength_curves({"uniform": ([1, 10], [3, 33]), "fit": ([1, 10], [3, 20])})
-    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[3, 33], [3, 20]]
+    def curve(*bits):
+        return prequential.Codelength(np.array([1, 10]), np.array(bits), uniform=30.0)
+
+    figure = figures.codelength_curves({"fit": curve(3, 20)}, {"fit": curve(3, 33)})
+    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert lines == [[3, 2], [3, 3.3], [3, 3]]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["fit", "fit, control", "uniform"]
     assert_is_a_picture(figures.to_png(figure))
 
 

@@ -84,7 +84,8 @@ def arrange(
     blocks = -(-n // min(block_size, n))
     rows = _rounded_up(-(-n // blocks))
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
-    # Rows without weight last, so that the first blocks, which stand for all, have some.
+    # Rows without weight last: the first blocks, which stand for all, have some, and those that
+    # have none cost nothing, so that parts of one data set share a program.
     counts = np.any(weights > 0, axis=0)
     order = order[np.argsort(~counts[order], kind="stable")]
     # Padding repeats the first row, with weight zero.
@@ -106,7 +107,7 @@ def arrange(
         offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
         l2=np.zeros(0),
         l1=np.zeros(0),
-        active=np.asarray(blocks, np.int32),
+        active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
     )
     one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
     return Inputs(jax.device_put(problem), class_mass == 0, start, one_hot, largest > _WIDE, n, q)

@@ -383,10 +383,11 @@ def _warm_up(
 
     With the penalty as strong in all as with all rows: strengths times the ratio of the rows.
     """
-    for active in sorted({max(1, problem.blocks // 16), problem.blocks // 4}):
-        if not 1 <= active <= problem.blocks // 2:
+    blocks = int(problem.active)
+    for active in sorted({max(1, blocks // 16), blocks // 4}):
+        if not 1 <= active <= blocks // 2:
             continue
-        ratio = problem.blocks / active
+        ratio = blocks / active
         part = problem._replace(
             active=np.asarray(active, np.int32),
             l2=(problem.l2 * ratio).astype(problem.l2.dtype),

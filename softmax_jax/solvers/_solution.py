@@ -54,7 +54,7 @@ class Solution(NamedTuple):
     reason: Any
     """Why it is not certified; empty if it is."""
     passes: Any
-    """Passes over all rows: forward and back."""
+    """Passes over all rows that have weight: forward and back."""
     history: Any
 
 

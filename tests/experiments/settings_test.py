@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import codelength
 import fit
 import settings
 import train
@@ -24,6 +25,8 @@ def get_config(path, variant):
 def kind(path):
     if path.stem == "head":
         return settings.Head
+    if path.stem.startswith("codelength_"):
+        return settings.Codelength
     return settings.Fit if path.stem.startswith(("fit_", "path_")) else settings.Train
 
 
@@ -32,7 +35,8 @@ def kind(path):
 def test_a_shipped_config_makes_valid_settings(path, variant):
     made = settings.from_config(get_config(path, variant), kind(path))
     assert isinstance(made, kind(path))
-    assert made.title.startswith(re.sub("^(fit|path)_", "", path.stem))
+    name = re.sub("^(fit|path)_", "", path.stem).replace("codelength_", "codelength-")
+    assert made.title.startswith(name)
 
 
 @each_config
@@ -43,6 +47,9 @@ def test_smoke_is_short(path):
     elif isinstance(made, settings.Head):
         assert made.steps <= 20
         assert made.levels**made.features <= 4096
+    elif isinstance(made, settings.Codelength):
+        assert made.tol >= 0.1
+        assert len(made.percent) <= 2
     else:
         assert made.tol >= 0.1
         assert len(made.l2) * len(made.l1) <= 2
@@ -95,6 +102,13 @@ def test_settings_of_a_fit_survive_the_config():
         max_passes=7,
     )
     assert settings.from_config(settings.to_config(made), settings.Fit) == made
+
+
+def test_settings_of_a_codelength_survive_the_config():
+    made = settings.Codelength(
+        data=settings.Data(name="mnist"), seed=3, l2=0.5, percent=(10, 100), optimizer="sgd"
+    )
+    assert settings.from_config(settings.to_config(made), settings.Codelength) == made
 
 
 def test_settings_of_a_fit_survive_json():
@@ -240,7 +254,7 @@ def recording(cls, reads):
         def __getattribute__(self, name):
             reader = sys._getframe(1).f_globals["__name__"]
             caller = sys._getframe(1).f_code.co_name
-            if reader in ("train", "fit", "driver", "results") or caller == "members":
+            if reader in ("train", "fit", "codelength", "driver", "results") or caller == "members":
                 reads.add(f"{cls.__name__}.{name}")
             return super().__getattribute__(name)
 
@@ -252,6 +266,7 @@ def recording(cls, reads):
     [
         (settings.Train, train.train, {"duration": "1 epoch"}),
         (settings.Fit, fit.fit, {"tol": 0.1}),
+        (settings.Codelength, codelength.codelength, {"tol": 0.1, "percent": (50.0, 100.0)}),
     ],
 )
 def test_every_setting_is_read(tmp_path, cls, experiment, changes):

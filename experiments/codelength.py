@@ -1,0 +1,184 @@
+r"""What labels cost in bits: in a compressed file, and online, while the model is learned.
+
+    python experiments/codelength.py
+    python experiments/codelength.py --config=experiments/configs/codelength_fashion_mnist.py \
+        --config.data.folder=FOLDER --workdir=DIR
+    python experiments/codelength.py --config.precision=0.01 --config.percent=1,10,100
+
+A model fitted to the training data compresses the labels of the test data into a file, which is
+read back and decoded: its size is the loss. And the labels of the training data are sent online,
+see `softmax_jax.prequential`, with models that are refitted and with one that takes a single pass;
+the same for the control task, the same labels in another order.
+
+The workdir gets config.json, labels.smxl (the file), params.npz (w, b and scale, which decode it),
+codelength.jsonl (a row a point of the curves), codelength.png and summary.json.
+"""
+
+import io
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import driver
+import optimizers
+import settings
+from softmax_jax import coding, data, figures, information, metrics, prequential, solvers, training
+from softmax_jax.model import Params
+from softmax_jax.prequential import Codelength
+
+
+def codelength(config: settings.Codelength, workdir: pathlib.Path) -> dict[str, Any]:
+    """Measures all, and returns what it also writes to summary.json."""
+    optimizer = optimizers.make(config.optimizer, lambda step: 1.0)
+    dataset = driver.start(config, workdir)
+    if dataset.train.targets.ndim != 1 or dataset.test.targets.ndim != 1:
+        raise ValueError("config.data: targets are probabilities; only class ids can be coded")
+    summary = compressed(config, dataset, workdir)
+    curves, controls = online(config, dataset, optimizer)
+    summary["online"] = {
+        "labels": len(dataset.train.x),
+        "uniform_bits": curves["refitted"].uniform,
+        **{
+            way: {
+                "bits": curves[way].total,
+                "compression": curves[way].compression,
+                "control_bits": controls[way].total,
+                "selectivity_bits": controls[way].total - curves[way].total,
+            }
+            for way in curves
+        },
+    }
+    rows = [
+        {"code": way, "control": some is controls, "seen": int(seen), "bits": float(bits)}
+        for some in (curves, controls)
+        for way, curve in some.items()
+        for seen, bits in zip(curve.seen, curve.bits, strict=True)
+    ]
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    driver.write_atomically(workdir / "codelength.jsonl", lines.encode())
+    picture = figures.codelength_curves(curves, controls)
+    driver.write_atomically(workdir / "codelength.png", figures.to_png(picture))
+    driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
+    return summary
+
+
+def compressed(
+    config: settings.Codelength, dataset: data.Dataset, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Writes the test labels to a file, reads them back, and says what they cost."""
+    q, scale = len(dataset.class_names), dataset.scale
+    solution = solvers.fit(*dataset.train, l2=config.l2, num_classes=q, scale=scale, tol=config.tol)
+    params = Params(*(jnp.asarray(a, jnp.float32) for a in solution.params))
+    x, labels = dataset.test
+    nats = metrics.summarize(training.evaluate(params, driver.batches(dataset)[1]))["nats"]
+    bits = float(information.to_bits(nats)) * len(labels)
+    content = coding.compress(params, x, labels, scale=scale)
+    path = workdir / "labels.smxl"
+    driver.write_atomically(path, content)
+    stream = io.BytesIO()
+    np.savez(stream, w=params.w, b=params.b, scale=scale)
+    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    decoded = coding.decompress(path.read_bytes(), params, x, scale=scale)
+    if not np.array_equal(decoded, labels):
+        raise ValueError(f"{path}: other labels were decoded than were coded")
+    shares = jnp.bincount(jnp.asarray(labels), length=q) / len(labels)
+    marginal = float(information.entropy(shares, unit="bits")) * len(labels)
+    uniform = len(labels) * float(np.log2(q))
+    return {
+        "fit": {"status": str(solution.status), "relative_gap": float(solution.relative_gap)},
+        "file": {
+            "labels": len(labels),
+            "uniform_bits": uniform,
+            "marginal_bits": marginal,
+            "loss_bits": bits if np.isfinite(bits) else None,
+            "codelength_bits": coding.codelength(params, x, labels, scale=scale),
+            "bits": 8 * len(content),
+            "bytes": len(content),
+            "header_bytes": coding.HEADER_BYTES,
+            "overhead_bits": 8 * len(content) - bits if np.isfinite(bits) else None,
+            "compression": uniform / (8 * len(content)),
+        },
+    }
+
+
+def online(
+    config: settings.Codelength, dataset: data.Dataset, optimizer: Any
+) -> list[dict[str, Codelength]]:
+    """The training labels with both ways to learn, and the same of the control task."""
+    order_key, control_key, pass_key = jax.random.split(jax.random.key(config.seed), 3)
+    n, q = len(dataset.train.x), len(dataset.class_names)
+    order = np.asarray(jax.random.permutation(order_key, n))
+    x, labels = dataset.train.x[order], dataset.train.targets[order]
+    ends = prequential.block_ends(n, config.percent)
+    found = []
+    with tqdm(total=2 * len(ends), unit="block", desc="sending labels") as bar:
+        for task in (labels, prequential.control_labels(control_key, labels)):
+            common: Any = {"num_classes": q, "scale": dataset.scale}
+            refitted = prequential.refit(
+                x,
+                task,
+                ends=ends,
+                precision=config.precision,
+                tol=config.tol,
+                callback=lambda seen: bar.update(),
+                **common,
+            )
+            bar.update()  # the first block, for which nothing is fitted
+            one_pass = prequential.stream(
+                x,
+                task,
+                optimizer=optimizer,
+                learning_rate=config.learning_rate,
+                batch_size=config.batch_size,
+                key=pass_key,
+                **common,
+            )
+            found.append({"refitted": refitted, "one pass": one_pass})
+    return found
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The tables."""
+    file, sent = summary["file"], summary["online"]
+
+    def line(name: str, bits: float | None, labels: int) -> str:
+        if bits is None:
+            return f"{name:34}{'infinite':>12}"
+        return f"{name:34}{bits:12,.0f}{bits / 8:12,.1f}{bits / labels:12.4f}"
+
+    n, title = file["labels"], f"{sent['labels']:,} training labels, online"
+    overhead = file["overhead_bits"]
+    lines = [
+        f"{f'{n:,} test labels':34}{'bits':>12}{'bytes':>12}{'bits/label':>12}",
+        line("uniform code", file["uniform_bits"], n),
+        line("entropy of their marginal", file["marginal_bits"], n),
+        line("loss", file["loss_bits"], n),
+        line("file", file["bits"], n),
+    ]
+    if overhead is not None:
+        lines.append(
+            f"overhead of {overhead / 8:.1f} bytes: {file['header_bytes']} are the header, "
+            f"{overhead / 8 - file['header_bytes']:.1f} those of the coder"
+        )
+    lines += [
+        f"{file['compression']:.2f} times smaller than the uniform code; decoded, and the same",
+        "",
+        f"{title:34}{'bits':>12}{'of uniform':>12}{'control':>12}{'selectivity':>13}",
+        f"{'uniform code':34}{sent['uniform_bits']:12,.0f}{1:12.1%}",
+    ]
+    for way in ("refitted", "one pass"):
+        scores = sent[way]
+        lines.append(
+            f"{way:34}{scores['bits']:12,.0f}{1 / scores['compression']:12.1%}"
+            f"{scores['control_bits']:12,.0f}{scores['selectivity_bits']:13,.0f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    driver.run(codelength, report, settings.Codelength, default="codelength_digits")

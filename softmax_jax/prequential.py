@@ -1,0 +1,240 @@
+r"""Online codelength: how many bits labels take if the model is learned while they are sent.
+
+Sender and receiver have the features. The labels go in blocks: the first at log2 q bits each, and
+each later one by the model that both have learned from the labels before it (Rissanen 1984, Dawid
+1984). What is sent is the labels and nothing else, so the codelength pays for the model, too: it is
+the minimum description length of Voita and Titov (2020), by which features that need much data or
+a complex model are worse than those that need little, at one and the same accuracy in the end.
+
+Two ways to learn: `refit` fits a model to its certified optimum before each block, and `stream`
+takes a single pass of minibatches, each coded before it is learned from.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.special
+
+from softmax_jax import solvers, training
+from softmax_jax._checks import checked_targets, refuse_not_finite
+from softmax_jax.information import NATS_PER_BIT
+from softmax_jax.model import Params
+from softmax_jax.training import Batch
+
+BLOCK = 2**22
+"""Logits at a time."""
+# Of Voita and Titov (2020), in percent of the examples.
+PERCENT = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
+
+
+class Codelength(NamedTuple):
+    """Bits to send the labels of the first examples, for growing numbers of them."""
+
+    seen: np.ndarray
+    """``[points]``: the number of examples; the last one is all."""
+    bits: np.ndarray
+    """``[points]``, of all labels so far."""
+    uniform: float
+    """``n log2 q`` in bits, for all labels without a model."""
+
+    @property
+    def total(self) -> float:
+        """In bits, for all labels."""
+        return float(self.bits[-1])
+
+    @property
+    def compression(self) -> float:
+        """How many times shorter than the uniform code."""
+        return self.uniform / self.total
+
+
+def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
+    """How many of n examples have been sent after each block: rising, the last one n.
+
+    Args:
+      n: the number of examples.
+      percent: of n, rising to 100; those that round to no further example are left out.
+
+    Raises:
+      ValueError: if they do not rise to 100, or there are no examples.
+    """
+    rising = all(a < b for a, b in itertools.pairwise(percent))
+    if n < 1 or not percent or percent[0] <= 0 or percent[-1] != 100 or not rising:
+        raise ValueError(f"percent: {tuple(percent)} of {n} examples; expected to rise to 100")
+    ends = [math.ceil(n * p / 100 - 1e-9) for p in percent]
+    return sorted(set(ends))
+
+
+def refit(
+    x: Any,
+    labels: Any,
+    *,
+    num_classes: int,
+    ends: Sequence[int] | None = None,
+    precision: float = 1.0,
+    scale: Any = None,
+    tol: float = 1e-2,
+    callback: Callable[[int], None] | None = None,
+) -> Codelength:
+    r"""Codelength with a model fitted to all labels before each block, to its certified optimum.
+
+    Each is the most probable model under the prior ``W ~ Normal(0, 1 / precision)``: after n labels
+    l2 is ``precision / n``. To a label it gives the probability
+
+    .. math:: (1 - \epsilon) P(y) + \epsilon / q, \qquad \epsilon = \frac{q / 2}{n + q / 2},
+
+    half a label of each class seen beforehand, as in the estimator of Krichevsky and Trofimov
+    (1981): a class that was not met yet costs some bits and not infinitely many.
+
+    Args:
+      x: ``[n, d]`` features, in the order in which their labels are sent; shuffle them first.
+      labels: class ids ``[n]``.
+      num_classes: q.
+      ends: of the blocks; by default `block_ends`.
+      precision: of the prior on the weights, for features times ``scale``.
+      scale: the model sees ``x * scale``.
+      tol: relative gap to the optimum, see `solvers.fit`.
+      callback: called after each block with the number of labels sent.
+
+    Raises:
+      ValueError: on shapes that do not fit, class ids out of range, ``ends`` that do not rise to n,
+        or as `solvers.fit`.
+      RuntimeError: if an optimum could not be certified.
+    """
+    x, labels = _checked(x, labels, num_classes)
+    n = len(x)
+    ends = block_ends(n) if ends is None else [int(end) for end in ends]
+    if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
+        raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
+    if not 0 < precision < math.inf:
+        raise ValueError(f"precision: {precision}; expected a positive number")
+    bits = [ends[0] * math.log2(num_classes)]
+    for seen, end in itertools.pairwise(ends):
+        params = _fitted(x, labels, seen, num_classes, precision, scale, tol)
+        unknown = num_classes / 2 / (seen + num_classes / 2)
+        likelihoods = _likelihoods(params, x[seen:end], labels[seen:end], scale)
+        mixed = (1 - unknown) * likelihoods + unknown / num_classes
+        bits.append(-float(np.sum(np.log2(mixed))))
+        if callback is not None:
+            callback(end)
+    return Codelength(np.array(ends), np.cumsum(bits), n * math.log2(num_classes))
+
+
+def _fitted(
+    x: np.ndarray,
+    labels: np.ndarray,
+    seen: int,
+    num_classes: int,
+    precision: float,
+    scale: Any,
+    tol: float,
+) -> Params:
+    if (labels[:seen] == labels[0]).all():
+        # There is nothing to tell apart, and this class is all that the model knows.
+        w: Any = np.zeros((x.shape[1], num_classes))
+        b: Any = np.where(np.arange(num_classes) == labels[0], 0, -np.inf)
+        return Params(w, b)
+    # Labels without weight are not looked at, and fits to all parts share one compiled program.
+    solution = solvers.fit(
+        x,
+        labels,
+        l2=precision / seen,
+        sample_weight=(np.arange(len(x)) < seen).astype(np.float64),
+        num_classes=num_classes,
+        scale=scale,
+        tol=tol,
+    )
+    if solution.status != solvers.CERTIFIED:
+        raise RuntimeError(
+            f"the model of the first {seen:,} labels is not certified to be within {tol:g} of its "
+            f"optimum: {solution.reason}"
+        )
+    return solution.params
+
+
+def _likelihoods(params: Params, x: np.ndarray, labels: np.ndarray, scale: Any) -> np.ndarray:
+    """``P(y_i)`` in float64: ``[n]``."""
+    w = params.w * np.broadcast_to(1.0 if scale is None else scale, len(params.w))[:, None]
+    rows = max(BLOCK // len(params.b), 1)
+    found = []
+    for start in range(0, len(x), rows):
+        at = slice(start, start + rows)
+        log_p = scipy.special.log_softmax(x[at].astype(np.float64) @ w + params.b, axis=1)
+        found.append(np.exp(np.take_along_axis(log_p, labels[at, None], axis=1)[:, 0]))
+    return np.concatenate(found)
+
+
+def stream(
+    x: Any,
+    labels: Any,
+    *,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    batch_size: int = 32,
+    key: jax.Array | None = None,
+    scale: Any = None,
+    learning_rate: float = 1.0,
+    l2: float = 0.0,
+) -> Codelength:
+    """Codelength of one epoch of `training.make_epoch`, from parameters of zero.
+
+    Each minibatch is coded by the parameters before its step, so the first one takes log2 q bits a
+    label. The epoch is one program: it costs no more than training does.
+
+    Args:
+      x: ``[n, d]`` features.
+      labels: class ids ``[n]``.
+      num_classes: q.
+      optimizer: see `training.init`, as are ``learning_rate`` and ``l2``.
+      batch_size: labels that are sent between two steps.
+      key: of the order in which they are; by default ``jax.random.key(0)``.
+      scale: the model sees ``x * scale``.
+      learning_rate: a factor on the updates.
+      l2: on the mean loss of a minibatch.
+
+    Raises:
+      ValueError: on shapes that do not fit, or class ids out of range.
+      FloatingPointError: if training diverges.
+    """
+    x, labels = _checked(x, labels, num_classes)
+    zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
+    state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
+    epoch = training.make_epoch(optimizer, batch_size=batch_size)
+    state, steps = epoch(state, Batch(jnp.asarray(x), jnp.asarray(labels), scale=scale))
+    if (step := int(state.diverged)) >= 0:
+        raise FloatingPointError(
+            f"training diverged at step {step}: try a third of the learning rate {learning_rate:g}"
+        )
+    loss, weight = (np.asarray(a, np.float64) for a in (steps.loss, steps.weight))
+    return Codelength(
+        seen=np.cumsum(weight).astype(int),
+        bits=np.cumsum(loss * weight) / NATS_PER_BIT,
+        uniform=len(x) * math.log2(num_classes),
+    )
+
+
+def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
+    """The same labels in another order, which features tell nothing about: ``[n]``.
+
+    The control task of Hewitt and Liang (2019), for inputs that do not repeat. By how much its
+    codelength is above that of the labels themselves is their selectivity: what the features tell,
+    less what the model is able to learn by heart.
+    """
+    return np.asarray(labels)[np.asarray(jax.random.permutation(key, len(labels)))]
+
+
+def _checked(x: Any, labels: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    x, labels = np.asarray(x), np.asarray(labels)
+    if x.ndim != 2 or labels.ndim != 1:
+        raise ValueError(f"x of shape {x.shape}, labels of {labels.shape}; expected [n, d] and [n]")
+    labels = checked_targets(labels, len(x), "labels")
+    if labels.max() >= num_classes:
+        raise ValueError(f"labels: class id {labels.max()} of {num_classes} classes")
+    refuse_not_finite(x, "x")
+    return x, labels

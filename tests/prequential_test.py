@@ -1,0 +1,167 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import gammaln
+from sklearn.linear_model import LogisticRegression
+
+from softmax_jax import conventions, prequential, training
+from softmax_jax.model import Params
+from softmax_jax.training import Batch
+
+
+def drawn(n=120, d=4, q=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(n, d)), 2 * rng.normal(size=(d, q))
+    return x, np.argmax(x @ w + rng.gumbel(size=(n, q)), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "ends"),
+    [
+        (1000, [1, 2, 4, 8, 16, 32, 63, 125, 250, 500, 1000]),
+        (60_000, [60, 120, 240, 480, 960, 1920, 3750, 7500, 15_000, 30_000, 60_000]),
+        (7, [1, 2, 4, 7]),
+        (1, [1]),
+    ],
+)
+def test_blocks_are_those_of_voita_and_titov(n, ends):
+    assert prequential.block_ends(n) == ends
+
+
+def test_without_features_it_is_the_code_of_krichevsky_and_trofimov():
+    rng = np.random.default_rng(0)
+    q, labels = 4, rng.choice(4, size=40, p=[0.6, 0.3, 0.1, 0.0])
+    found = prequential.refit(np.zeros((40, 1)), labels, num_classes=q, ends=range(1, 41), tol=1e-6)
+    # A Dirichlet prior with 1/2 for each class: the probability of all labels in closed form.
+    counts = np.bincount(labels, minlength=q)
+    nats = gammaln(40 + q / 2) - gammaln(q / 2) - np.sum(gammaln(counts + 0.5) - gammaln(0.5))
+    assert found.total == pytest.approx(nats / math.log(2), rel=1e-6)
+    assert found.bits[0] == 2
+    assert found.uniform == 80
+    assert found.compression == pytest.approx(80 / found.total)
+
+
+def test_each_block_is_coded_by_the_fit_to_the_labels_before_it():
+    x, labels = drawn()
+    ends = [20, 50, 120]
+    found = prequential.refit(
+        x, labels, num_classes=3, ends=ends, precision=2.0, scale=0.5, tol=1e-9
+    )
+    bits = [20 * math.log2(3)]
+    for seen, end in ((20, 50), (50, 120)):
+        strengths = conventions.to_sklearn(2.0 / seen, total_weight=seen)
+        model = LogisticRegression(**strengths, tol=1e-10, max_iter=10_000)
+        model.fit(0.5 * x[:seen], labels[:seen])
+        p = model.predict_proba(0.5 * x[seen:end])[np.arange(end - seen), labels[seen:end]]
+        unknown = 1.5 / (seen + 1.5)
+        bits.append(-np.log2((1 - unknown) * p + unknown / 3).sum())
+    np.testing.assert_allclose(found.bits, np.cumsum(bits), rtol=1e-5)
+    np.testing.assert_array_equal(found.seen, ends)
+
+
+def test_labels_to_come_are_not_looked_at():
+    x, labels = drawn()
+    changed = np.where(np.arange(120) < 50, labels, 0)
+    ours, theirs = (
+        prequential.refit(x, some, num_classes=3, ends=[20, 50, 120]) for some in (labels, changed)
+    )
+    np.testing.assert_array_equal(ours.bits[:2], theirs.bits[:2])
+    assert ours.bits[2] != theirs.bits[2]
+
+
+def test_a_class_that_comes_late_costs_bits_and_not_infinity():
+    x, labels = drawn()
+    labels = np.where(np.arange(120) < 60, 0, labels)
+    found = prequential.refit(x, labels, num_classes=5, ends=[1, 30, 60, 90, 120])
+    assert np.isfinite(found.bits).all()
+    # From one class alone: a label of it has (29.5 + 0.5) of 32.5, before the 31st.
+    assert found.bits[2] - found.bits[1] == pytest.approx(30 * math.log2(32.5 / 30.5), rel=1e-6)
+
+
+def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
+    x, labels = drawn(n=600)
+    control = prequential.control_labels(jax.random.key(0), labels)
+    np.testing.assert_array_equal(np.bincount(control), np.bincount(labels))
+    assert (control != labels).any()
+    real, shuffled = (prequential.refit(x, some, num_classes=3) for some in (labels, control))
+    assert real.total < 0.7 * real.uniform
+    assert shuffled.total > 0.97 * shuffled.uniform
+
+
+def test_fits_to_all_blocks_share_one_program(count_compilations):
+    x, labels = drawn(n=150)
+    first = count_compilations(
+        lambda: prequential.refit(x, labels, num_classes=3, ends=[20, 40, 150]).bits
+    )
+    assert first > 0
+    again = count_compilations(
+        lambda: prequential.refit(x, labels, num_classes=3, ends=[25, 50, 75, 100, 150]).bits
+    )
+    assert again == 0
+
+
+def test_progress_is_told():
+    x, labels = drawn()
+    told = []
+    prequential.refit(x, labels, num_classes=3, ends=[20, 50, 120], callback=told.append)
+    assert told == [50, 120]
+
+
+def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
+    x, labels = drawn()
+    optimizer, key = optax.adam(0.1), jax.random.key(3)
+    found = prequential.stream(
+        x, labels, num_classes=3, optimizer=optimizer, batch_size=32, key=key, scale=0.5, l2=0.1
+    )
+    zero = Params(jnp.zeros((4, 3)), jnp.zeros(3))
+    state = training.init(zero, optimizer, key=key, l2=0.1)
+    data = Batch(jnp.asarray(x), jnp.asarray(labels), scale=0.5)
+    epoch, bits = training.make_epoch(optimizer, batch_size=32), []
+    for stop in (1, 2, 3, 4):
+        before = state
+        state, steps = epoch(state, data, stop)
+        bits.append(float(steps.loss[stop - 1] * steps.weight[stop - 1]) / math.log(2))
+        assert int(before.step) == stop - 1
+    np.testing.assert_allclose(found.bits, np.cumsum(bits), rtol=1e-5)
+    assert found.seen.tolist() == [32, 64, 96, 120]
+    assert found.bits[0] == pytest.approx(32 * math.log2(3), rel=1e-6)
+    assert found.total < found.uniform
+
+
+def test_a_pass_that_diverges_says_so():
+    x, labels = drawn()
+    with pytest.raises(FloatingPointError, match="a third of the learning rate 1e"):
+        prequential.stream(
+            1e20 * x, labels, num_classes=3, optimizer=optax.sgd(1.0), learning_rate=1e30
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.full(120, 3)}, "class id 3 of 3 classes"),
+        ({"labels": np.zeros(119, int)}, "for 120 rows"),
+        ({"labels": np.zeros((120, 3))}, r"expected \[n, d\] and \[n\]"),
+        ({"x": np.full((120, 1), np.nan)}, "x: row 0, feature 0 is nan"),
+        ({"ends": [10, 10, 120]}, "expected to rise to 120"),
+        ({"ends": [10, 119]}, "expected to rise to 120"),
+        ({"ends": [0, 120]}, "expected to rise to 120"),
+        ({"ends": []}, "expected to rise to 120"),
+        ({"precision": 0.0}, "expected a positive number"),
+    ],
+)
+def test_bad_input_is_refused(changes, message):
+    x, labels = drawn()
+    inputs = {"x": x, "labels": labels, "num_classes": 3} | changes
+    with pytest.raises(ValueError, match=message):
+        prequential.refit(**inputs)
+
+
+@pytest.mark.parametrize("percent", [(), (50,), (0, 100), (60, 50, 100)])
+def test_percents_that_do_not_rise_are_refused(percent):
+    with pytest.raises(ValueError, match="expected to rise to 100"):
+        prequential.block_ends(10, percent)
