@@ -77,6 +77,18 @@ def test_gibbs_inequality_and_the_divergence(ps):
         np.testing.assert_allclose(kl, cross - own, rtol=1e-5, atol=2e-6)
 
 
+@settings(deadline=None, max_examples=60)
+@given(distributions(count=2))
+def test_bits_are_nats_over_log_2_and_classes_of_probability_zero_have_derivatives(ps):
+    for function in (information.cross_entropy, information.kl_divergence):
+        nats, gradients = jax.value_and_grad(function, argnums=(0, 1))(*ps)
+        np.testing.assert_allclose(function(*ps, unit="bits"), nats / LN2, rtol=1e-6)
+        assert not np.isnan(nats)
+        assert not np.isnan(gradients).any()
+        if np.isfinite(nats):
+            assert np.isfinite(gradients[1]).all()
+
+
 @settings(deadline=None, max_examples=30)
 @given(distributions())
 def test_equality_for_equal_distributions(ps):

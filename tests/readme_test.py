@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_the_python_examples_run_as_printed(data_dir, number):
     code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[number]
     # TFDS reads its variable once, when it is imported; the argument says the same at any time.
