@@ -228,6 +228,7 @@ def test_another_process_decodes(digits, tmp_path):
     assert decoded_elsewhere(tmp_path, content, params, x, labels, scale) == len(labels)
 
 
+@pytest.mark.slow
 def test_the_labels_of_fashion_mnist_have_the_size_of_the_loss(idx_folder, data_dir, tmp_path):
     dataset = data.load("fashion_mnist", folder=str(idx_folder("fashion_mnist")), data_dir=data_dir)
     (x, labels), scale = dataset.test, dataset.scale

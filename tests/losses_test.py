@@ -128,6 +128,7 @@ def test_the_hessian_is_positive_semi_definite_with_the_offset_in_its_kernel(log
     np.testing.assert_allclose(hessian.sum(axis=-1), 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_order_of_modes_gives_the_same_second_derivative(logits, labels):
     o, y = logits[0], labels[0]
     hessians = [

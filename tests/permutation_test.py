@@ -6,7 +6,7 @@ import scipy.stats
 from softmax_jax._permutation import permutation
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 4095, 4096, 4097, 5000, 60_000, 65_536, 99_991])
+@pytest.mark.parametrize("n", [1, 2, 3, 4095, 4096, 4097, 60_000])
 def test_every_index_comes_once(n):
     order = np.asarray(permutation(jax.random.key(n), n))
     np.testing.assert_array_equal(np.sort(order), np.arange(n))

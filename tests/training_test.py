@@ -45,7 +45,14 @@ def assert_trees_close(a, b, **tolerances):
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, **tolerances), a, b)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    # Each compiles anew.
+    [
+        pytest.param(each, id=name, marks=[] if name in ("sgd", "adam") else pytest.mark.slow)
+        for name, each in OPTIMIZERS.items()
+    ],
+)
 class TestEveryOptimizer:
     def test_the_state_keeps_structure_dtypes_and_weak_types(self, optimizer, params, data):
         state = training.init(params, optimizer)

@@ -273,6 +273,7 @@ def test_a_bad_download_is_not_kept(tmp_path, mnist_host):
 
 
 # Mean and standard deviation of all training pixels on the scale 0..1, as commonly published.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mean", "deviation"),
     [("mnist", 0.1307, 0.3081), ("fashion_mnist", 0.2860, 0.3530)],

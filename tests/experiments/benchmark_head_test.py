@@ -13,6 +13,7 @@ def arrays():
     return x, w, jax.random.randint(keys[2], (150,), 0, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sweep", "recompute"])
 def test_all_ways_agree_with_the_reference(arrays, strategy):
     exact = benchmark.reference(*arrays)

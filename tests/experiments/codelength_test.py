@@ -88,6 +88,7 @@ def test_probabilities_as_targets_are_refused(tmp_path):
         codelength.codelength(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_a_shipped_config(run_script, data_dir):
     result = run_script(
         codelength.__file__,

@@ -301,6 +301,7 @@ def test_digits_are_fitted(tmp_path, data_dir):
     assert names_in(tmp_path) == FILES | {"weights.png"}
 
 
+@pytest.mark.slow
 def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
     folder = str(idx_folder("fashion_mnist"))
     source = settings.Data("fashion_mnist", folder=folder, data_dir=data_dir)

@@ -11,6 +11,7 @@ from softmax_jax.training import Batch
 right_gradient = losses.cross_entropy_gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "size", "soft"),
     [

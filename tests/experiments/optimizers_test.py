@@ -24,7 +24,15 @@ def data():
     return Batch(jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32))
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+# Each compiles anew.
+FEW = ("adam", "sgd", "sm3")
+MARKED = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in optimizers.OPTIMIZERS
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_every_optimizer_lowers_the_loss(data, name):
     optimizer = optimizers.make(name, CONSTANT)
     params = model.init(jax.random.key(0), num_features=5, num_classes=3)

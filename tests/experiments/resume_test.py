@@ -77,7 +77,10 @@ def stop_after(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize("looks", [0, 1, 4, 7])
+@pytest.mark.parametrize(
+    "looks",
+    [0, pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, stop_after, looks):
     stop_after(looks)
     with pytest.raises(driver.Interrupted, match="SIGTERM"):
@@ -207,6 +210,7 @@ def saves(workdir):
     return {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_how_to_go_on(config, tmp_path, number):
     long = dataclasses.replace(config, duration="100000 epochs", evaluate_every="1 epoch")

@@ -218,6 +218,7 @@ def test_digits_are_learned(tmp_path, data_dir):
     assert train.train(config, tmp_path)["test"]["accuracy"] >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bar"), [("mnist", 0.922), ("fashion_mnist", 0.84)])
 def test_published_images_are_learned(tmp_path, data_dir, idx_folder, name, bar):
     source = settings.Data(name, folder=str(idx_folder(name)), data_dir=data_dir)
@@ -225,6 +226,7 @@ def test_published_images_are_learned(tmp_path, data_dir, idx_folder, name, bar)
     assert train.train(config, tmp_path)["test"]["accuracy"] >= bar
 
 
+@pytest.mark.slow
 def test_the_classroom_is_learned(tmp_path):
     assert train.train(shipped("classroom"), tmp_path)["test"]["accuracy"] >= 0.9
 

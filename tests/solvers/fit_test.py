@@ -99,6 +99,7 @@ def test_blocks_and_storage_change_nothing_but_rounding(digits, reference, way):
     np.testing.assert_allclose(solution.params.b, reference.params.b, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_path_is_as_single_fits_within_the_gaps(digits, lanes):
     x, y = digits
@@ -114,6 +115,7 @@ def test_a_path_is_as_single_fits_within_the_gaps(digits, lanes):
         assert path.status[at] == single.status == solvers.CERTIFIED
 
 
+@pytest.mark.slow
 def test_weightings_share_passes(iris):
     x, y = iris
     weights = np.random.default_rng(0).integers(0, 3, size=(5, len(x))).astype(float)
@@ -141,6 +143,7 @@ def test_class_weights(iris):
         assert same.objective == pytest.approx(balanced.objective, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_offsets_and_a_start(iris):
     x, y = iris
     first = solvers.fit(x[:, :2], y, l2=1e-2, tol=1e-10)
@@ -244,6 +247,7 @@ def test_without_a_penalty_nothing_is_certified(iris):
     assert solution.objective == pytest.approx(least, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_a_falling_objective_is_progress_though_the_gap_does_not_fall():
     rng = np.random.default_rng(0)
     sizes = ((40, 60, 3), (60, 20, 5))
@@ -257,6 +261,7 @@ def noise(n, d, q):
     return rng.normal(size=(n, d)), rng.integers(q, size=n)
 
 
+@pytest.mark.slow
 def test_without_a_penalty_on_one_of_several_lanes():
     x, y = noise(300, 4, 3)
     weights = np.stack([np.arange(300) % 3 != i for i in range(3)]).astype(float)
@@ -305,6 +310,7 @@ def test_rows_without_weight_are_as_if_they_were_not_there(digits, monkeypatch):
         assert both.objective[i] == pytest.approx(alone.objective, rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e3, 1e5])
 @pytest.mark.parametrize("method", METHODS)
 def test_offsets_however_large_are_made_up_for_by_the_bias(size, method):
@@ -316,6 +322,7 @@ def test_offsets_however_large_are_made_up_for_by_the_bias(size, method):
     assert solution.objective == pytest.approx(np.log(2), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_features_too_large_for_float32(digits, monkeypatch):
     monkeypatch.setattr(solvers._lanes, "SMALL", 0)
     x, y = digits
@@ -325,6 +332,7 @@ def test_features_too_large_for_float32(digits, monkeypatch):
     assert np.log(10) > solution.objective > solution.objective - solution.gap >= 0
 
 
+@pytest.mark.slow
 def test_passes_that_run_out_are_said_to(digits):
     x, y = digits
     solution = solvers.fit(x, y, l2=1e-6, scale=1 / 16, tol=1e-12, max_passes=3)
@@ -353,6 +361,7 @@ def test_the_second_fit_of_the_same_shapes_compiles_nothing(iris, count_compilat
     assert count_compilations(again) == 0
 
 
+@pytest.mark.slow
 def test_progress_and_history(digits):
     x, y = digits
     seen = []

@@ -26,7 +26,9 @@ def made(seed, *, soft=False, weighted=False, n=120, d=6, q=5):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["soft", "weighted", "plain"])
+@pytest.mark.parametrize(
+    "kind", ["weighted", *(pytest.param(k, marks=pytest.mark.slow) for k in ("soft", "plain"))]
+)
 def test_the_certificate_is_right(seed, kind):
     x, y, options = made(seed, soft=kind == "soft", weighted=kind == "weighted")
     l2 = np.array([1e-1, 1e-2, 1e-3])
@@ -67,6 +69,7 @@ def test_it_is_taken_where_logits_are_too_many(monkeypatch):
     assert not calls
 
 
+@pytest.mark.slow
 def test_without_a_penalty_nothing_is_certified():
     x, y, options = made(0)
     found = solvers.fit(x, y, l2=0.0, max_passes=20, method="logits-free", **options)
