@@ -1,5 +1,7 @@
 """Checks of features and targets at the door; each message names the place and a remedy."""
 
+from typing import Any
+
 import numpy as np
 
 # float32 probabilities of a million classes still sum to one this well.
@@ -36,6 +38,8 @@ def checked_targets(
             f"{where}: targets of shape {targets.shape} for {rows} rows; expected class ids "
             f"[{rows}] or probabilities [{rows}, q]"
         )
+    if rows == 0:
+        raise ValueError(f"{where}: there are no rows")
     if targets.ndim == 1:
         if targets.dtype.kind not in "ui":
             raise ValueError(
@@ -62,3 +66,45 @@ def checked_targets(
             f"{targets[row].sum()}; they must be non-negative and sum to 1"
         )
     return probabilities
+
+
+def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
+    """Class ids as int32, all of them below ``num_classes``."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
+    labels = checked_targets(labels, rows, where)
+    if labels.max() >= num_classes:
+        row = int(np.argmax(labels))
+        raise ValueError(f"{where}: row {row} has class id {labels[row]} of {num_classes} classes")
+    return labels
+
+
+def checked_features(x: Any, where: str = "x") -> np.ndarray:
+    """Finite real numbers ``[n, d]``, as they are."""
+    x = np.asarray(x)
+    if x.ndim != 2:
+        raise ValueError(f"{where}: shape {x.shape}; expected [n, d]")
+    if not is_real(x):
+        raise ValueError(f"{where}: type {x.dtype}; expected real numbers")
+    refuse_not_finite(x, where)
+    return x
+
+
+def checked_row_weights(weights: Any, rows: int) -> np.ndarray:
+    """``[rows]`` float64, 0 or more and with a finite sum above 0; 1 where they are None."""
+    checked = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
+    if checked.shape != (rows,):
+        raise ValueError(f"weights: shape {checked.shape} for {rows} rows; expected [{rows}]")
+    with np.errstate(over="ignore"):
+        if not ((checked >= 0).all() and 0 < checked.sum() < np.inf):
+            raise ValueError("weights: expected numbers, 0 or more, with a finite sum above 0")
+    return checked
+
+
+def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
+    """``[d]`` finite float64, of one number or of one a feature."""
+    value = np.asarray(default if value is None else value, np.float64)
+    if value.shape not in ((), (d,)) or not np.isfinite(value).all():
+        raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
+    return np.array(np.broadcast_to(value, (d,)))

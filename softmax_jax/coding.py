@@ -6,15 +6,17 @@ constriction (Bamler 2022). Who decodes must have the very same probabilities, a
 does not give them: a product summed in another order, on another device or for a batch of another
 size, differs in its last bits, and what is decoded after that is noise. So all is done in integers:
 
-* Features and weights are rounded to multiples of powers of two, such that no sum in the product
-  reaches 2^53. A product of integers in float64 is then exact, in whatever order it is summed.
+* Features and weights are rounded to multiples of powers of two, of each feature its own, such that
+  no sum in the product reaches 2^53. A product of integers in float64 is then exact, in whatever
+  order it is summed.
 * From logits in multiples of 2^-16 bit, ``2^-gap`` is taken from two integer tables, which are
   made by integer square roots, and scaled to frequencies of 1 or more that sum to 2^24.
 
-The frequencies are the probabilities of the model to about 1e-4; that of a label has a floor of
-2^-24, so no label costs more than 24 bits. The file begins with a header, which has a digest of
-all of it, so that damage is detected, and one of the labels, so that a model or features other than
-those that it was made with are, too.
+The frequencies are the probabilities of the model to about 1e-4, and a floor of 2^-24 for each
+class: no label costs more than 24 bits, and of q classes that do not occur the others pay for
+q / 2^24 of the probability, which is little up to some ten thousand. The file begins with a header,
+which has a digest of all of it, so that damage is detected, and one of the labels, so that a model
+or features other than those that it was made with are, too.
 """
 
 import functools
@@ -27,7 +29,7 @@ from typing import Any, NamedTuple
 import constriction
 import numpy as np
 
-from softmax_jax._checks import checked_targets, refuse_not_finite
+from softmax_jax._checks import checked_features, checked_labels, per_feature
 from softmax_jax.model import Params
 
 PRECISION = 24
@@ -36,39 +38,35 @@ FRACTION = 16
 """Logits are multiples of 2 to minus this power, in bits."""
 LOG2_E = 1.4426950408889634
 MOST_CLASSES = 2**22
-BLOCK = 8192
-"""Rows at a time."""
+FEATURE_BITS = 22
+"""Of the largest number of a feature, where features are not integers."""
+BLOCK = 2**22
+"""Logits at a time."""
 
 MAGIC = b"SMXL"
 VERSION = 1
-# Magic, version, precision, fraction, exponents of features and weights, d, q, count; then the
-# digests of the labels, and of all else.
-_HEADER = struct.Struct("<4sBBBhhIIQ")
+# Magic, version, the recipe (precision, fraction, bits of features, power of two of the product),
+# d, q, count; then the digests of the labels, and of all else.
+_HEADER = struct.Struct("<4sBBBBhIIQ")
 _DIGEST = 8
 HEADER_BYTES = _HEADER.size + 2 * _DIGEST
 # Bits of the entries of the tables, and of what they are computed with.
 _ENTRY, _WORK = 30, 96
 
 
-class Recipe(NamedTuple):
-    """How numbers become integers: times 2 to these powers, rounded."""
-
-    features: int
-    weights: int
-
-
 def compress(
-    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int = BLOCK
+    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int | None = None
 ) -> bytes:
     """The labels as the content of a file.
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``; a bias of ``-inf`` marks a class that should not occur.
-      x: ``[n, d]`` features as they are stored; integers are taken exactly, and floats to 2^-20 of
-        the largest one.
+      x: ``[n, d]`` features as they are stored; integers are taken exactly, and floats to 2^-22 of
+        the largest one of their feature.
       labels: class ids ``[n]``.
       scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
-      block_size: rows at a time, of no influence on the content.
+      block_size: rows at a time, of no influence on the content; by default such that there are
+        `BLOCK` logits.
 
     Returns:
       `HEADER_BYTES` bytes of header, and about `codelength` / 8 of labels.
@@ -80,10 +78,17 @@ def compress(
     model, x = _Quantized.of(params, x, scale)
     labels = _checked_labels(labels, len(x), model.num_classes)
     encoder = constriction.stream.queue.RangeEncoder()
-    for rows in _blocks(len(x), block_size):
+    for rows in model.blocks(len(x), block_size):
         _encode(encoder, labels[rows], model.frequencies(x[rows]))
     head = _HEADER.pack(
-        MAGIC, VERSION, PRECISION, FRACTION, *model.recipe, *model.w.shape, len(labels)
+        MAGIC,
+        VERSION,
+        PRECISION,
+        FRACTION,
+        FEATURE_BITS,
+        model.power,
+        *model.w.shape,
+        len(labels),
     )
     content = head + _digest(labels.astype("<i4").tobytes())
     payload = encoder.get_compressed().astype("<u4").tobytes()
@@ -91,7 +96,7 @@ def compress(
 
 
 def decompress(
-    content: bytes, params: Params, x: Any, *, scale: Any = None, block_size: int = BLOCK
+    content: bytes, params: Params, x: Any, *, scale: Any = None, block_size: int | None = None
 ) -> np.ndarray:
     """The labels that `compress` was given: int32 ``[n]``.
 
@@ -106,12 +111,13 @@ def decompress(
       ValueError: if the content is damaged or no file of labels, or was made with other
         parameters or features. Labels are never returned that were not put in.
     """
+    content = bytes(content)
     if len(content) < HEADER_BYTES or content[: len(MAGIC)] != MAGIC:
         raise ValueError(
             f"{len(content)} bytes that are no file of labels: they begin with "
-            f"{bytes(content[:4])!r}, not with {MAGIC!r} and a header of {HEADER_BYTES} bytes"
+            f"{content[:4]!r}, not with {MAGIC!r} and a header of {HEADER_BYTES} bytes"
         )
-    _, version, precision, fraction, features, weights, d, q, count = _HEADER.unpack_from(content)
+    _, version, *recipe, power, d, q, count = _HEADER.unpack_from(content)
     head, labels_digest = content[: _HEADER.size], content[_HEADER.size :][:_DIGEST]
     digest, payload = content[HEADER_BYTES - _DIGEST : HEADER_BYTES], content[HEADER_BYTES:]
     if _digest(head + labels_digest + payload) != digest:
@@ -119,21 +125,22 @@ def decompress(
             f"the file of labels is damaged: the digest of its {len(content)} bytes is not that in "
             "its header; fetch it again"
         )
-    if (version, precision, fraction) != (VERSION, PRECISION, FRACTION):
+    ours = [PRECISION, FRACTION, FEATURE_BITS]
+    if version != VERSION or recipe != ours:
         raise ValueError(
-            f"the file of labels is of version {version}, with {precision} and {fraction} bits; "
-            f"this is version {VERSION}, with {PRECISION} and {FRACTION}"
+            f"the file of labels is of version {version}, with {recipe} bits; this is version "
+            f"{VERSION}, with {ours}"
         )
     if np.shape(params.w) != (d, q) or len(x) != count:
         raise ValueError(
             f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {len(x):,} rows and "
             f"w of shape {np.shape(params.w)}"
         )
-    model, x = _Quantized.of(params, x, scale, Recipe(features, weights))
+    model, x = _Quantized.of(params, x, scale, power)
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype("u4"))
     labels = np.zeros(count, np.int32)
     try:
-        for rows in _blocks(count, block_size):
+        for rows in model.blocks(count, block_size):
             labels[rows] = _decode(decoder, model.frequencies(x[rows]))
     except AssertionError:  # what is left is no code at all; the digest will say so
         pass
@@ -146,7 +153,7 @@ def decompress(
 
 
 def codelength(
-    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int = BLOCK
+    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int | None = None
 ) -> float:
     """``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
 
@@ -156,7 +163,7 @@ def codelength(
     model, x = _Quantized.of(params, x, scale)
     labels = _checked_labels(labels, len(x), model.num_classes)
     bits = [PRECISION * float(len(labels))]
-    for rows in _blocks(len(x), block_size):
+    for rows in model.blocks(len(x), block_size):
         table = model.frequencies(x[rows])
         bits.append(-np.log2(table[np.arange(len(table)), labels[rows]]).sum())
     return math.fsum(bits)
@@ -205,7 +212,10 @@ def _exp2_table(bits: int) -> np.ndarray:
 
 
 class _Quantized(NamedTuple):
-    """A model whose logits are exact."""
+    """A model whose logits are exact: ``x 2^a`` and ``w 2^(power - a)`` are integers.
+
+    The power ``a`` of each feature is known from its largest number, to whoever has the features.
+    """
 
     w: np.ndarray
     """``[d, q]`` float64 that are integers."""
@@ -213,7 +223,10 @@ class _Quantized(NamedTuple):
     """``[q]`` int64."""
     impossible: np.ndarray
     """``[q]``: whether the bias is -inf."""
-    recipe: Recipe
+    powers: np.ndarray
+    """``[d]``: a."""
+    power: int
+    """Of two, that logits in bits are multiplied by."""
 
     @property
     def num_classes(self) -> int:
@@ -221,12 +234,12 @@ class _Quantized(NamedTuple):
 
     @classmethod
     def of(
-        cls, params: Params, x: Any, scale: Any, recipe: Recipe | None = None
+        cls, params: Params, x: Any, scale: Any, power: int | None = None
     ) -> "tuple[_Quantized, np.ndarray]":
-        """The model, by the recipe or by the best one for these features, which are checked."""
-        x = np.asarray(x)
-        w, b = (np.asarray(array, np.float64) for array in params)
-        if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0] or b.shape != w.shape[1:]:
+        """The model with that power, or the largest possible one; and the features, checked."""
+        x = checked_features(x)
+        w, b = (np.asarray(array).astype(np.float64) for array in params)
+        if w.ndim != 2 or x.shape[1] != w.shape[0] or b.shape != w.shape[1:]:
             raise ValueError(
                 f"x of shape {x.shape}, w of shape {w.shape} and b of shape {b.shape}; expected "
                 "[n, d], [d, q] and [q]"
@@ -234,66 +247,48 @@ class _Quantized(NamedTuple):
         if not 1 <= w.shape[1] <= MOST_CLASSES:
             raise ValueError(f"{w.shape[1]:,} classes; expected 1 to {MOST_CLASSES:,}")
         impossible = np.isneginf(b)
-        b = np.where(impossible, 0, b)
         # Each of these is one rounded operation, the same everywhere.
-        w = (
-            w
-            * np.broadcast_to(1.0 if scale is None else np.asarray(scale, np.float64), len(w))[
-                :, None
-            ]
-        )
-        w, b = w * LOG2_E, b * LOG2_E
+        w = w * per_feature(scale, 1.0, len(w), "scale")[:, None] * LOG2_E
+        b = np.where(impossible, 0, b) * LOG2_E
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
-            raise ValueError("w, b or scale has NaN or infinities, where only b may have -inf")
-        refuse_not_finite(x, "x")
+            raise ValueError("w or b has NaN or infinities, where only b may have -inf")
         # Not the largest of np.abs, which of the int8 -128 is -128.
         low, high = (end(x, axis=0, initial=0).astype(np.float64) for end in (np.min, np.max))
         largest = np.maximum(-low, high)
-        if recipe is None:
-            recipe = _best_recipe(x.dtype, largest, w, b)
-        shift = recipe.features + recipe.weights
-        w, b = np.rint(np.ldexp(w, recipe.weights)), np.rint(np.ldexp(b, shift))
-        bound = np.rint(np.ldexp(largest, recipe.features)) @ np.max(np.abs(w), axis=1, initial=0)
-        if not bound + np.max(np.abs(b)) < 2.0**52 or shift < FRACTION:
+        powers = np.zeros(len(w), int)
+        if x.dtype.kind not in "bui":
+            powers = FEATURE_BITS - np.frexp(largest)[1]
+        bound = largest @ np.max(np.abs(w), axis=1, initial=0) + np.max(np.abs(b))
+        if power is None:
+            power = 50 - math.frexp(float(bound))[1]
+        if not np.ldexp(bound, power) < 2.0**51 or power < FRACTION:
             raise ValueError("the logits reach beyond 2^30: is a scale of the features missing?")
-        return cls(w, b.astype(np.int64), impossible, recipe), x
+        w = np.rint(np.ldexp(w, power - powers[:, None]))
+        b = np.rint(np.ldexp(b, power)).astype(np.int64)
+        return cls(w, b, impossible, powers, power), x
+
+    def blocks(self, n: int, rows: int | None) -> Iterator[slice]:
+        """Of n rows."""
+        rows = max(BLOCK // self.num_classes, 1) if rows is None else rows
+        if rows < 1:
+            raise ValueError(f"block_size must be at least 1, got {rows}")
+        return (slice(start, start + rows) for start in range(0, n, rows))
 
     def frequencies(self, x: np.ndarray) -> np.ndarray:
         """Of a block of rows."""
-        whole = np.rint(np.ldexp(x.astype(np.float64), self.recipe.features))
+        whole = np.rint(np.ldexp(x.astype(np.float64), self.powers))
         exact = (whole @ self.w).astype(np.int64) + self.b[None]
-        shift = self.recipe.features + self.recipe.weights - FRACTION
+        shift = self.power - FRACTION
         logits = (exact + (1 << shift >> 1)) >> shift
         logits[:, self.impossible] = logits.min(axis=1, keepdims=True) - (64 << FRACTION)
         return frequencies(logits)
-
-
-def _best_recipe(dtype: Any, largest: np.ndarray, w: np.ndarray, b: np.ndarray) -> Recipe:
-    """Features to 2^-20 of the largest, and weights as fine as they may be, but for 2^-40 bit."""
-    is_whole = np.dtype(dtype).kind in "bui"
-    features = 0 if is_whole else 20 - math.frexp(float(np.max(largest, initial=0)))[1]
-    bound = largest @ np.max(np.abs(w), axis=1, initial=0) + np.max(np.abs(b))
-    room = 50 - math.frexp(float(bound))[1]
-    return Recipe(features, min(room, 40) - features)
 
 
 def _checked_labels(labels: Any, rows: int, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
     if rows == 0 and labels.shape == (0,):
         return labels.astype(np.int32)
-    if labels.ndim != 1:
-        raise ValueError(f"labels of shape {labels.shape}; expected class ids [{rows}]")
-    labels = checked_targets(labels, rows, "labels")
-    if labels.max() >= num_classes:
-        row = int(np.argmax(labels))
-        raise ValueError(f"labels: row {row} has class id {labels[row]} of {num_classes} classes")
-    return labels
-
-
-def _blocks(n: int, block_size: int) -> Iterator[slice]:
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-    return (slice(start, start + block_size) for start in range(0, n, block_size))
+    return checked_labels(labels, rows, num_classes)
 
 
 # constriction makes frequencies of probabilities, one for each class and then their share of the

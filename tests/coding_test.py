@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 
 from softmax_jax import coding, data, metrics, solvers, training
 from softmax_jax.model import Params
@@ -104,8 +105,23 @@ def test_the_product_is_exact():
     assert max(abs(value) for row in exact for value in row) > 2**40
     np.testing.assert_array_equal((x.astype(np.float64) @ model.w).astype(object), exact)
     # And is the logits, in bits.
-    ours = np.array([[float(Fraction(v, 2**model.recipe.weights)) for v in row] for row in exact])
+    ours = np.array([[float(Fraction(v, 2**model.power)) for v in row] for row in exact])
     np.testing.assert_allclose(ours, x / 255 @ params.w * coding.LOG2_E, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_of_any_range_are_coded_by_their_model(dtype):
+    rng = np.random.default_rng(0)
+    times = rng.uniform(1.6e9, 1.7e9, size=2000)
+    x = np.column_stack([times, 1e-7 * rng.normal(size=2000), rng.normal(size=2000)]).astype(dtype)
+    scale = 1 / x.std(axis=0).astype(np.float64)
+    w = 2 * rng.normal(size=(3, 4))
+    params = Params(w, -(x.mean(axis=0) * scale) @ w)
+    logits = (x * scale) @ params.w + params.b
+    labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    exact = -scipy.special.log_softmax(logits, axis=1)[np.arange(2000), labels].sum() / np.log(2)
+    assert coding.codelength(params, x, labels, scale=scale) == pytest.approx(exact, rel=1e-4)
+    assert_comes_back(params, x, labels, scale=scale)
 
 
 def test_every_flipped_bit_is_detected(small):
@@ -180,12 +196,15 @@ def test_confident_and_large_logits_are_coded():
         ({"labels": [0.0, 1.0]}, "expected integers"),
         ({"labels": [0]}, r"labels: targets of shape \(1,\) for 2 rows"),
         ({"labels": [[1.0, 0.0, 0.0]] * 2}, "expected class ids"),
+        ({"x": [1.0, 2.0]}, r"x: shape \(2,\)"),
+        ({"x": [[1j], [2.0]]}, "x: type complex128"),
+        ({"scale": [1.0, 2.0]}, "scale: expected a finite number, or 1"),
         ({"x": [[np.nan], [1.0]]}, "x: row 0, feature 0 is nan"),
         ({"x": [[1.0, 2.0]] * 2}, r"expected \[n, d\], \[d, q\] and \[q\]"),
         ({"x": [[1e12], [1.0]]}, "reach beyond 2"),
         ({"w": [[np.inf, 0.0, 0.0]]}, "NaN or infinities"),
         ({"b": [np.inf, 0.0, 0.0]}, "NaN or infinities"),
-        ({"scale": np.nan}, "NaN or infinities"),
+        ({"scale": np.nan}, "scale: expected a finite number"),
         ({"block_size": 0}, "block_size must be at least 1"),
     ],
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._checks import checked_targets, is_real, refuse_not_finite
+from softmax_jax._checks import checked_targets, is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
 from softmax_jax.solvers._problem import Problem, SparseBlocks
 
@@ -73,7 +73,7 @@ def arrange(
             )
         refuse_not_finite(offset, "offset")
         largest = max(largest, float(np.abs(offset).max()))
-    scale, shift = _per_feature(scale, 1.0, d, "scale"), _per_feature(shift, 0.0, d, "shift")
+    scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
     largest = max(largest, largest * np.abs(scale).max() + np.abs(shift).max())
 
     start = None if initial is None else _checked_initial(initial, d, q)
@@ -240,13 +240,6 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
 def mass_of_classes(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
     """``[q]``: the weight of each class."""
     return np.bincount(y, weights, minlength=q) if y.ndim == 1 else weights @ y
-
-
-def _per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
-    value = np.asarray(default if value is None else value, np.float64)
-    if value.shape not in ((), (d,)) or not np.isfinite(value).all():
-        raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
-    return np.array(np.broadcast_to(value, (d,)))
 
 
 def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:
