@@ -161,9 +161,11 @@ def report(summary: dict[str, Any]) -> str:
         line("file", file["bits"], n),
     ]
     if overhead is not None:
+        coder = overhead / 8 - file["header_bytes"]
         lines.append(
             f"overhead of {overhead / 8:.1f} bytes: {file['header_bytes']} are the header, "
-            f"{overhead / 8 - file['header_bytes']:.1f} those of the coder"
+            f"{coder:.1f} those of the coder"
+            + (f", as no label costs more than {coding.PRECISION} bits" if coder < 0 else "")
         )
     lines += [
         f"{file['compression']:.2f} times smaller than the uniform code; decoded, and the same",

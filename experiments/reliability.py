@@ -1,6 +1,6 @@
 """The part of a run's report on calibration: scores and pictures, before and after a temperature.
 
-The temperature is fitted to one half of the test examples, every other one, and all is measured on
+The temperature is fitted to one half of the test examples, drawn at random, and all is measured on
 the other half, so that nothing is judged by what it was fitted to.
 """
 
@@ -37,8 +37,10 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
     """Measures logits ``[n, q]`` against class ids ``[n]`` or probabilities ``[n, q]``."""
     if len(logits) < LEAST or not np.isfinite(logits).all():
         return Calibration({}, {})
-    found = scaling.fit_temperature(logits[::2], targets[::2])
-    logits, targets = jnp.asarray(logits[1::2]), jnp.asarray(targets[1::2])
+    order = np.random.default_rng(0).permutation(len(logits))
+    fitted, judged_by = np.sort(order[::2]), np.sort(order[1::2])
+    found = scaling.fit_temperature(logits[fitted], targets[fitted])
+    logits, targets = jnp.asarray(logits[judged_by]), jnp.asarray(targets[judged_by])
     before, first = judged(logits, targets, "as trained")
     after, second = judged(logits * found.inverse, targets, "after scaling")
     curve = selective.risk_coverage(*measured(logits, targets)[1])
@@ -47,6 +49,7 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
         "examples": len(logits),
         "temperature": found.temperature if np.isfinite(found.temperature) else None,
         "temperature_status": found.status,
+        "temperature_reason": found.reason,
         "as_trained": before,
         "scaled": after,
         "area_of_risk": curve.area,
@@ -96,6 +99,12 @@ def measured(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Pair, Bi
         calibration.reliability(*top, EDGES),
         calibration.reliability(*calibration.class_wise(logits, targets), EDGES),
     )
+
+
+def diagnosis(scores: dict[str, Any]) -> str:
+    """Why the temperature is none to trust; empty if it is."""
+    reason = scores["temperature_reason"]
+    return f"{scores['temperature_status']}: {reason}" if reason else ""
 
 
 def table(scores: dict[str, Any]) -> list[list[str]]:

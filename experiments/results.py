@@ -318,7 +318,9 @@ def write_report(
     for names, title, caption in PICTURES:
         if found := "".join(picture(workdir, name) for name in names):
             if title == "Calibration" and summary is not None:
-                found += html_table(reliability.table(summary["calibration"]))
+                scores = summary["calibration"]
+                found += html_table(reliability.table(scores))
+                found += f"<p>{html.escape(reliability.diagnosis(scores))}</p>"
             sections.append(section(title, f"<p>{whose}{caption}</p>{found}"))
     about = environment() if summary is None else summary["environment"]
     if summary is not None:
@@ -342,10 +344,10 @@ PICTURES = (
      "test data are of the parameters at that time."),
     (("weights",), "Weights", "What speaks for each class (purple) and against it (orange)."),
     (("confusion",), "Confusion", "Test examples by their class and by what was predicted."),
-    (("reliability", "reliability_scaled", "risk_coverage"), "Calibration", "Every other test "
-     "example, by the probability of the predicted class; a temperature was fitted to the others. "
-     "Whiskers are where 95% of bootstrap samples are. Last, how many answers are wrong if only "
-     "the most confident ones are given."),
+    (("reliability", "reliability_scaled", "risk_coverage"), "Calibration", "Half of the test "
+     "examples, by the probability of the predicted class; a temperature was fitted to the others. "
+     "Whiskers are where 95% of bootstrap samples are, where outcomes of a bin differ. Last, how "
+     "many answers are wrong if only the most confident ones are given."),
     (("surprising",), "Most surprising test examples", "Surprisal: minus the binary logarithm of "
      "the probability that the model gave to the true class."),
 )  # fmt: skip

@@ -17,7 +17,7 @@ confidences are always in one bin. Empty bins take no part in anything.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,10 @@ import numpy as np
 from scipy.special import erf
 
 from softmax_jax import losses, metrics
+from softmax_jax._checks import checked_row_weights
+
+ROWS = 4096
+"""That are summed one after the other."""
 
 
 class Bins(NamedTuple):
@@ -39,6 +43,8 @@ class Bins(NamedTuple):
     """``Σ s c``"""
     outcome: jax.Array
     """``Σ s y``"""
+    gap: jax.Array
+    """``Σ s (y - c)``, which the two above have by rounding only."""
     confidence_squared: jax.Array
     """``Σ s c²``"""
     outcome_squared: jax.Array
@@ -48,7 +54,7 @@ class Bins(NamedTuple):
     weight_squared: jax.Array
     """``Σ s²``"""
     gap_squared: jax.Array
-    """``Σ s² (y - c)²``"""
+    """``Σ s² (y - c)²``; of weights beyond 1e±15 float32 holds neither this nor the one above."""
 
 
 def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -72,10 +78,8 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
     Raises:
       ValueError: as `losses.are_labels`.
     """
-    p = jax.nn.softmax(_floating(logits), axis=-1)
-    if losses.are_labels(logits, targets):
-        return p, jax.nn.one_hot(targets, p.shape[-1], dtype=p.dtype)
-    return p, jnp.asarray(targets, p.dtype)
+    logits = _floating(logits)
+    return jax.nn.softmax(logits, axis=-1), losses.distribution(logits, targets)
 
 
 def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, jax.Array]:
@@ -87,13 +91,13 @@ def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, 
     q = logits.shape[-1]
     if not 0 <= j < q:
         raise ValueError(f"there is no class {j} of {q}")
-    p = jax.nn.softmax(_floating(logits), axis=-1)[:, j]
-    is_label = losses.are_labels(logits, targets)
-    return p, (targets == j if is_label else targets[:, j]).astype(p.dtype)
+    p, y = class_wise(logits, targets)
+    return p[:, j], y[:, j]
 
 
-def _floating(logits: jax.Array) -> jax.Array:
-    return jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+def _floating(a: Any) -> jax.Array:
+    a = jnp.asarray(a)
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def equal_width_edges(bins: int) -> np.ndarray:
@@ -119,43 +123,59 @@ def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     values = np.sort(np.asarray(confidence), axis=0)
-    if len(values) == 0:
-        raise ValueError("there are no confidences to take edges from")
+    if len(values) == 0 or np.isnan(values).any():
+        raise ValueError("there are no confidences to take edges from, or NaN among them")
     first = -(-np.arange(1, bins) * len(values) // bins)
     inner = np.moveaxis(values[np.minimum(first, len(values) - 1)], 0, -1)
     zero = np.zeros((*values.shape[1:], 1), values.dtype)
     return np.concatenate([zero, inner, zero + 1], axis=-1)
 
 
-@jax.jit
 def reliability(
     confidence: jax.Array,
     outcome: jax.Array,
-    edges: jax.Array,
+    edges: np.typing.ArrayLike,
     weights: jax.Array | None = None,
 ) -> Bins:
-    """The sums of a batch.
+    """The sums of a batch, in the type of the confidences, float32 at least.
 
     Args:
       confidence: ``[n]``, or ``[n, classes]``.
       outcome: of the same shape: 0 or 1, or probabilities where targets are.
       edges: ``[bins + 1]``, rising, or ``[classes, bins + 1]``.
-      weights: ``[n]`` example weights, None for 1; rows of weight zero take no part. A confidence
-        of NaN makes the sums of the last bin NaN.
+      weights: ``[n]`` example weights, 0 or more, None for 1; rows of weight zero take no part. A
+        confidence of NaN makes the sums of the last bin NaN.
 
     Raises:
-      ValueError: if the shapes do not fit.
+      ValueError: if the shapes do not fit, or the edges do not rise.
     """
+    confidence, outcome = _floating(confidence), jnp.asarray(outcome)
     if confidence.shape != outcome.shape or confidence.ndim not in (1, 2):
         raise ValueError(
             f"confidences of shape {confidence.shape} and outcomes of shape {outcome.shape}; "
             "expected [n] or [n, classes], both the same"
         )
-    confidence = _floating(confidence)
-    outcome = outcome.astype(confidence.dtype)
-    edges = jnp.asarray(edges, confidence.dtype)
     rows = jax.ShapeDtypeStruct(confidence.shape[:1], confidence.dtype)
-    one = partial(_sums, losses.weights_of(rows, weights))
+    weights = losses.weights_of(rows, None if weights is None else jnp.asarray(weights))
+    edges = _checked_edges(edges, confidence)
+    return _reliability(confidence, outcome.astype(confidence.dtype), edges, weights)
+
+
+def _checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
+    shape = np.shape(edges)
+    if shape[:-1] not in ((), confidence.shape[1:]) or shape[-1:] < (2,):
+        raise ValueError(
+            f"edges of shape {shape} for confidences of shape {confidence.shape}; expected "
+            "[bins + 1] or [classes, bins + 1]"
+        )
+    if not isinstance(edges, jax.core.Tracer) and not (np.diff(np.asarray(edges)) >= 0).all():
+        raise ValueError(f"edges: {edges}; expected to rise")
+    return jnp.asarray(edges, confidence.dtype)
+
+
+@jax.jit
+def _reliability(confidence: Any, outcome: Any, edges: Any, weights: Any) -> Bins:
+    one = partial(_sums, weights)
     if confidence.ndim == 1:
         return one(confidence, outcome, edges)
     in_axes = (1, 1, 0 if edges.ndim == 2 else None)
@@ -164,9 +184,9 @@ def reliability(
 
 def _sums(s: jax.Array, c: jax.Array, y: jax.Array, edges: jax.Array) -> Bins:
     c, y = jnp.where(s == 0, 0, c), jnp.where(s == 0, 0, y)
-    terms = (s, s * c, s * y, s * c * c, s * y * y, s * c * y, s * s, (s * (y - c)) ** 2)
-    sums = _by_bin(jnp.stack(terms, axis=1), _bin_of(c, edges), edges)
-    return Bins(*sums.T)
+    d = y - c
+    terms = (s, s * c, s * y, s * d, s * c * c, s * y * y, s * c * y, s * s, (s * d) ** 2)
+    return Bins(*_by_bin(jnp.stack(terms, axis=1), _bin_of(c, edges), edges).T)
 
 
 def _bin_of(c: jax.Array, edges: jax.Array) -> jax.Array:
@@ -175,7 +195,12 @@ def _bin_of(c: jax.Array, edges: jax.Array) -> jax.Array:
 
 
 def _by_bin(values: jax.Array, bin_of: jax.Array, edges: jax.Array) -> jax.Array:
-    return jax.ops.segment_sum(values, bin_of, num_segments=edges.shape[-1] - 1)
+    """Sums over the rows of each bin, of blocks of rows first, which keeps their rounding small."""
+    n, bins = len(values), edges.shape[-1] - 1
+    blocks = -(-n // ROWS)
+    place = bin_of + bins * (jnp.arange(n) // ROWS)
+    sums = jax.ops.segment_sum(values, place, num_segments=bins * blocks)
+    return jnp.sum(sums.reshape(blocks, bins, *values.shape[1:]), axis=0)
 
 
 class _Means(NamedTuple):
@@ -184,15 +209,16 @@ class _Means(NamedTuple):
     share: np.ndarray
     confidence: np.ndarray
     outcome: np.ndarray
+    gap: np.ndarray
 
 
 def _means(bins: Bins) -> _Means:
-    weight, confidence, outcome = (np.asarray(a, np.float64) for a in bins[:3])
+    weight, *sums = (np.asarray(a, np.float64) for a in bins[:4])
     total = weight.sum(axis=-1, keepdims=True)
-    if not (total != 0).all():
+    if (total == 0).any():
         raise ValueError("the examples in these bins have a total weight of zero: nothing to judge")
     some = np.where(weight > 0, weight, 1)
-    return _Means(weight / total, confidence / some * (weight > 0), outcome / some * (weight > 0))
+    return _Means(weight / total, *(a / some * (weight > 0) for a in sums))
 
 
 def expected_error(bins: Bins) -> np.ndarray:
@@ -206,19 +232,19 @@ def expected_error(bins: Bins) -> np.ndarray:
       ValueError: if the total weight is zero.
     """
     means = _means(bins)
-    return np.sum(means.share * np.abs(means.outcome - means.confidence), axis=-1)
+    return np.sum(means.share * np.abs(means.gap), axis=-1)
 
 
 def maximum_error(bins: Bins) -> np.ndarray:
     r"""Maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`, see `expected_error`."""
     means = _means(bins)
-    return np.max(np.abs(means.outcome - means.confidence), axis=-1)
+    return np.max(np.abs(means.gap), axis=-1)
 
 
 def rms_error(bins: Bins) -> np.ndarray:
     r"""Root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
     means = _means(bins)
-    return np.sqrt(np.sum(means.share * (means.outcome - means.confidence) ** 2, axis=-1))
+    return np.sqrt(np.sum(means.share * means.gap**2, axis=-1))
 
 
 def debiased_squared_error(bins: Bins) -> np.ndarray:
@@ -238,11 +264,13 @@ def debiased_squared_error(bins: Bins) -> np.ndarray:
 
 def _squared_gaps(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
     """Of each bin the square of its true gap, without bias, and whether it has pairs for that."""
-    fields = (np.asarray(a, np.float64) for a in bins)
-    weight, confidence, outcome, _, _, _, weight_squared, gap_squared = fields
+    weight, gap, weight_squared, gap_squared = (
+        np.asarray(a, np.float64)
+        for a in (bins.weight, bins.gap, bins.weight_squared, bins.gap_squared)
+    )
     pairs = weight**2 - weight_squared
     has_pairs = pairs > 1e-6 * weight**2
-    return ((outcome - confidence) ** 2 - gap_squared) / np.where(has_pairs, pairs, 1), has_pairs
+    return (gap**2 - gap_squared) / np.where(has_pairs, pairs, 1), has_pairs
 
 
 def debiased_expected_error(bins: Bins) -> np.ndarray:
@@ -251,10 +279,10 @@ def debiased_expected_error(bins: Bins) -> np.ndarray:
     In each bin the observed gap is taken as the true one, and chance as normal: the error then
     expected is the mean of a folded normal variable, and by how much it is above the gap is what is
     taken off (the resampling of Kumar et al. 2019, in closed form). Some bias remains: of a
-    calibrated model 2 - √2 of that of `expected_error`.
+    calibrated model, with many examples a bin, 2 - √2 of that of `expected_error`, with few more.
     """
     means = _means(bins)
-    gap = means.outcome - means.confidence
+    gap = means.gap
     squares, has_pairs = _squared_gaps(bins)
     # The square of the observed gap is above that of the true one by the variance.
     sigma = np.sqrt(np.maximum(np.where(has_pairs, gap**2 - squares, 0), 0))
@@ -289,20 +317,21 @@ def brier(bins: Bins) -> Brier:
       ValueError: if the total weight is zero.
     """
     means = _means(bins)
-    fields = (np.asarray(a, np.float64) for a in bins)
-    weight, _, outcome, c_squared, y_squared, product, _, _ = fields
+    weight, _, outcome, _, c_squared, y_squared, product, _, _ = (
+        np.asarray(a, np.float64) for a in bins
+    )
     total = weight.sum(axis=-1)
 
     def mean(a):
         return a.sum(axis=-1) / total
 
-    share, c, y = means
+    share, c, y, gap = means
     overall = mean(outcome)
     variance = mean(c_squared) - np.sum(share * c * c, axis=-1)
     covariance = mean(product) - np.sum(share * c * y, axis=-1)
     parts = (
         mean(c_squared - 2 * product + y_squared),
-        np.sum(share * (c - y) ** 2, axis=-1),
+        np.sum(share * gap**2, axis=-1),
         np.sum(share * (y - overall[..., None]) ** 2, axis=-1),
         mean(y_squared) - overall**2,
         variance - 2 * covariance,
@@ -351,21 +380,19 @@ def consistency(
       level: the share of the draws that the band holds, in each bin.
 
     Raises:
-      ValueError: on shapes that do not fit, or outcomes other than 0 and 1.
+      ValueError: on shapes that do not fit, NaN, negative weights, or outcomes other than 0 and 1.
     """
-    outcomes = np.asarray(outcome)
-    if not np.isin(outcomes, (0, 1)).all():
+    examples = _checked_examples(confidence, outcome, edges, weights, draws)
+    if not np.isin(examples.outcome, (0, 1)).all():
         raise ValueError("outcomes other than 0 and 1 are no draws: give class ids as targets")
-    bins = reliability(confidence, outcome, edges, weights)
-    if np.ndim(confidence) != 1:
-        raise ValueError(f"confidences of shape {np.shape(confidence)}; expected [n]")
-    sums = np.asarray(_drawn(key, confidence, edges, _ones(confidence, weights), draws), np.float64)
+    bins = _sums(examples.weights, examples.confidence, examples.outcome, examples.edges)
+    gaps = np.asarray(_drawn(key, examples, draws), np.float64)
     weight, expected = (np.asarray(a, np.float64) for a in bins[:2])
-    errors = np.abs(sums - expected).sum(axis=1) / weight.sum()
+    errors = np.abs(gaps).sum(axis=1) / weight.sum()
     # By as much as rounding may set equal errors apart.
     observed = expected_error(bins) - 1e-6
     p_value = (1 + np.count_nonzero(errors >= observed)) / (1 + draws)
-    return Consistency(_band(sums, weight, level), float(p_value))
+    return Consistency(_band(expected + gaps, weight, level), float(p_value))
 
 
 def bootstrap_band(
@@ -387,47 +414,67 @@ def bootstrap_band(
       edges: ``[bins + 1]``.
       weights: ``[n]``, None for 1.
       draws: how many times.
-      level: the share of the draws that the band holds, in each bin.
+      level: the share of the draws that the band holds, in each bin; where all outcomes of a bin
+        are the same, the band is that value.
 
     Raises:
-      ValueError: on shapes that do not fit.
+      ValueError: on shapes that do not fit, NaN, or negative weights.
     """
-    if np.ndim(confidence) != 1 or np.shape(confidence) != np.shape(outcome):
-        raise ValueError(f"confidences of shape {np.shape(confidence)}; expected [n] of both")
-    sums = _resampled(key, confidence, outcome, edges, _ones(confidence, weights), draws)
-    weight, outcomes = (np.asarray(a, np.float64) for a in sums)
+    examples = _checked_examples(confidence, outcome, edges, weights, draws)
+    weight, outcomes = (np.asarray(a, np.float64) for a in _resampled(key, examples, draws))
     return _band(outcomes, weight, level)
 
 
-def _ones(confidence: jax.Array, weights: jax.Array | None) -> jax.Array:
-    return jnp.ones(np.shape(confidence)) if weights is None else jnp.asarray(weights)
+class _Examples(NamedTuple):
+    """Checked."""
+
+    confidence: jax.Array
+    outcome: jax.Array
+    edges: jax.Array
+    weights: jax.Array
+
+
+def _checked_examples(
+    confidence: Any, outcome: Any, edges: Any, weights: Any, draws: int
+) -> _Examples:
+    c, y = _floating(confidence), _floating(outcome)
+    if c.ndim != 1 or c.shape != y.shape:
+        raise ValueError(
+            f"confidences of shape {c.shape}, outcomes of shape {y.shape}; expected [n] of both"
+        )
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    s = jnp.asarray(checked_row_weights(weights, len(c)), c.dtype)
+    # Rows of weight zero take no part, whatever they hold.
+    c, y = jnp.where(s == 0, 0, c), jnp.where(s == 0, 0, y)
+    if np.isnan(c).any() or np.isnan(y).any():
+        raise ValueError("confidences or outcomes: NaN in rows that have weight")
+    return _Examples(c, y, _checked_edges(edges, c), s)
 
 
 @partial(jax.jit, static_argnames="draws")
-def _drawn(key, confidence, edges, weights, draws):
-    """``Σ s y`` of each bin with outcomes drawn from the confidences: ``[draws, bins]``."""
-    edges = jnp.asarray(edges, confidence.dtype)
-    bin_of = _bin_of(confidence, edges)
+def _drawn(key: jax.Array, examples: _Examples, draws: int) -> jax.Array:
+    """``Σ s (y - c)`` of each bin, y drawn from the confidences: ``[draws, bins]``."""
+    c, _, edges, s = examples
+    bin_of = _bin_of(c, edges)
 
     def draw(i):
-        uniform = jax.random.uniform(jax.random.fold_in(key, i), confidence.shape)
-        return _by_bin(jnp.where(uniform < confidence, weights, 0), bin_of, edges)
+        uniform = jax.random.uniform(jax.random.fold_in(key, i), c.shape, c.dtype)
+        return _by_bin(s * ((uniform < c) - c), bin_of, edges)
 
     return jax.lax.map(draw, jnp.arange(draws))
 
 
 @partial(jax.jit, static_argnames="draws")
-def _resampled(key, confidence, outcome, edges, weights, draws):
+def _resampled(key: jax.Array, examples: _Examples, draws: int) -> tuple[jax.Array, ...]:
     """``Σ s`` and ``Σ s y`` of each bin over as many examples drawn: ``[draws, bins]`` each."""
-    edges = jnp.asarray(edges, confidence.dtype)
-    bin_of = _bin_of(confidence, edges)
-    n = len(confidence)
+    c, y, edges, s = examples
+    bin_of = _bin_of(c, edges)
+    values = jnp.stack([s, s * y], axis=1)
 
     def draw(i):
-        rows = jax.random.randint(jax.random.fold_in(key, i), (n,), 0, n)
-        s = weights[rows]
-        values = jnp.stack([s, s * outcome[rows]], axis=1)
-        return tuple(_by_bin(values, bin_of[rows], edges).T)
+        rows = jax.random.randint(jax.random.fold_in(key, i), c.shape, 0, len(c))
+        return tuple(_by_bin(values[rows], bin_of[rows], edges).T)
 
     return jax.lax.map(draw, jnp.arange(draws))
 

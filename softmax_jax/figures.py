@@ -317,7 +317,7 @@ def reliability_diagram(
         ax.set_ylim(0, 1)
         ax.set_ylabel("share that came true")
         ax.set_title(title, fontsize="medium")
-        ax.legend(frameon=False, loc="lower right", fontsize="small")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
         counts.bar(middle, weight, width, color=BLUE, edgecolor="white")
         counts.set_xlabel("confidence")
         counts.set_ylabel("examples")

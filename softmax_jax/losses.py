@@ -45,7 +45,7 @@ def cross_entropy(
         NaN for its own row, in the loss and in its gradient.
     """
     logits = _at_least_float32(logits)
-    y = _distribution(logits, targets, label_smoothing)
+    y = distribution(logits, targets, label_smoothing)
     surprisal = _surprisals(logits)
     impossible_and_irrelevant = (y == 0) & jnp.isinf(surprisal)
     return jnp.sum(y * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
@@ -62,7 +62,7 @@ def cross_entropy_gradient(
     targets that do not sum to one.)
     """
     logits = _at_least_float32(logits)
-    y = _distribution(logits, targets, label_smoothing)
+    y = distribution(logits, targets, label_smoothing)
     mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
     return mass * jax.nn.softmax(logits, axis=-1) - y
 
@@ -223,6 +223,31 @@ def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: jax.Array) -> 
     return True
 
 
+def distribution(
+    logits: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    """Targets of either kind as (smoothed) probabilities ``[..., q]``, in the type of the logits.
+
+    A row of NaN for a label out of range: under a transformation it could not raise.
+
+    Raises:
+      ValueError: as `cross_entropy`.
+    """
+    targets = jnp.asarray(targets)
+    q = logits.shape[-1]
+    if are_labels(logits, targets):
+        # uint8 cannot hold the 256 that its ids are compared with.
+        targets = targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
+        y = jax.nn.one_hot(targets, q, dtype=logits.dtype)
+        y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
+    else:
+        y = targets.astype(logits.dtype)
+    check_label_smoothing(label_smoothing)
+    if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing == 0:
+        return y
+    return (1 - label_smoothing) * y + label_smoothing / q
+
+
 def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
     """Raises a ValueError for a value, not under a transformation, outside [0, 1)."""
     if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) < 1:
@@ -248,28 +273,6 @@ def _(primals, tangents):
     surprisal = _surprisals(logits)
     mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
     return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
-
-
-def _distribution(
-    logits: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array
-) -> jax.Array:
-    """Targets of either kind as (smoothed) probabilities ``[..., q]``.
-
-    A row of NaN for a label out of range: under a transformation it could not raise.
-    """
-    targets = jnp.asarray(targets)
-    q = logits.shape[-1]
-    if are_labels(logits, targets):
-        # uint8 cannot hold the 256 that its ids are compared with.
-        targets = targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
-        y = jax.nn.one_hot(targets, q, dtype=logits.dtype)
-        y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
-    else:
-        y = targets.astype(logits.dtype)
-    check_label_smoothing(label_smoothing)
-    if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing == 0:
-        return y
-    return (1 - label_smoothing) * y + label_smoothing / q
 
 
 def _at_least_float32(a: jax.Array) -> jax.Array:

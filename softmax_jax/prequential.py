@@ -22,7 +22,7 @@ import optax
 import scipy.special
 
 from softmax_jax import solvers, training
-from softmax_jax._checks import checked_targets, refuse_not_finite
+from softmax_jax._checks import checked_features, checked_labels, per_feature
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
@@ -51,7 +51,7 @@ class Codelength(NamedTuple):
     @property
     def compression(self) -> float:
         """How many times shorter than the uniform code."""
-        return self.uniform / self.total
+        return self.uniform / self.total if self.total else math.inf
 
 
 def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
@@ -64,11 +64,11 @@ def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
     Raises:
       ValueError: if they do not rise to 100, or there are no examples.
     """
-    rising = all(a < b for a, b in itertools.pairwise(percent))
-    if n < 1 or not percent or percent[0] <= 0 or percent[-1] != 100 or not rising:
-        raise ValueError(f"percent: {tuple(percent)} of {n} examples; expected to rise to 100")
-    ends = [math.ceil(n * p / 100 - 1e-9) for p in percent]
-    return sorted(set(ends))
+    percent = tuple(percent)
+    rising = all(a < b for a, b in itertools.pairwise((0, *percent)))
+    if n < 1 or not percent or percent[-1] != 100 or not rising:
+        raise ValueError(f"percent: {percent} of {n} examples; expected to rise to 100")
+    return sorted({max(math.ceil(n * p / 100 - 1e-9), 1) for p in percent})
 
 
 def refit(
@@ -107,8 +107,8 @@ def refit(
         or as `solvers.fit`.
       RuntimeError: if an optimum could not be certified.
     """
-    x, labels = _checked(x, labels, num_classes)
-    n = len(x)
+    x = checked_features(x)
+    n, labels = len(x), checked_labels(labels, len(x), num_classes)
     ends = block_ends(n) if ends is None else [int(end) for end in ends]
     if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
         raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
@@ -160,7 +160,7 @@ def _fitted(
 
 def _likelihoods(params: Params, x: np.ndarray, labels: np.ndarray, scale: Any) -> np.ndarray:
     """``P(y_i)`` in float64: ``[n]``."""
-    w = params.w * np.broadcast_to(1.0 if scale is None else scale, len(params.w))[:, None]
+    w = params.w * per_feature(scale, 1.0, len(params.w), "scale")[:, None]
     rows = max(BLOCK // len(params.b), 1)
     found = []
     for start in range(0, len(x), rows):
@@ -202,7 +202,10 @@ def stream(
       ValueError: on shapes that do not fit, or class ids out of range.
       FloatingPointError: if training diverges.
     """
-    x, labels = _checked(x, labels, num_classes)
+    x = checked_features(x)
+    labels = checked_labels(labels, len(x), num_classes)
+    if scale is not None:
+        scale = per_feature(scale, 1.0, x.shape[1], "scale")
     zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
     state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
@@ -227,14 +230,3 @@ def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
     less what the model is able to learn by heart.
     """
     return np.asarray(labels)[np.asarray(jax.random.permutation(key, len(labels)))]
-
-
-def _checked(x: Any, labels: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    x, labels = np.asarray(x), np.asarray(labels)
-    if x.ndim != 2 or labels.ndim != 1:
-        raise ValueError(f"x of shape {x.shape}, labels of {labels.shape}; expected [n, d] and [n]")
-    labels = checked_targets(labels, len(x), "labels")
-    if labels.max() >= num_classes:
-        raise ValueError(f"labels: class id {labels.max()} of {num_classes} classes")
-    refuse_not_finite(x, "x")
-    return x, labels

@@ -1,8 +1,9 @@
 r"""Calibration after training: logits rescaled so that held-out labels are most likely (Guo 2017).
 
 One temperature for all logits, or a factor and an offset for each class. Both are convex, and
-solved to their optimum in float64, whatever ``jax_enable_x64`` says, never to a loss above that of
-the logits as they are. Where the optimum is at infinity they say so.
+solved to their optimum in float64, whatever ``jax_enable_x64`` says and in whatever unit the logits
+are, never to a loss above that of the logits as they are. Where the optimum is at infinity they say
+so.
 """
 
 import math
@@ -17,6 +18,8 @@ from softmax_jax import _checks, losses
 
 BLOCK = 2**22
 """Logits at a time, in float64."""
+MOST_CLASSES = 4096
+"""Of vector scaling, whose Hessian has a row for each factor and offset: 512 MiB."""
 MAX_ITERATIONS = 200
 
 OPTIMAL = "optimal"
@@ -38,7 +41,8 @@ class Temperature(NamedTuple):
     nats: float
     """Mean loss of the calibration data."""
     gradient: float
-    """Of the mean loss in the inverse temperature, at the solution."""
+    """Of the mean loss in the log of the inverse temperature, which no unit of the logits changes;
+    at infinite temperature 0."""
     status: str
     """``optimal``, or which limit the loss falls to."""
     reason: str
@@ -55,7 +59,7 @@ class Scaling(NamedTuple):
     nats_before: float
     nats: float
     gradient: float
-    """The largest entry."""
+    """The largest entry, for logits of mean 0 and standard deviation 1 in each class."""
     status: str
     reason: str
 
@@ -76,54 +80,65 @@ def fit_temperature(
     Args:
       logits: ``[n, q]``, finite or ``-inf``.
       targets: class ids ``[n]`` or probabilities ``[n, q]``.
-      weights: ``[n]``, None for 1.
-      tol: largest \|f'\| to stop at.
+      weights: ``[n]``, None for 1; rows of weight zero take no part.
+      tol: largest :math:`|\beta f'|` to stop at.
 
     Returns:
       A `Temperature`. Of special cases: if no logits differ within a row, every temperature is the
       same and 1 is returned. If f' >= 0 at 0, a uniform guess is better than any other temperature:
       T is infinite, its inverse 0. If every label has the largest logit, the loss falls as T falls
-      to 0, and one is returned at which f' is within 1e-6 of its limit 0.
+      to 0, and one is returned at which the gradient is within 1e-6 of its limit 0.
 
     Raises:
-      ValueError: on NaN or +inf, shapes that do not fit, a label of a logit ``-inf``, or no weight.
+      ValueError: on NaN or +inf, shapes that do not fit, a label of a logit ``-inf``, weights that
+        are negative or all zero, or a ``tol`` that is not positive.
     """
-    problem = _Problem.of(logits, targets, weights)
+    problem = _Problem.of(logits, targets, weights, tol)
+    unit, misses = problem.largest_gap()
 
-    def evaluate(beta: float) -> tuple[float, ...]:
-        return tuple(map(float, problem.mean(_along, beta)))
+    def evaluate(beta: float) -> _Along:
+        """In units in which the largest gap between logits is one."""
+        return _Along(*map(float, problem.mean(_along, beta, unit or 1.0)))
 
-    before = evaluate(1.0)
+    before = evaluate(unit)
 
     def result(beta, status=OPTIMAL, reason=""):
-        nats, gradient, _ = evaluate(beta)
-        if nats > before[0]:  # by rounding
-            beta, (nats, gradient, _) = 1.0, before
-        temperature = 1 / beta if beta > 0 else math.inf
-        return Temperature(temperature, beta, before[0], nats, gradient, status, reason)
+        at = evaluate(beta)
+        if not at.loss <= before.loss:  # by rounding
+            beta, at = unit, before
+        inverse = beta / unit
+        temperature = unit / beta if beta > 0 else math.inf
+        return Temperature(
+            temperature, inverse, before.loss, at.loss, beta * at.first, status, reason
+        )
 
-    gap, spread = problem.gap_and_spread()
-    if spread == 0:
-        return result(1.0, ALL_THE_SAME, "in every row all logits are equal: they predict nothing")
-    if evaluate(0.0)[1] >= 0:
+    if unit == 0:
+        reason = "in every row all logits are equal: they predict nothing"
+        return Temperature(1.0, 1.0, before.loss, before.loss, 0.0, ALL_THE_SAME, reason)
+    if evaluate(0.0).first >= 0:
         reason = "these logits are worse than a uniform guess: do labels and classes match?"
         return result(0.0, NO_INFORMATION, reason)
-    low, high, beta, at = 0.0, math.inf, 1.0, before
-    if gap == 0:
-        while at[1] < -1e-6:
+    low, high, beta = 0.0, math.inf, 1.0
+    at = evaluate(beta)
+    if not misses:
+        while beta * at.first < -1e-6 or at.loss > before.loss:
             beta *= 2
             at = evaluate(beta)
         reason = "every label has the largest logit: calibrate on data that was not trained on"
         return result(beta, SEPARABLE, reason)
     for _ in range(MAX_ITERATIONS):
-        low, high = (low, beta) if at[1] > 0 else (beta, high)
-        if abs(at[1]) <= tol or high - low <= 1e-15 * high < math.inf:
+        low, high = (low, beta) if at.first > 0 else (beta, high)
+        if abs(beta * at.first) <= tol or high - low <= 1e-15 * high < math.inf:
             return result(beta)
-        step = beta - at[1] / at[2] if at[2] > 0 else math.inf
-        outside = 2 * beta if high == math.inf else (low + high) / 2
+        if high == math.inf or low == 0:
+            outside = 10 * beta if high == math.inf else beta / 10
+        else:
+            outside = math.sqrt(low * high)
+        step = beta - at.first / at.second if at.second > 0 else math.inf
         beta = step if low < step < min(high, 10 * beta) else outside
         at = evaluate(beta)
-    return result(beta, NOT_CONVERGED, f"after {MAX_ITERATIONS} steps the gradient is {at[1]:.1e}")
+    reason = f"after {MAX_ITERATIONS} steps the gradient is {beta * at.first:.1e}"
+    return result(beta, NOT_CONVERGED, reason)
 
 
 def fit_vector_scaling(
@@ -139,27 +154,31 @@ def fit_vector_scaling(
     Args:
       logits: ``[n, q]``, finite or ``-inf``.
       targets: class ids ``[n]`` or probabilities ``[n, q]``.
-      weights: ``[n]``, None for 1.
-      tol: largest entry of the gradient to stop at, in logits divided by their standard deviation.
+      weights: ``[n]``, None for 1; rows of weight zero take no part.
+      tol: largest entry of the gradient to stop at, for logits of mean 0 and standard deviation 1.
 
     Returns:
       A `Scaling`. Where the gradient is that small but a Newton step would still move a logit by
-      half a nat, the loss falls on and on towards infinity: a class does not occur, or factors
-      could tell some classes apart without error. It is then at most about ``tol`` above its limit,
-      and the status says so.
+      half a nat, the loss falls on and on towards infinity: a class occurs never, or hardly, or
+      factors could tell some classes apart without error. It is then at most about ``tol`` above
+      its limit, and the status says so.
 
     Raises:
-      ValueError: as `fit_temperature`.
+      ValueError: as `fit_temperature`, or for more than `MOST_CLASSES` classes.
     """
-    problem = _Problem.of(logits, targets, weights)
+    problem = _Problem.of(logits, targets, weights, tol)
     q = problem.logits.shape[1]
-    spread = problem.gap_and_spread()[1] or 1.0
+    if q > MOST_CLASSES:
+        raise ValueError(f"{q:,} classes; vector scaling takes up to {MOST_CLASSES:,}")
+    center, unit = problem.columns()
+    one = fit_temperature(problem.logits, problem.targets, problem.weights)
 
     def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
-        return problem.mean(_along_both, theta[:q] / spread, theta[q:], spread)
+        return problem.mean(_along_both, theta[:q], theta[q:], center, unit)
 
-    one = fit_temperature(logits, targets, weights)
-    theta = np.concatenate([np.full(q, one.inverse * spread), np.zeros(q)])
+    # In the centred columns a temperature is a factor and an offset for each class, too.
+    offset = one.inverse * center
+    theta = np.concatenate([one.inverse * unit, offset - offset.mean()])
     value, gradient, hessian = evaluate(theta)
     damping, status = 1e-3, NOT_CONVERGED
     reason = f"after {MAX_ITERATIONS} steps the gradient is above {tol:g}"
@@ -177,27 +196,43 @@ def fit_vector_scaling(
             break
         else:
             damping *= 10
-    factor, offset = theta[:q] / spread, theta[q:]
     if status == OPTIMAL:
         step = np.linalg.lstsq(hessian, -gradient, rcond=1e-13)[0]
-        if problem.largest_move(step[:q] / spread, step[q:]) > 0.5:
+        if problem.largest_move(step[:q], step[q:], center, unit) > 0.5:
             status = AT_INFINITY
-            reason = "a class does not occur, or some are told apart by factors alone"
+            reason = "a class occurs never, or hardly, or some are told apart by factors alone"
+    factor = theta[:q] / unit
+    offset = theta[q:] - factor * center
+    nats = float(value)
+    if not nats <= one.nats_before:  # by rounding
+        factor, offset, nats = np.ones(q), np.zeros(q), one.nats_before
     return Scaling(
         factor=factor,
         offset=offset - offset.mean(),
         nats_before=one.nats_before,
-        nats=float(value),
+        nats=nats,
         gradient=float(np.max(np.abs(gradient))),
         status=status,
         reason=reason,
     )
 
 
+class _Along(NamedTuple):
+    """Means over the rows."""
+
+    loss: float
+    first: float
+    second: float
+
+
 @jax.jit
-def _along(o: jax.Array, y: jax.Array, s: jax.Array, beta: jax.Array) -> tuple[jax.Array, ...]:
+def _along(
+    o: jax.Array, y: jax.Array, s: jax.Array, beta: jax.Array, unit: jax.Array
+) -> tuple[jax.Array, ...]:
     """Loss, first and second derivative in the inverse temperature, over a block of rows."""
-    finite = jnp.where(jnp.isfinite(o), o, 0)
+    top = jnp.broadcast_to(jnp.max(o, axis=-1, keepdims=True), o.shape)
+    # Of what does not depend on what all logits of a row have in common, no digits are lost.
+    finite = jnp.where(jnp.isfinite(o), o - top, 0) / unit
     z = jnp.where(jnp.isfinite(o), beta * finite, -jnp.inf)
     p = jax.nn.softmax(z, axis=-1)
     mean = jnp.sum(p * finite, axis=-1, keepdims=True)
@@ -210,12 +245,17 @@ def _along(o: jax.Array, y: jax.Array, s: jax.Array, beta: jax.Array) -> tuple[j
 
 @jax.jit
 def _along_both(
-    o: jax.Array, y: jax.Array, s: jax.Array, a: jax.Array, c: jax.Array, spread: jax.Array
+    o: jax.Array,
+    y: jax.Array,
+    s: jax.Array,
+    a: jax.Array,
+    c: jax.Array,
+    center: jax.Array,
+    unit: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """Loss, gradient ``[2 q]`` and Hessian in ``a * spread`` and ``c``, over a block of rows."""
-    finite = jnp.where(jnp.isfinite(o), o, 0) / spread
-    z = finite * (a * spread)[None] + c[None]
-    z = jnp.where(jnp.isfinite(o), z, -jnp.inf)
+    """Loss, gradient ``[2 q]`` and Hessian in ``a`` and ``c``, over a block of rows."""
+    finite = jnp.where(jnp.isfinite(o), (o - center[None]) / unit[None], 0)
+    z = jnp.where(jnp.isfinite(o), finite * a[None] + c[None], -jnp.inf)
     p = jax.nn.softmax(z, axis=-1)
     weighted = s[:, None] * p
     error = weighted - s[:, None] * y
@@ -229,39 +269,36 @@ def _along_both(
 
 
 class _Problem(NamedTuple):
-    """Checked input."""
+    """Checked input: the rows that have weight."""
 
     logits: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
-    total: float
+    """That sum to one."""
 
     @classmethod
-    def of(cls, logits: Any, targets: Any, weights: Any) -> "_Problem":
+    def of(cls, logits: Any, targets: Any, weights: Any, tol: float) -> "_Problem":
+        if not 0 < tol < math.inf:
+            raise ValueError(f"tol: {tol}; expected a positive number")
         logits, targets = np.asarray(logits), np.asarray(targets)
-        if logits.ndim != 2 or not _checks.is_real(logits):
+        if logits.ndim != 2 or 0 in logits.shape or not _checks.is_real(logits):
             raise ValueError(
                 f"logits of shape {logits.shape} and type {logits.dtype}; expected numbers [n, q]"
             )
-        targets = _checks.checked_targets(targets, len(logits), "targets", np.float64)
-        is_label = losses.are_labels(jax.ShapeDtypeStruct(logits.shape, logits.dtype), targets)
-        weights = np.ones(len(logits)) if weights is None else np.asarray(weights, np.float64)
-        good = np.isfinite(weights) & (weights >= 0)
-        if weights.shape != logits.shape[:1] or not good.all() or weights.sum() == 0:
-            raise ValueError(
-                f"weights of shape {weights.shape} for {len(logits)} rows; expected numbers [n], "
-                "0 or more, not all of them 0"
-            )
-        if not is_label:
-            targets = targets / targets.sum(axis=1, keepdims=True)
+        if targets.shape[:1] != logits.shape[:1]:
+            raise ValueError(f"targets of shape {targets.shape} for {len(logits)} rows of logits")
+        weights = _checks.checked_row_weights(weights, len(logits))
         # Rows without weight take no part, whatever they hold.
         logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
+        targets = _checks.checked_targets(targets, len(logits), "targets", np.float64)
+        if not losses.are_labels(jax.ShapeDtypeStruct(logits.shape, logits.dtype), targets):
+            targets = targets / targets.sum(axis=1, keepdims=True)
         impossible = np.isneginf(logits)
         if not (np.isfinite(logits) | impossible).all() or impossible.all(axis=1).any():
             raise ValueError(
                 "logits: NaN, +inf, or a row of -inf only, of which there is no softmax"
             )
-        problem = cls(logits, targets, weights, float(weights.sum()))
+        problem = cls(logits, targets, weights / weights.sum())
         if any((np.isneginf(o) & (y > 0)).any() for o, y, _ in problem.blocks()):
             raise ValueError(
                 "targets: there are examples of a class whose logit is -inf, which no scaling "
@@ -284,30 +321,38 @@ class _Problem(NamedTuple):
         """Of the sums that a function returns for each block."""
         with jax.enable_x64(True):
             sums = [function(*block, *args) for block in self.blocks()]
-            return tuple(np.sum(part, axis=0) / self.total for part in zip(*sums, strict=True))
+            return tuple(np.sum(part, axis=0) for part in zip(*sums, strict=True))
 
-    def gap_and_spread(self) -> tuple[float, float]:
-        """How far labels are below the largest logits, and how far logits are from their mean.
+    def largest_gap(self) -> tuple[float, bool]:
+        """Between the logits of a row, and whether a label is not the largest somewhere."""
+        largest, misses = 0.0, False
+        for o, y, _ in self.blocks():
+            below = np.where(np.isfinite(o), o.max(axis=1, keepdims=True) - o, 0)
+            largest = max(largest, float(below.max()))
+            misses = misses or bool((below[y > 0] > 0).any())
+        return largest, misses
 
-        The first is zero only if no label is; the second, a root mean square, only if in every row
-        all logits are equal.
-        """
-        gap = square = number = 0.0
-        for o, y, s in self.blocks():
-            finite = np.isfinite(o)
-            below = np.where(finite, o.max(axis=1, keepdims=True) - np.where(finite, o, 0), 0)
-            gap += float(s @ np.sum(y * below, axis=1))
-            mean = below.sum(axis=1, keepdims=True) / finite.sum(axis=1, keepdims=True)
-            square += float(np.sum(np.where(finite, below - mean, 0) ** 2))
-            number += np.count_nonzero(finite)
-        return gap, float(np.sqrt(square / number))
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each class, of what is finite: ``[q]`` each."""
+        logits = self.logits.astype(np.float64)
+        finite = np.isfinite(logits)
+        number = np.maximum(finite.sum(axis=0), 1)
+        center = np.where(finite, logits, 0).sum(axis=0) / number
+        deviation = np.where(finite, logits - center, 0)
+        largest = np.abs(deviation).max(axis=0)
+        largest = np.where(largest > 0, largest, 1)
+        # Squares of what is at most one, lest they overflow.
+        unit = largest * np.sqrt(((deviation / largest) ** 2).sum(axis=0) / number)
+        return center, np.where(unit > 0, unit, 1)
 
-    def largest_move(self, a: np.ndarray, c: np.ndarray) -> float:
+    def largest_move(
+        self, a: np.ndarray, c: np.ndarray, center: np.ndarray, unit: np.ndarray
+    ) -> float:
         """By how much the logits of a row move against each other if factors and offsets do."""
         largest = 0.0
         for o, _, _ in self.blocks():
             finite = np.isfinite(o)
-            moves = np.where(finite, o, 0) * a + c
+            moves = np.where(finite, (o - center) / unit, 0) * a + c
             high, low = np.where(finite, moves, -np.inf), np.where(finite, moves, np.inf)
             largest = max(largest, float(np.max(high.max(axis=1) - low.min(axis=1))))
         return largest

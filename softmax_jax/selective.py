@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softmax_jax._checks import checked_row_weights
+
 
 class RiskCoverage(NamedTuple):
     """A point for each confidence that occurs, falling: ``[points]`` in float64."""
@@ -33,18 +35,18 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
       weights: ``[n]``, None for 1.
 
     Raises:
-      ValueError: on shapes that do not fit, NaN, or no weight at all.
+      ValueError: on shapes that do not fit, NaN, outcomes outside [0, 1], or weights that are
+        negative or all zero.
     """
-    c, y = np.asarray(confidence), np.asarray(outcome, np.float64)
-    s = np.ones(c.shape) if weights is None else np.asarray(weights, np.float64)
-    if c.ndim != 1 or c.shape != y.shape or c.shape != s.shape:
+    c, y = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
+    if c.ndim != 1 or c.shape != y.shape:
         raise ValueError(
-            f"confidence of shape {c.shape}, outcome of {y.shape}, weights of {s.shape}; expected "
-            "[n] for all"
+            f"confidence of shape {c.shape}, outcome of shape {y.shape}; expected [n] for both"
         )
-    c, y, s = c[s != 0], y[s != 0], s[s != 0]
-    if not s.sum() > 0 or np.isnan(c).any() or np.isnan(y).any():
-        raise ValueError("confidence or outcome has NaN, or there are no examples with weight")
+    s = checked_row_weights(weights, len(c))
+    c, y, s = c[s > 0], y[s > 0], s[s > 0]
+    if np.isnan(c).any() or not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("confidence has NaN, or outcome what is not in [0, 1]")
     order = np.argsort(-c, kind="stable")
     c, y, s = c[order], y[order], s[order]
     # Equal confidences are answered together.
@@ -52,7 +54,7 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
     answered, wrong = np.cumsum(s)[last], np.cumsum(s * (1 - y))[last]
     coverage, risk = answered / s.sum(), wrong / answered
     area = float(np.sum(risk * np.diff(coverage, prepend=0)))
-    return RiskCoverage(c[last].astype(np.float64), coverage, risk, area)
+    return RiskCoverage(c[last], coverage, risk, area)
 
 
 def threshold_for_risk(curve: RiskCoverage, risk: float) -> float:
@@ -68,5 +70,5 @@ def threshold_for_risk(curve: RiskCoverage, risk: float) -> float:
     """
     if not 0 <= risk <= 1:
         raise ValueError(f"risk must be in [0, 1], got {risk}")
-    good = np.flatnonzero(curve.risk <= risk)
+    good = np.flatnonzero(curve.risk <= risk * (1 + 1e-12))
     return float(curve.threshold[good[-1]]) if len(good) else float("inf")

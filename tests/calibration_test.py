@@ -91,8 +91,36 @@ def test_float32_loses_little():
         *map(jnp.float32, (confidence, outcome)), FEW, jnp.float32(weights)
     )
     expected = slow(np.float32(confidence), outcome, np.float32(FEW), weights)
-    for name in ("expected", "maximum", "rms", "brier"):
+    for name in expected:
         assert errors(bins)[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_in_float32_a_million_rows_lose_little():
+    c, y = calibrated(2**20)
+    c = 0.94 + 0.06 * c
+    y = (jax.random.uniform(jax.random.key(7), c.shape) < c).astype(jnp.float32)
+    bins = calibration.reliability(c, y, jnp.float32(FEW), jnp.ones(len(c)))
+    c, y = np.asarray(c, np.float64), np.asarray(y, np.float64)
+    assert float(bins.weight.sum()) == 2**20
+    assert calibration.expected_error(bins) == pytest.approx(abs((y - c).mean()), rel=1e-3)
+
+
+def test_ids_of_a_small_type_are_not_cut_off():
+    logits, labels = jnp.zeros((2, 300)), jnp.array([1, 43], jnp.uint8)
+    _, outcome = calibration.class_wise(logits, labels)
+    np.testing.assert_array_equal(outcome, np.eye(300)[[1, 43]])
+    assert not calibration.of_class(logits, labels, 257)[1].any()
+
+
+def test_rows_without_weight_take_no_part_in_bands():
+    c, y = calibrated(100)
+    weights = (np.arange(100) % 2).astype(np.float32)
+    holes = jnp.where(weights == 0, jnp.nan, c), jnp.where(weights == 0, jnp.nan, y)
+    for band in (calibration.bootstrap_band, lambda *a: calibration.consistency(*a).band):
+        ours, theirs = (
+            band(jax.random.key(0), *some, FEW, jnp.asarray(weights)) for some in ((c, y), holes)
+        )
+        np.testing.assert_array_equal(ours.lower, theirs.lower)
 
 
 def test_published_examples():
@@ -298,9 +326,9 @@ def test_bands_of_empty_bins_are_nan():
 def test_reliability_compiles_once():
     c, y = calibrated(64)
     calibration.reliability(c, y, jnp.float32(FEW))
-    before = calibration.reliability._cache_size()
+    before = calibration._reliability._cache_size()
     calibration.reliability(1 - c, y, jnp.float32(FEW) ** 2)
-    assert calibration.reliability._cache_size() == before
+    assert calibration._reliability._cache_size() == before
 
 
 def test_top_label_is_what_evaluate_counts():
@@ -335,6 +363,22 @@ def test_top_label_is_what_evaluate_counts():
             lambda c, y: calibration.bootstrap_band(jax.random.key(0), c, y, FEW, level=1.0),
             "level must be",
         ),
+        (
+            lambda c, y: calibration.consistency(jax.random.key(0), c.at[0].set(jnp.nan), y, FEW),
+            "NaN in rows that have weight",
+        ),
+        (
+            lambda c, y: calibration.bootstrap_band(jax.random.key(0), c, y, FEW, jnp.ones(3)),
+            "for 64 rows",
+        ),
+        (
+            lambda c, y: calibration.bootstrap_band(jax.random.key(0), c, y, FEW, draws=0),
+            "draws must be at least 1",
+        ),
+        (lambda c, y: calibration.reliability(c, y, FEW[::-1]), "expected to rise"),
+        (lambda c, y: calibration.reliability(c, y, [0.5]), r"edges of shape \(1,\)"),
+        (lambda c, y: calibration.reliability(c, y, FEW[None]), r"edges of shape \(1, 6\)"),
+        (lambda c, y: calibration.equal_mass_edges([0.3, np.nan], 2), "NaN among them"),
         (lambda c, y: calibration.of_class(jnp.ones((2, 3)), jnp.array([0, 1]), 3), "no class 3"),
     ],
 )

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.special import gammaln
+from scipy.special import gammaln, log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from softmax_jax import conventions, prequential, training
+from softmax_jax._permutation import permutation
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
 
@@ -119,13 +120,14 @@ def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
     )
     zero = Params(jnp.zeros((4, 3)), jnp.zeros(3))
     state = training.init(zero, optimizer, key=key, l2=0.1)
-    data = Batch(jnp.asarray(x), jnp.asarray(labels), scale=0.5)
-    epoch, bits = training.make_epoch(optimizer, batch_size=32), []
-    for stop in (1, 2, 3, 4):
-        before = state
-        state, steps = epoch(state, data, stop)
-        bits.append(float(steps.loss[stop - 1] * steps.weight[stop - 1]) / math.log(2))
-        assert int(before.step) == stop - 1
+    update, bits = training.make_update(optimizer), []
+    order = np.asarray(permutation(jax.random.fold_in(key, 1), 120))
+    for start in range(0, 120, 32):
+        rows = order[start : start + 32]
+        w, b = map(np.asarray, state.params)
+        log_p = log_softmax(0.5 * x[rows] @ w + b, axis=1)
+        bits.append(-log_p[np.arange(len(rows)), labels[rows]].sum() / math.log(2))
+        state, _ = update(state, Batch(jnp.asarray(x[rows]), jnp.asarray(labels[rows]), scale=0.5))
     np.testing.assert_allclose(found.bits, np.cumsum(bits), rtol=1e-5)
     assert found.seen.tolist() == [32, 64, 96, 120]
     assert found.bits[0] == pytest.approx(32 * math.log2(3), rel=1e-6)
@@ -145,7 +147,11 @@ def test_a_pass_that_diverges_says_so():
     [
         ({"labels": np.full(120, 3)}, "class id 3 of 3 classes"),
         ({"labels": np.zeros(119, int)}, "for 120 rows"),
-        ({"labels": np.zeros((120, 3))}, r"expected \[n, d\] and \[n\]"),
+        ({"labels": np.zeros((120, 3))}, r"labels: shape \(120, 3\)"),
+        ({"x": np.zeros((0, 4)), "labels": np.zeros(0, int)}, "there are no rows"),
+        ({"x": np.zeros(120)}, r"x: shape \(120,\)"),
+        ({"x": np.full((120, 1), 1j)}, "x: type complex128"),
+        ({"scale": [1.0, 2.0]}, "scale: expected a finite number, or 4"),
         ({"x": np.full((120, 1), np.nan)}, "x: row 0, feature 0 is nan"),
         ({"ends": [10, 10, 120]}, "expected to rise to 120"),
         ({"ends": [10, 119]}, "expected to rise to 120"),
@@ -159,6 +165,13 @@ def test_bad_input_is_refused(changes, message):
     inputs = {"x": x, "labels": labels, "num_classes": 3} | changes
     with pytest.raises(ValueError, match=message):
         prequential.refit(**inputs)
+    if not {"ends", "precision"} & set(changes):
+        with pytest.raises(ValueError, match=message):
+            prequential.stream(**inputs, optimizer=optax.sgd(1.0))
+
+
+def test_a_share_of_less_than_a_label_is_one():
+    assert prequential.block_ends(10, np.array([1e-9, 100])) == [1, 10]
 
 
 @pytest.mark.parametrize("percent", [(), (50,), (0, 100), (60, 50, 100)])

@@ -57,6 +57,13 @@ def test_the_threshold_is_the_one_predict_needs(risk):
     assert answered.mean() == pytest.approx(best)
 
 
+def test_confidences_may_be_of_any_type_and_shares_are_rounded():
+    curve = selective.risk_coverage(np.array([0, 5, 6], np.uint8), [0, 1, 1])
+    np.testing.assert_array_equal(curve.threshold, [6, 5, 0])
+    tenth = selective.risk_coverage(np.arange(10) / 10, [1] * 3 + [0] * 3 + [1] * 4, [0.1] * 10)
+    assert selective.threshold_for_risk(tenth, 0.3) == 0
+
+
 def test_where_no_threshold_is_good_enough_nothing_is_answered():
     curve = selective.risk_coverage([0.9, 0.8], [0, 1])
     assert selective.threshold_for_risk(curve, 0.3) == np.inf
@@ -67,10 +74,12 @@ def test_where_no_threshold_is_good_enough_nothing_is_answered():
     ("arguments", "message"),
     [
         (([0.1, 0.2], [1]), "expected"),
-        (([0.1], [1], [1, 2]), "expected"),
+        (([0.1], [1], [1, 2]), r"weights: shape \(2,\) for 1 rows"),
         (([np.nan], [1]), "NaN"),
-        (([0.1], [1], [0]), "no examples with weight"),
-        (([], []), "no examples with weight"),
+        (([0.1], [2]), "not in"),
+        (([0.1], [1], [0]), "a finite sum above 0"),
+        (([0.1, 0.2], [1, 1], [-1, 2]), "0 or more"),
+        (([], []), "a finite sum above 0"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

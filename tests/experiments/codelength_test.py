@@ -74,6 +74,14 @@ def test_the_report_has_the_figures(run):
     assert "decoded, and the same" in text
 
 
+def test_a_file_below_the_loss_is_explained(run):
+    summary = json.loads(json.dumps(run[1]))
+    summary["file"]["overhead_bits"] = 8 * coding.HEADER_BYTES - 40
+    assert "-5.0 those of the coder, as no label costs more than 24 bits" in codelength.report(
+        summary
+    )
+
+
 def test_a_loss_without_bounds_is_told(run):
     summary = json.loads(json.dumps(run[1]))
     summary["file"] |= {"loss_bits": None, "overhead_bits": None}

@@ -36,6 +36,12 @@ def test_logits_that_mislead_have_no_temperature():
     assert reliability.table(scores)[0][2] == "no temperature"
 
 
+def test_what_makes_a_temperature_meaningless_is_told():
+    scores, _ = reliability.calibrated(50 * np.eye(3)[np.arange(60) % 3], np.arange(60) % 3)
+    assert "not trained on" in reliability.diagnosis(scores)
+    assert reliability.diagnosis(reliability.calibrated(*drawn())[0]) == ""
+
+
 def test_of_few_examples_nothing_is_said():
     assert reliability.calibrated(*drawn(n=19)) == ({}, {})
     logits, labels = drawn(n=30)
