@@ -181,6 +181,7 @@ def test_copies(iris):
         clone(model).predict(x)
 
 
+@pytest.mark.slow
 def test_grid_search(iris):
     x, y = iris
     search = GridSearchCV(

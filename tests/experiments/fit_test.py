@@ -342,6 +342,7 @@ def test_help_tells_the_flags_and_the_settings(run_script):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_changes_the_config(run_script, tmp_path):
     config = f"--config={CONFIGS / 'fit_digits.py'}:smoke"
     changes = ["--config.l2=1e-7,1e-6", "--config.tol=1e-15", "--config.max_passes=1"]

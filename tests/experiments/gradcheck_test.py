@@ -34,6 +34,7 @@ def short_main(monkeypatch):
     return lambda: gradcheck.main(["gradcheck.py"])
 
 
+@pytest.mark.slow
 def test_main_exits_0_if_all_passed(short_main, capsys):
     with pytest.raises(SystemExit) as e:
         short_main()

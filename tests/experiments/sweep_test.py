@@ -77,6 +77,7 @@ def test_the_best_member_has_the_lowest_test_loss(run):
     assert summary["test"]["nats"] == min(losses)
 
 
+@pytest.mark.slow
 def test_members_with_orders_of_their_own_equal_single_runs(digits, tmp_path):
     config = digits(sweep=settings.Sweep(order_seed=(0, 1), init_seed=(0, 1), mode="zip"))
     train.train(config, tmp_path / "both")

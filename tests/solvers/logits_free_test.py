@@ -44,6 +44,7 @@ def test_the_certificate_is_right(seed, kind):
     np.testing.assert_allclose(found.params.w, exact.params.w, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_start_close_by_takes_few_passes():
     x, y, options = made(0)
     options |= {"l2": 1e-3, "method": "logits-free"}
