@@ -22,7 +22,6 @@ MOST_LOGITS = 2**26
 RISK = 0.01
 """Of which the report gives the coverage."""
 
-
 Pair = tuple[jax.Array, jax.Array]
 
 
@@ -105,6 +104,17 @@ def diagnosis(scores: dict[str, Any]) -> str:
     """Why the temperature is none to trust; empty if it is."""
     reason = scores["temperature_reason"]
     return f"{scores['temperature_status']}: {reason}" if reason else ""
+
+
+def answers(scores: dict[str, Any]) -> str:
+    """What abstaining below a threshold is good for."""
+    risk, threshold = scores["risk"], scores["threshold_of_risk"]
+    if threshold is None:
+        return f"No threshold of confidence has {risk:.0%} of wrong answers at most."
+    return (
+        f"Answering only above a confidence of {threshold:.3f}, {risk:.0%} of the answers are "
+        f"wrong at most, and {scores['coverage_at_risk']:.1%} of the cases are answered."
+    )
 
 
 def table(scores: dict[str, Any]) -> list[list[str]]:

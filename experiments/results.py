@@ -320,7 +320,8 @@ def write_report(
             if title == "Calibration" and summary is not None:
                 scores = summary["calibration"]
                 found += html_table(reliability.table(scores))
-                found += f"<p>{html.escape(reliability.diagnosis(scores))}</p>"
+                notes = (reliability.answers(scores), reliability.diagnosis(scores))
+                found += "".join(f"<p>{html.escape(note)}</p>" for note in notes if note)
             sections.append(section(title, f"<p>{whose}{caption}</p>{found}"))
     about = environment() if summary is None else summary["environment"]
     if summary is not None:

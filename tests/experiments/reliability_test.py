@@ -20,6 +20,9 @@ def test_a_temperature_mends_logits_that_are_too_large():
     assert scores["examples"] == 1000
     assert list(pictures) == ["reliability", "reliability_scaled", "risk_coverage"]
     assert [len(line) for line in reliability.table(scores)] == [3] * 11
+    share = f"{scores['coverage_at_risk']:.1%}"
+    assert f"1% of the answers are wrong at most, and {share} of" in reliability.answers(scores)
+    assert "No threshold" in reliability.answers({**scores, "threshold_of_risk": None})
 
 
 def test_soft_targets_have_no_p_value():
