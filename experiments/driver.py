@@ -73,7 +73,10 @@ def run(
                 raise ValueError(f"--workdir={workdir.value}: give a folder of this machine")
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = folder if workdir.value else pathlib.Path(f"runs/{made.title}-{stamp}")
-            folder = folder.expanduser()
+            try:
+                folder = folder.expanduser()
+            except RuntimeError as e:
+                raise ValueError(f"--workdir={workdir.value}: {e}") from e
             results = experiment(made, folder)
         except (ValueError, OSError, FloatingPointError) as e:
             if traceback.value:

@@ -176,7 +176,8 @@ def make_schedule(schedule: str, steps_of: Callable[[str], int]) -> optax.Schedu
     def made() -> optax.Schedule:
         share = recipe.make(**in_steps(options, steps_of))
         # What does not go together shows when it is used.
-        steps = np.linspace(0, steps_of("100%"), 101).astype(np.int32)
+        total = steps_of("100%")
+        steps = np.linspace(0, max(total - 1, 0), min(total, 4096)).astype(np.int32)
         shares = np.asarray(jax.vmap(share)(steps)) * np.ones(len(steps))
         wrong = ~(np.isfinite(shares) & (shares >= 0))
         if wrong.any():

@@ -36,12 +36,16 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
     """Measures logits ``[n, q]`` against class ids ``[n]`` or probabilities ``[n, q]``."""
     if len(logits) < LEAST or not np.isfinite(logits).all():
         return Calibration({}, {})
+    if targets.ndim == 2:
+        targets = targets / targets.sum(axis=1, keepdims=True)
     order = np.random.default_rng(0).permutation(len(logits))
     fitted, judged_by = np.sort(order[::2]), np.sort(order[1::2])
     found = scaling.fit_temperature(logits[fitted], targets[fitted])
     logits, targets = jnp.asarray(logits[judged_by]), jnp.asarray(targets[judged_by])
     before, first = judged(logits, targets, "as trained")
-    after, second = judged(logits * found.inverse, targets, "after scaling")
+    gaps = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    scaled = np.maximum(gaps * found.inverse, -1e30).astype(np.float32)
+    after, second = judged(jnp.asarray(scaled), targets, "after scaling")
     curve = selective.risk_coverage(*measured(logits, targets)[1])
     threshold = selective.threshold_for_risk(curve, RISK)
     scores = {

@@ -40,7 +40,7 @@ def write(
     models: Sequence[Params],
     diverged: Sequence[int],
     rows: Sequence[dict[str, Any]],
-    timing: Mapping[str, float],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Measures the models, and writes all that, last the summary, which says the run is whole.
 
@@ -53,7 +53,7 @@ def write(
       models: of all members.
       diverged: at which step each did, or -1.
       rows: of metrics.jsonl.
-      timing: for the summary, which is returned.
+      about: the training, for the summary, which is returned.
     """
     members = settings.members(config)
     scores = [
@@ -75,16 +75,16 @@ def write(
         "train": scores[best]["train"],
         "test": scores[best]["test"],
         "gradient_check": dataclasses.asdict(check),
-        **timing,
+        **about,
         "environment": environment(),
     }
     if len(members) > 1:
         summary |= {"best_member": best, "members": scores}
+    write_params(workdir, dataset, models, members)
     most = reliability.MOST_LOGITS // len(dataset.class_names)
     logits = logits_of(params, test_data._replace(x=test_data.x[:most]))
     found = reliability.calibrated(logits, np.asarray(test_data.targets)[:most])
     summary["calibration"] = found.scores
-    write_params(workdir, dataset, models, members)
     confusion = np.asarray(training.evaluate(params, test_data, confusion=True).confusion)
     pictures = {
         "loss": figures.learning_curve(of_member(rows, best), "loss"),

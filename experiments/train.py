@@ -100,6 +100,11 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
     run = make_run(config, driver.load(config.data))
     with driver.claimed(config, workdir):
         summary = earlier_summary(workdir)
+        if summary is not None and summary["data"] != run.data_digest:
+            raise ValueError(
+                f"the data are not those of the finished run in {workdir}: put those back, or give "
+                "another --workdir"
+            )
         if summary is not None:
             print(f"{workdir} is finished already")
             return summary
@@ -112,8 +117,10 @@ def earlier_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_text())
         results.table(summary)
+        summary["data"]
         for name in ("params.npz", "report.html"):
-            (workdir / name).stat()
+            if (workdir / name).stat().st_size == 0:
+                raise ValueError(f"{name} is empty")
     except FileNotFoundError as e:
         if path.exists():
             warnings.warn(f"{e.filename} is gone: the results are made again", stacklevel=2)
@@ -192,11 +199,12 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
         reason = explain(run, states)
         results.write_report(run.config, workdir, log.rows, summary=None, reason=reason)
         raise FloatingPointError(reason)
-    timing = {
+    about = {
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
         "examples_per_second": len(states) * examples(run, run.total) / max(train_seconds, 1e-9),
         "steps": run.total,
+        "data": run.data_digest,
     }
     return results.write(
         run.config,
@@ -207,7 +215,7 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
         [model.Params(*state.params) for state in states],
         [int(state.diverged) for state in states],
         log.rows,
-        timing,
+        about,
     )
 
 

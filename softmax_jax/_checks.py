@@ -94,6 +94,8 @@ def checked_features(x: Any, where: str = "x") -> np.ndarray:
 def checked_row_weights(weights: Any, rows: int) -> np.ndarray:
     """``[rows]`` float64, 0 or more and with a finite sum above 0; 1 where they are None."""
     checked = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
+    if rows == 0:
+        raise ValueError("there are no examples")
     if checked.shape != (rows,):
         raise ValueError(f"weights: shape {checked.shape} for {rows} rows; expected [{rows}]")
     with np.errstate(over="ignore"):

@@ -168,8 +168,10 @@ def _checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
             f"edges of shape {shape} for confidences of shape {confidence.shape}; expected "
             "[bins + 1] or [classes, bins + 1]"
         )
-    if not isinstance(edges, jax.core.Tracer) and not (np.diff(np.asarray(edges)) >= 0).all():
-        raise ValueError(f"edges: {edges}; expected to rise")
+    if not isinstance(edges, jax.core.Tracer):
+        values = np.asarray(edges, np.float64)
+        if not (values[..., 1:] >= values[..., :-1]).all():
+            raise ValueError(f"edges: {edges}; expected to rise")
     return jnp.asarray(edges, confidence.dtype)
 
 

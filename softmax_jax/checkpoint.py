@@ -77,7 +77,8 @@ def open_folder(path: pathlib.Path, *, keep_last: int = 2, keep_best: int = 1) -
     try:
         for step in manager.all_steps():
             with contextlib.suppress(Exception):  # `restore` will say what is wrong with it
-                scores[step] = _about(manager, step)["score"]
+                score = _about(manager, step)["known"]["score"]
+                scores[step] = math.inf if score is None else score
         folder = Folder(manager, scores)
         yield folder
         finish(folder)
@@ -93,7 +94,7 @@ def save(folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], sco
       folder: from `open_folder`.
       step: above those of earlier checkpoints.
       state: a pytree of arrays, keys of random numbers among them.
-      extra: what JSON can hold.
+      extra: what JSON can hold, but for the key ``score``.
       score: the lower, the better; inf if there is none.
 
     Raises:
@@ -107,7 +108,9 @@ def save(folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], sco
             f"the disk of {folder.manager.directory} is full: {free:,} bytes are left and a "
             f"checkpoint takes {size + MARGIN:,}; free some and start again to go on"
         )
-    about = {"digest": _digest(arrays, extra), "score": min(score, 1e300), "extra": dict(extra)}
+    # As it will be read: the keys of JSON are strings.
+    known = json.loads(json.dumps({"score": score if math.isfinite(score) else None, **extra}))
+    about = {"digest": _digest(arrays, known), "known": known}
     folder.scores[step] = score
     with _as_os_error(folder):
         folder.manager.save(
@@ -158,7 +161,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
             arrays = jax.device_get(found["state"])
             if jax.tree.map(_kind, arrays) != jax.tree.map(_kind, abstract):
                 raise ValueError("its arrays have other shapes or types")
-            if _digest(arrays, about["extra"]) != about["digest"]:
+            if _digest(arrays, about["known"]) != about["digest"]:
                 raise ValueError("its content is not what was saved")
         except (PermissionError, MemoryError):
             raise
@@ -180,12 +183,15 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
             scores.pop(at, None)
         if damaged:
             manager.reload()
-        return Restored(step, _with_keys(arrays, like), about["extra"])
+        extra = {key: value for key, value in about["known"].items() if key != "score"}
+        return Restored(step, _with_keys(arrays, like), extra)
     if damaged:
         step, message = max(damaged.items())
+        which = " that have a score" if best else ""
+        advice = "" if best else "; remove that folder to start from the beginning"
         raise ValueError(
-            f"none of the {len(damaged)} checkpoints in {manager.directory} can be read; that of "
-            f"step {step}: {message}; remove that folder to start from the beginning"
+            f"none of the {len(damaged)} checkpoints{which} in {manager.directory} can be read; "
+            f"that of step {step}: {message}{advice}"
         )
     return None
 
@@ -217,8 +223,8 @@ def _with_keys(arrays: Any, like: Any) -> Any:
     return jax.tree.map(restored, arrays, like)
 
 
-def _digest(arrays: Any, extra: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+def _digest(arrays: Any, known: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

@@ -40,6 +40,8 @@ LOG2_E = 1.4426950408889634
 MOST_CLASSES = 2**22
 FEATURE_BITS = 22
 """Of the largest number of a feature, where features are not integers."""
+INTEGER_BITS = 31
+"""Of integers, which are exact below 2 to this power."""
 BLOCK = 2**22
 """Logits at a time."""
 
@@ -61,8 +63,8 @@ def compress(
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``; a bias of ``-inf`` marks a class that should not occur.
-      x: ``[n, d]`` features as they are stored; integers are taken exactly, and floats to 2^-22 of
-        the largest one of their feature.
+      x: ``[n, d]`` features as they are stored; integers below 2^31 are taken exactly, larger ones
+        to 2^-31 and floats to 2^-22 of the largest one of their feature.
       labels: class ids ``[n]``.
       scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
       block_size: rows at a time, of no influence on the content; by default such that there are
@@ -255,13 +257,14 @@ class _Quantized(NamedTuple):
         # Not the largest of np.abs, which of the int8 -128 is -128.
         low, high = (end(x, axis=0, initial=0).astype(np.float64) for end in (np.min, np.max))
         largest = np.maximum(-low, high)
-        powers = np.zeros(len(w), int)
+        exponents = np.frexp(largest)[1]
+        powers = np.minimum(INTEGER_BITS - exponents, 0)
         if x.dtype.kind not in "bui":
-            powers = FEATURE_BITS - np.frexp(largest)[1]
+            powers = FEATURE_BITS - exponents
         bound = largest @ np.max(np.abs(w), axis=1, initial=0) + np.max(np.abs(b))
         if power is None:
-            power = 50 - math.frexp(float(bound))[1]
-        if not np.ldexp(bound, power) < 2.0**51 or power < FRACTION:
+            power = min(50 - math.frexp(float(bound))[1], 50)
+        if not np.ldexp(bound, power) < 2.0**51 or not FRACTION <= power <= 50:
             raise ValueError("the logits reach beyond 2^30: is a scale of the features missing?")
         w = np.rint(np.ldexp(w, power - powers[:, None]))
         b = np.rint(np.ldexp(b, power)).astype(np.int64)

@@ -206,6 +206,9 @@ def stream(
     labels = checked_labels(labels, len(x), num_classes)
     if scale is not None:
         scale = per_feature(scale, 1.0, x.shape[1], "scale")
+    if x.dtype.kind in "ui" and not np.can_cast(x.dtype, np.int32):
+        # A device would keep the last 32 bits of them.
+        x, scale = (x * (1.0 if scale is None else scale)).astype(np.float32), None
     zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
     state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
     epoch = training.make_epoch(optimizer, batch_size=batch_size)

@@ -90,11 +90,13 @@ def fit_temperature(
       to 0, and one is returned at which the gradient is within 1e-6 of its limit 0.
 
     Raises:
-      ValueError: on NaN or +inf, shapes that do not fit, a label of a logit ``-inf``, weights that
-        are negative or all zero, or a ``tol`` that is not positive.
+      ValueError: on NaN or +inf, gaps beyond 1e±290, shapes that do not fit, a label of a logit
+        ``-inf``, weights that are negative or all zero, or a ``tol`` that is not positive.
     """
     problem = _Problem.of(logits, targets, weights, tol)
     unit, misses = problem.largest_gap()
+    if unit != 0 and not 1e-290 < unit < 1e290:
+        raise ValueError(f"logits: the largest gap is {unit}; expected 1e-290 to 1e290, or 0")
 
     def evaluate(beta: float) -> _Along:
         """In units in which the largest gap between logits is one."""
@@ -170,8 +172,8 @@ def fit_vector_scaling(
     q = problem.logits.shape[1]
     if q > MOST_CLASSES:
         raise ValueError(f"{q:,} classes; vector scaling takes up to {MOST_CLASSES:,}")
-    center, unit = problem.columns()
     one = fit_temperature(problem.logits, problem.targets, problem.weights)
+    center, unit = problem.columns()
 
     def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
         return problem.mean(_along_both, theta[:q], theta[q:], center, unit)
@@ -327,7 +329,8 @@ class _Problem(NamedTuple):
         """Between the logits of a row, and whether a label is not the largest somewhere."""
         largest, misses = 0.0, False
         for o, y, _ in self.blocks():
-            below = np.where(np.isfinite(o), o.max(axis=1, keepdims=True) - o, 0)
+            with np.errstate(over="ignore"):  # an infinite gap is refused
+                below = np.where(np.isfinite(o), o.max(axis=1, keepdims=True) - o, 0)
             largest = max(largest, float(below.max()))
             misses = misses or bool((below[y > 0] > 0).any())
         return largest, misses

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._checks import checked_row_weights
+from softmax_jax._checks import SUM_TOLERANCE, checked_row_weights
 
 
 class RiskCoverage(NamedTuple):
@@ -45,8 +45,9 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
         )
     s = checked_row_weights(weights, len(c))
     c, y, s = c[s > 0], y[s > 0], s[s > 0]
-    if np.isnan(c).any() or not ((y >= 0) & (y <= 1)).all():
+    if np.isnan(c).any() or not ((y >= 0) & (y <= 1 + SUM_TOLERANCE)).all():
         raise ValueError("confidence has NaN, or outcome what is not in [0, 1]")
+    y = np.minimum(y, 1)  # of probabilities that sum to a little more
     order = np.argsort(-c, kind="stable")
     c, y, s = c[order], y[order], s[order]
     # Equal confidences are answered together.

@@ -103,7 +103,7 @@ def test_of_a_damaged_one_the_one_before_is_taken_with_a_warning(tmp_path, chang
 
 def test_other_arrays_than_were_saved_are_noticed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_digest", lambda arrays, extra: "another")
+        patch.setattr(checkpoint, "_digest", lambda arrays, known: "another")
         saved(tmp_path, [2])
     with pytest.raises(ValueError, match="not what was saved"):
         restored(tmp_path)
@@ -114,6 +114,14 @@ def test_the_digest_is_of_arrays_and_extra():
     assert some == checkpoint._digest([np.arange(3)], {"b": [2], "a": 1.5})
     assert some != checkpoint._digest([np.arange(3)], {"a": 1.5, "b": [3]})
     assert some != checkpoint._digest([np.arange(1, 4)], {"a": 1.5, "b": [2]})
+
+
+def test_one_without_a_score_has_none_after_a_restart_either(tmp_path):
+    with checkpoint.open_folder(tmp_path) as folder:
+        checkpoint.save(folder, 1, state_at(1), extra={2: "b", 10: "a"}, score=float("inf"))
+    with checkpoint.open_folder(tmp_path) as folder:
+        assert checkpoint.restore(folder, state_at(0), best=True) is None
+        assert checkpoint.restore(folder, state_at(0)).extra == {"2": "b", "10": "a"}
 
 
 def test_the_best_is_restored_on_demand(tmp_path):

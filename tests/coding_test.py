@@ -124,6 +124,24 @@ def test_features_of_any_range_are_coded_by_their_model(dtype):
     assert_comes_back(params, x, labels, scale=scale)
 
 
+@pytest.mark.parametrize("bits", [31, 45, 62])
+def test_large_integers_are_coded_by_their_model(bits):
+    rng = np.random.default_rng(0)
+    x, scale = rng.integers(-(2**bits), 2**bits, (300, 3)), 2.0**-bits
+    params = model_of(0, 3, 4, 2.0)
+    logits = x * scale @ params.w + params.b
+    labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    exact = -scipy.special.log_softmax(logits, axis=1)[np.arange(300), labels].sum() / np.log(2)
+    assert coding.codelength(params, x, labels, scale=scale) == pytest.approx(exact, rel=1e-4)
+    assert_comes_back(params, x, labels, scale=scale)
+
+
+def test_tiny_weights_are_coded():
+    x, labels = np.ones((30, 2)), np.arange(30) % 3
+    for scale in (1e-30, 1e-300):
+        assert_comes_back(model_of(0, 2, 3, scale), x, labels)
+
+
 def test_every_flipped_bit_is_detected(small):
     content, params, x, _, scale = small
     for bit in range(8 * len(content)):

@@ -134,6 +134,14 @@ def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
     assert found.total < found.uniform
 
 
+def test_wide_integers_are_not_cut_off():
+    x = np.random.default_rng(0).integers(-(2**33), 2**33, (300, 1))
+    labels, options = (x[:, 0] > 0).astype(int), {"num_classes": 2, "optimizer": optax.sgd(1.0)}
+    ours = prequential.stream(x, labels, scale=2.0**-33, **options)
+    theirs = prequential.stream(x * 2.0**-33, labels, **options)
+    assert ours.total == pytest.approx(theirs.total, rel=1e-5)
+
+
 def test_a_pass_that_diverges_says_so():
     x, labels = drawn()
     with pytest.raises(FloatingPointError, match="a third of the learning rate 1e"):

@@ -211,6 +211,8 @@ def test_confidence_without_bounds_is_brought_back():
         ({"logits": [[np.nan, 0.0]] * 2}, "NaN"),
         ({"logits": [[np.inf, 0.0]] * 2}, "NaN, "),
         ({"logits": [[-np.inf, -np.inf]] * 2}, "-inf only"),
+        ({"logits": [[1e308, -1e308]] * 2}, "the largest gap is inf"),
+        ({"logits": [[1e-310, 0.0]] * 2}, "expected 1e-290 to 1e290"),
         ({"logits": [[-np.inf, 0.0]] * 2}, "a class whose logit is -inf"),
         ({"targets": [0, 2]}, r"must lie in \[0, 2\)"),
         ({"targets": [0]}, "for 2 rows"),

@@ -79,7 +79,7 @@ def test_where_no_threshold_is_good_enough_nothing_is_answered():
         (([0.1], [2]), "not in"),
         (([0.1], [1], [0]), "a finite sum above 0"),
         (([0.1, 0.2], [1, 1], [-1, 2]), "0 or more"),
-        (([], []), "a finite sum above 0"),
+        (([], []), "there are no examples"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -299,6 +299,9 @@ def test_other_data_of_the_same_shape_are_refused(config, whole, tmp_path, monke
     monkeypatch.setattr(driver, "load", load_others)
     with pytest.raises(ValueError, match="the data are not those that"):
         train.train(config, tmp_path / "run")
+    shutil.copy(whole / "summary.json", tmp_path / "run")
+    with pytest.raises(ValueError, match="the data are not those of the finished run"):
+        train.train(config, tmp_path / "run")
 
 
 def test_saves_by_the_clock_have_a_test_loss(digits, tmp_path):
