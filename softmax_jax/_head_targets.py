@@ -21,6 +21,7 @@ class SparseTargets(NamedTuple):
 
 
 def are_ids(targets: Any, leading: tuple[int, ...]) -> bool:
+    """Whether they are class ids, one for each row: of the shape that rows have."""
     return not isinstance(targets, SparseTargets) and jnp.shape(targets) == leading
 
 

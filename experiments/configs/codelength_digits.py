@@ -10,8 +10,9 @@
     one pass    1,221 bits     25.6%; control task 5,237
 
 Of labels that features tell nothing about the refitted models learn too much by heart: their
-control task is above the uniform code of 4,777. By the precision of the prior, refitted: 0.1 533,
-1 769, 10 1,682 (another order). 12 s on two CPU cores, most of it compilation.
+control task is above the uniform code of 4,777. By the precision of the prior, refitted in
+another order, measured by hand: 0.1 533, 1 769, 10 1,682. 12 s on two CPU cores, most of it
+compilation.
 """
 
 import settings

@@ -124,4 +124,5 @@ def test_a_schedule_that_makes_no_sense_is_refused_as_one(schedule, message):
 
 @pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
 def test_schedules_as_they_are_make_sense(schedule):
-    optimizers.make_schedule(schedule, steps_of)
+    share = optimizers.make_schedule(schedule, steps_of)
+    assert 0 < float(share(50)) <= 1
