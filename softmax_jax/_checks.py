@@ -1,11 +1,47 @@
 """Checks of features and targets at the door; each message names the place and a remedy."""
 
+import numbers
 from typing import Any
 
+import jax
 import numpy as np
 
 # float32 probabilities of a million classes still sum to one this well.
 SUM_TOLERANCE = 1e-3
+
+
+def as_array(a: Any, where: str) -> Any:
+    """Returns an array as JAX can take it, of the same numbers.
+
+    JAX arrays and tracers stay what they are. Lists, data frames and `np.matrix` become plain
+    NumPy arrays; other byte orders native ones; ``longdouble`` float64; arrays of Python numbers
+    (dtype object) become those of the type that NumPy finds for them, float64 beyond 64 bits.
+
+    Raises:
+      ValueError: if rows differ in length, or an entry of an object array is not a number.
+    """
+    if isinstance(a, jax.Array):
+        return a
+    try:
+        array = np.asarray(a)
+    except ValueError as e:
+        raise ValueError(f"{where}: not an array: {e}") from e
+    if array.dtype.kind == "O":
+        array = _numbers_of_objects(array, where)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):  # an infinity is refused where numbers must be finite
+            array = array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _numbers_of_objects(a: np.ndarray, where: str) -> np.ndarray:
+    for place, entry in np.ndenumerate(a):
+        if not isinstance(entry, numbers.Real):
+            at = ", ".join(map(str, place))
+            raise ValueError(f"{where}: entry [{at}] is {entry!r}; expected numbers")
+    found = np.array(a.tolist())
+    # Integers beyond 64 bits stay objects.
+    return found.astype(np.float64) if found.dtype.kind == "O" else found
 
 
 def is_real(a: np.ndarray) -> bool:
