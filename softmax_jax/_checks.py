@@ -1,6 +1,7 @@
 """Checks of features and targets at the door; each message names the place and a remedy."""
 
 import numbers
+import os
 from typing import Any
 
 import jax
@@ -146,3 +147,11 @@ def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
     if value.shape not in ((), (d,)) or not np.isfinite(value).all():
         raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
     return np.array(np.broadcast_to(value, (d,)))
+
+
+def refuse_other_than_utf8(path: os.PathLike[str]) -> None:
+    """Raises a ValueError if a path cannot be written as UTF-8, as writers of files need it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{os.fspath(path)!a}: the path is not UTF-8; give another one") from e

@@ -7,9 +7,11 @@ is caught by a digest of its content.
 
 import contextlib
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
+import operator
 import os
 import pathlib
 import shutil
@@ -21,8 +23,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from softmax_jax import _checks
+
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
 MARGIN = 2**20
+
+# Seconds that a save may take. Orbax measures them by the time of day, which may jump by years.
+_FOREVER = 2**32
+
+# Settings of JAX that change the numbers of a run, or those that it draws.
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+# Packages whose version may change the last digits.
+_PACKAGES = ("jax", "jaxlib", "optax")
 
 
 class Folder(NamedTuple):
@@ -42,7 +59,9 @@ class Restored(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_folder(path: pathlib.Path, *, keep_last: int = 2, keep_best: int = 1) -> Iterator[Folder]:
+def open_folder(
+    path: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1
+) -> Iterator[Folder]:
     """The checkpoints in a folder, which is made if it is not there.
 
     At the end of the ``with`` statement, what is being saved is waited for.
@@ -53,11 +72,14 @@ def open_folder(path: pathlib.Path, *, keep_last: int = 2, keep_best: int = 1) -
       keep_best: and how many of those with the lowest finite score.
 
     Raises:
-      ValueError: if ``keep_last`` is less than 1 or ``keep_best`` negative.
+      ValueError: if ``keep_last`` is less than 1 or ``keep_best`` negative, or the path is not
+        UTF-8.
       OSError: if the folder cannot be made or read.
     """
     if keep_last < 1 or keep_best < 0:
         raise ValueError(f"keep_last={keep_last}, keep_best={keep_best}: at least 1 and 0")
+    path = pathlib.Path(path).resolve()
+    _checks.refuse_other_than_utf8(path)
     path.mkdir(parents=True, exist_ok=True)
     scores: dict[int, float] = {}
 
@@ -69,15 +91,19 @@ def open_folder(path: pathlib.Path, *, keep_last: int = 2, keep_best: int = 1) -
             return [step in best or step in steps[-keep_last:] for step in steps]
 
     manager = ocp.CheckpointManager(
-        path.resolve(),
+        path,
         options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True, preservation_policy=Policy()
+            cleanup_tmp_directories=True,
+            preservation_policy=Policy(),
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_FOREVER, create_directories_asynchronously=False
+            ),
         ),
     )
     try:
         for step in manager.all_steps():
             with contextlib.suppress(Exception):  # `restore` will say what is wrong with it
-                score = _about(manager, step)["known"]["score"]
+                score = _about(manager, step)["score"]
                 scores[step] = math.inf if score is None else score
         folder = Folder(manager, scores)
         yield folder
@@ -87,38 +113,87 @@ def open_folder(path: pathlib.Path, *, keep_last: int = 2, keep_best: int = 1) -
             manager.close()
 
 
-def save(folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], score: float) -> None:
+def save(
+    folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], score: float | jax.Array
+) -> None:
     """Copies the state to the host, and writes it in the background.
+
+    With it go the step and what the numbers of a run depend on besides its state, which `restore`
+    compares: the settings of JAX, its version and optax's, and the device.
 
     Args:
       folder: from `open_folder`.
-      step: above those of earlier checkpoints.
+      step: above those of all checkpoints that there are; to go on from an earlier one, put the
+        later ones aside with `rewind` first.
       state: a pytree of arrays, keys of random numbers among them.
-      extra: what JSON can hold, but for the key ``score``.
+      extra: what JSON can hold, arrays as lists.
       score: the lower, the better; inf if there is none.
 
     Raises:
+      ValueError: if there is a checkpoint of this step or of a later one.
       OSError: if this or the checkpoint before could not be written, or there is no room for it.
     """
-    arrays = jax.device_get(_plain(state))
+    manager, step, score = folder.manager, operator.index(step), float(score)
+    later = [each for each in sorted(manager.all_steps()) if each >= step]
+    if later:
+        raise ValueError(
+            f"step {step} cannot be saved: {manager.directory} has checkpoints of "
+            f"{'steps' if len(later) > 1 else 'step'} {', '.join(map(str, later))} already; put "
+            f"those aside with checkpoint.rewind first, to go on from an earlier one"
+        )
+    arrays = _on_host(state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    free = shutil.disk_usage(folder.manager.directory).free
+    free = shutil.disk_usage(manager.directory).free
     if free < size + MARGIN:
         raise OSError(
-            f"the disk of {folder.manager.directory} is full: {free:,} bytes are left and a "
+            f"the disk of {manager.directory} is full: {free:,} bytes are left and a "
             f"checkpoint takes {size + MARGIN:,}; free some and start again to go on"
         )
+    known = {
+        "step": step,
+        "score": score if math.isfinite(score) else None,
+        "settings": _settings(),
+        "versions": _versions(),
+        "extra": dict(extra),
+    }
     # As it will be read: the keys of JSON are strings.
-    known = json.loads(json.dumps({"score": score if math.isfinite(score) else None, **extra}))
-    about = {"digest": _digest(arrays, known), "known": known}
+    known = json.loads(json.dumps(known, default=lambda array: np.asarray(array).tolist()))
+    about = {
+        "known": known,
+        "digest_of_known": _digest([], known),
+        "digest": _digest(arrays, known),
+    }
+    # The policy that says what is kept looks at it.
     folder.scores[step] = score
     with _as_os_error(folder):
-        folder.manager.save(
+        manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
             ),
         )
+
+
+def rewind(folder: Folder, step: int) -> None:
+    """Puts aside all checkpoints after a step, so that a run can go on from there.
+
+    They get the name ``abandoned-STEP``, and their scores count no more.
+
+    Args:
+      folder: from `open_folder`.
+      step: of the checkpoint that becomes the latest; 0 to start from the beginning.
+
+    Raises:
+      ValueError: if there is no checkpoint of that step.
+    """
+    finish(folder)
+    steps = sorted(folder.manager.all_steps())
+    if step != 0 and step not in steps:
+        raise ValueError(f"{folder.manager.directory} has no checkpoint of step {step}: {steps}")
+    for later in steps:
+        if later > step:
+            _put_aside(folder, later, "abandoned")
+    folder.manager.reload()
 
 
 def finish(folder: Folder) -> None:
@@ -134,7 +209,9 @@ def finish(folder: Folder) -> None:
 def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None:
     """The latest checkpoint that is whole, or the best; None if there is none at all.
 
-    Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning.
+    Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning;
+    a folder that holds another step than its name says is one of them. Later ones than the best
+    stay, until `rewind` puts them aside.
 
     Args:
       folder: from `open_folder`.
@@ -142,11 +219,13 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
       best: whether to take that with the lowest finite score; None if there is none.
 
     Raises:
-      ValueError: if there are checkpoints and none can be read; they all stay.
+      ValueError: if there are checkpoints and none can be read, or it was saved under settings of
+        JAX that make for other numbers; they all stay. Of another version of JAX or optax, or
+        another kind of device, there is a warning.
       OSError: if one may not be read.
     """
     manager, scores = folder
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, jax.device_get(_plain(like)))
+    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_host(like))
     damaged: dict[int, str] = {}
     steps = sorted(manager.all_steps(), reverse=True)
     if best:
@@ -154,19 +233,29 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
         steps = sorted(finite, key=lambda step: (scores[step], -step))
     for step in steps:
         try:
-            about = _about(manager, step)
+            known = _about(manager, step)
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as e:  # whatever a reader makes of damaged files
+            damaged[step] = _first_line(e)
+            continue
+        _refuse_other_settings(known["settings"], step, manager.directory)
+        try:
             found = manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
+                ),
             )
             arrays = jax.device_get(found["state"])
             if jax.tree.map(_kind, arrays) != jax.tree.map(_kind, abstract):
                 raise ValueError("its arrays have other shapes or types")
-            if _digest(arrays, about["known"]) != about["digest"]:
-                raise ValueError("its content is not what was saved")
+            if _digest(arrays, known) != found["about"]["digest"]:
+                raise ValueError(_CHANGED)
         except (PermissionError, MemoryError):
             raise
-        except Exception as e:  # whatever a reader makes of damaged files
-            damaged[step] = (str(e) or type(e).__name__).splitlines()[0]
+        except Exception as e:
+            damaged[step] = _first_line(e)
             continue
         for at, message in damaged.items():
             warnings.warn(
@@ -174,17 +263,11 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
                 f"that of step {step} is taken instead",
                 stacklevel=2,
             )
-            aside = manager.directory / f"damaged-{at}"
-            for again in itertools.count(2):
-                if not aside.exists():
-                    break
-                aside = manager.directory / f"damaged-{at}-{again}"
-            os.rename(manager.directory / str(at), aside)
-            scores.pop(at, None)
+            _put_aside(folder, at, "damaged")
         if damaged:
             manager.reload()
-        extra = {key: value for key, value in about["known"].items() if key != "score"}
-        return Restored(step, _with_keys(arrays, like), extra)
+        _warn_of_other_versions(known["versions"], step, manager.directory)
+        return Restored(step, _with_keys(arrays, like), known["extra"])
     if damaged:
         step, message = max(damaged.items())
         which = " that have a score" if best else ""
@@ -196,9 +279,71 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
     return None
 
 
+_CHANGED = "its content is not what was saved"
+
+
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What a checkpoint knows besides its arrays, once it is sure that it is of this step."""
     found = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-    return found["about"]
+    known, digest = found["about"]["known"], found["about"]["digest_of_known"]
+    if _digest([], known) != digest:
+        raise ValueError(_CHANGED)
+    if known["step"] != step:
+        raise ValueError(f"it is that of step {known['step']}, copied or renamed")
+    return known
+
+
+def _settings() -> dict[str, Any]:
+    return {name: getattr(jax.config, name, None) for name in _SETTINGS}
+
+
+def _versions() -> dict[str, str]:
+    """Of packages, and the kind of device, which is as good as one."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return versions | {"device": jax.devices()[0].device_kind}
+
+
+def _refuse_other_settings(saved: Mapping[str, Any], step: int, folder: Any) -> None:
+    here = _settings()
+    other = [name for name in here if here[name] != saved.get(name)]
+    if other:
+        there = ", ".join(f"{name}={saved.get(name)}" for name in other)
+        now = ", ".join(f"{name}={here[name]}" for name in other)
+        raise ValueError(
+            f"the checkpoint of step {step} in {folder} was saved with {there}, and now it is "
+            f"{now}, with which the run would end with other numbers: set it back to go on"
+        )
+
+
+def _warn_of_other_versions(saved: Mapping[str, str], step: int, folder: Any) -> None:
+    here = _versions()
+    other = [
+        f"{name} {saved.get(name, 'unknown')} and now {here[name]}"
+        for name in here
+        if here[name] != saved.get(name)
+    ]
+    if other:
+        warnings.warn(
+            f"the checkpoint of step {step} in {folder} was saved with {'; '.join(other)}: the "
+            "last digits may differ from those of a run that was not interrupted",
+            stacklevel=3,
+        )
+
+
+def _put_aside(folder: Folder, step: int, why: str) -> None:
+    """Renames a checkpoint to ``WHY-STEP``, or ``WHY-STEP-2`` if there is one, and so on."""
+    directory = folder.manager.directory
+    aside = directory / f"{why}-{step}"
+    for again in itertools.count(2):
+        if not aside.exists():
+            break
+        aside = directory / f"{why}-{step}-{again}"
+    os.rename(directory / str(step), aside)
+    folder.scores.pop(step, None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _kind(array: Any) -> tuple[tuple[int, ...], str]:
@@ -206,19 +351,21 @@ def _kind(array: Any) -> tuple[tuple[int, ...], str]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(state: Any) -> Any:
-    """Keys of random numbers as the integers that they are made of."""
-    return jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
+def _on_host(state: Any) -> Any:
+    """NumPy arrays, keys of random numbers as the integers that they are made of."""
+    plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
+    return jax.tree.map(np.asarray, jax.device_get(plain))
 
 
 def _with_keys(arrays: Any, like: Any) -> Any:
     def restored(array, leaf):
         if _is_key(leaf):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return jax.device_put(array)
+        return jax.device_put(array) if isinstance(leaf, jax.Array) else array
 
     return jax.tree.map(restored, arrays, like)
 
@@ -232,11 +379,15 @@ def _digest(arrays: Any, known: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _as_os_error(folder: Folder) -> Iterator[None]:
-    """Writers raise ValueError, too, where the disk is full."""
+    """Writers raise ValueError, too, where the disk is full. What is not there has no score."""
     try:
         yield
-    except ValueError as e:
-        message = str(e).splitlines()[0]
+    except (ValueError, OSError) as e:
+        folder.manager.reload()
+        for step in folder.scores.keys() - set(folder.manager.all_steps()):
+            del folder.scores[step]
+        if isinstance(e, OSError):
+            raise
         raise OSError(
-            f"the checkpoint could not be written to {folder.manager.directory}: {message}"
+            f"the checkpoint could not be written to {folder.manager.directory}: {_first_line(e)}"
         ) from e

@@ -1,3 +1,7 @@
+import importlib.metadata
+import itertools
+import os
+import shutil
 import time
 
 import jax
@@ -165,3 +169,120 @@ def test_one_step_may_be_damaged_twice(tmp_path):
         with pytest.warns(UserWarning, match="step 5 .* damaged"):
             assert restored(tmp_path).step == 4
         assert (tmp_path / aside).exists()
+
+
+@pytest.mark.parametrize("move", [shutil.copytree, shutil.move])
+def test_a_folder_copied_or_renamed_is_not_the_step_of_its_name(tmp_path, move):
+    saved(tmp_path, [2, 3])
+    move(tmp_path / "3", tmp_path / "4")
+    with pytest.warns(UserWarning, match=r"step 4 .* is damaged \(it is that of step 3, copied"):
+        found = restored(tmp_path)
+    expected = 3 if move is shutil.copytree else 2
+    assert (found.step, int(found.state.step)) == (expected, expected)
+    assert (tmp_path / "damaged-4").exists()
+
+
+def test_a_copy_under_another_step_is_not_the_best(tmp_path):
+    saved(tmp_path, [4, 5])
+    shutil.copytree(tmp_path / "4", tmp_path / "7")
+    with checkpoint.open_folder(tmp_path) as folder:
+        assert folder.scores == {4: 0.0, 5: 1.0}
+        assert checkpoint.restore(folder, state_at(0), best=True).step == 4
+
+
+SCORES = {10: 2.0, 20: 0.5, 30: 1.0, 40: 3.0}
+
+
+def save_scored(folder, scores):
+    for step, score in scores.items():
+        checkpoint.save(folder, step, state_at(step), extra={}, score=score)
+
+
+def test_going_on_from_the_best_is_refused_while_later_ones_are_there(tmp_path):
+    with checkpoint.open_folder(tmp_path, keep_last=3) as folder:
+        save_scored(folder, SCORES)
+        assert checkpoint.restore(folder, state_at(0), best=True).step == 20
+        for step in (25, 40):
+            with pytest.raises(ValueError, match=r"step \d+ cannot be saved: .* 40 already"):
+                save_scored(folder, {step: 0.1})
+        assert {step: folder.scores[step] for step in folder.manager.all_steps()} == {
+            step: SCORES[step] for step in (20, 30, 40)
+        }
+        assert 25 not in folder.scores
+
+
+def test_after_going_back_later_ones_are_put_aside_and_the_new_way_is_saved(tmp_path):
+    with checkpoint.open_folder(tmp_path, keep_last=3) as folder:
+        save_scored(folder, SCORES)
+        found = checkpoint.restore(folder, state_at(0), best=True)
+        checkpoint.rewind(folder, found.step)
+        save_scored(folder, {25: 0.1, 30: 0.05})
+    with checkpoint.open_folder(tmp_path) as folder:
+        assert folder.scores == {20: 0.5, 25: 0.1, 30: 0.05}
+        for best in (False, True):
+            found = checkpoint.restore(folder, state_at(0), best=best)
+            assert found.step == 30
+            assert_same(found.state, state_at(30))
+        with pytest.raises(ValueError, match="no checkpoint of step 26"):
+            checkpoint.rewind(folder, 26)
+        checkpoint.rewind(folder, 0)
+        assert checkpoint.restore(folder, state_at(0)) is None
+    names = {path.name for path in tmp_path.iterdir() if "-" in path.name}
+    assert names == {f"abandoned-{step}" for step in ("20", "25", "30", "30-2", "40")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda: jax.enable_x64(True), "jax_enable_x64=False, .* now .*jax_enable_x64=True"),
+        (lambda: jax.default_matmul_precision("highest"), "jax_default_matmul_precision=None"),
+    ],
+    ids=["x64", "matmul precision"],
+)
+def test_other_settings_of_jax_are_refused_with_both_values(tmp_path, setting, message):
+    saved(tmp_path, [3])
+    with setting(), pytest.raises(ValueError, match=message):
+        restored(tmp_path)
+    assert restored(tmp_path).step == 3
+
+
+def test_other_versions_are_warned_of(tmp_path, monkeypatch):
+    saved(tmp_path, [3])
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "9.9" if name == "optax" else version(name)
+    )
+    with pytest.warns(UserWarning, match=rf"optax {version('optax')} and now 9\.9: the last digit"):
+        assert restored(tmp_path).step == 3
+
+
+def test_paths_may_be_text_and_scores_steps_and_leaves_what_jax_and_numpy_have(tmp_path):
+    state = {"a": 1.5, "b": np.arange(3), "c": jnp.ones(2)}
+    with checkpoint.open_folder(str(tmp_path)) as folder:
+        extra = {"loss": jnp.float32(0.25), "sums": np.arange(2)}
+        checkpoint.save(folder, np.int64(2), state, extra=extra, score=jnp.float32(0.5))
+        found = checkpoint.restore(folder, state, best=True)
+    assert found.extra == {"loss": 0.25, "sums": [0, 1]}
+    assert {name: np.asarray(a).tolist() for name, a in found.state.items()} == {
+        "a": 1.5,
+        "b": [0, 1, 2],
+        "c": [1, 1],
+    }
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_saved(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with (
+        pytest.raises(ValueError, match="the path is not UTF-8"),
+        checkpoint.open_folder(path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("jump", [1e7, -1e7], ids=["forward", "back"])
+def test_a_clock_that_jumps_ends_no_save(tmp_path, monkeypatch, jump):
+    now, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now() + jump * next(looks))
+    assert saved(tmp_path, [1, 2]) == [1, 2]
+    assert restored(tmp_path).step == 2
