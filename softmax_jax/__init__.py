@@ -2,6 +2,7 @@
 
 from softmax_jax import head as head
 from softmax_jax import information as information
+from softmax_jax import io as io
 from softmax_jax import losses as losses
 from softmax_jax import metrics as metrics
 from softmax_jax import model as model
@@ -9,6 +10,8 @@ from softmax_jax import training as training
 from softmax_jax._permutation import permutation as permutation
 from softmax_jax.head import SparseTargets as SparseTargets
 from softmax_jax.head import linear_cross_entropy as linear_cross_entropy
+from softmax_jax.io import load as load
+from softmax_jax.io import save as save
 from softmax_jax.losses import cross_entropy as cross_entropy
 from softmax_jax.losses import cross_entropy_gradient as cross_entropy_gradient
 from softmax_jax.losses import cross_entropy_hessian as cross_entropy_hessian

@@ -1,0 +1,239 @@
+"""Models on disk: parameters together with the features and the classes that they were made for."""
+
+import io
+import operator
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax import _checks, model, training
+from softmax_jax.model import Params
+
+# The name of the file in the folder of a run.
+PARAMS = "params.npz"
+
+_OWN = ("w", "b", "scale", "shift", "class_names", "dtype", "best")
+
+
+class Model(NamedTuple):
+    """Parameters, and how to read features for them; from `load`.
+
+    `features`, `predict` and `probabilities` take features as they were stored for training, and
+    apply scale and shift themselves.
+    """
+
+    params: Params
+    """NumPy arrays ``w: [d, q]``, ``b: [q]``."""
+    scale: np.ndarray
+    """Scalar or ``[d]``: the model sees ``x * scale + shift``."""
+    shift: np.ndarray
+    """Scalar or ``[d]``."""
+    class_names: tuple[str, ...]
+    """``q`` names, by default the numbers of the classes."""
+    dtype: str | None
+    """Type of the stored features, ``"uint8"`` for example; None if the file does not say."""
+    about: dict[str, Any]
+    """Further arrays of the file; of stacked models, the entries that belong to this one."""
+
+
+def save(
+    path: str | os.PathLike[str],
+    params: Params,
+    *,
+    scale: Any = 1.0,
+    shift: Any = 0.0,
+    class_names: Sequence[str] | None = None,
+    dtype: Any = None,
+    best: int | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model to one ``.npz`` file, whole or not at all.
+
+    Args:
+      path: of the file, which is replaced if it is there.
+      params: ``w: [d, q]``, ``b: [q]``; or stacked models, ``w: [m, d, q]``, ``b: [m, q]``.
+      scale: scalar or ``[d]``; the model sees ``x * scale + shift``.
+      shift: scalar or ``[d]``.
+      class_names: ``q`` names.
+      dtype: type of the stored features ``x``, by which `features` tells raw from scaled ones.
+      best: which of stacked models `load` takes unless told otherwise.
+      about: further arrays by name; of stacked models, those of length ``m`` are one entry each.
+
+    Raises:
+      ValueError: if shapes do not fit, stacked models have no ``best``, or a name is taken.
+      OSError: if the file cannot be written; an earlier one stays as it was.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import numpy as np, softmax_jax
+      >>> params = softmax_jax.Params(np.eye(2), np.zeros(2))
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+      >>> softmax_jax.save(path, params, scale=1 / 255, class_names=["cat", "dog"], dtype="uint8")
+      >>> softmax_jax.io.predict(softmax_jax.load(path), np.array([[0, 255]], np.uint8)).tolist()
+      [1]
+    """
+    w, b = (_in_numpy(a) for a in params)
+    arrays = {"w": w, "b": b, "scale": np.asarray(scale), "shift": np.asarray(shift)}
+    if class_names is not None:
+        arrays["class_names"] = np.array([str(name) for name in class_names], np.str_)
+        if arrays["class_names"].tolist() != [str(name) for name in class_names]:
+            raise ValueError("class_names: a name ends with a NUL character, which files lose")
+    if dtype is not None:
+        arrays["dtype"] = np.array(jnp.dtype(dtype).name)
+    if best is not None:
+        arrays["best"] = np.array(best)
+    about = {name: np.asarray(value) for name, value in (about or {}).items()}
+    if taken := sorted(set(about) & set(_OWN)):
+        raise ValueError(f"about: {', '.join(taken)} are names of the file's own arrays")
+    _model({**arrays, **about}, where="params", member=None)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays, **about)
+    write_atomically(pathlib.Path(path), stream.getvalue())
+
+
+def load(path: str | os.PathLike[str], *, member: int | None = None) -> Model:
+    """Reads a model that `save` wrote, or the one of a run.
+
+    Args:
+      path: of the file; or the folder of a run of ``experiments``, which has a ``params.npz``.
+      member: which of stacked models, a sweep's or a path's; by default the best, which for a sweep
+        is the one with the lowest validation loss, or test loss where nothing was held out.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: names the file if it is no model, or is damaged.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        path = path / PARAMS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: give a file of softmax_jax.save, or a run")
+    try:
+        # NumPy would leave a damaged file open if it had opened it itself.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (
+        *(ValueError, TypeError, AttributeError, KeyError, EOFError),
+        *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+    ) as e:
+        raise ValueError(f"{path} is no file of softmax_jax.save, or is damaged: {e}") from e
+    return _model(arrays, where=str(path), member=member)
+
+
+def features(saved: Model, x: Any) -> jax.Array:
+    """Features as the model sees them, ``x * scale + shift``: ``[..., d]`` in float32 at least.
+
+    Args:
+      saved: from `load`.
+      x: ``[..., d]`` features, as they were stored for training.
+
+    Raises:
+      ValueError: if there are not ``d`` features a row; or if they are integers and the model was
+        made for floating-point ones, or the other way round, as one of them is in another unit.
+    """
+    x = _checks.as_array(x, "x")
+    d = saved.params.w.shape[0]
+    if x.ndim == 0 or x.shape[-1] != d:
+        raise ValueError(f"x: shape {x.shape}; the model was made for {d} features, [..., {d}]")
+    if saved.dtype is not None and _is_floating(x.dtype) != _is_floating(saved.dtype):
+        raise ValueError(
+            f"x: type {x.dtype}, but the model was made for {saved.dtype} features, of which it "
+            f"sees x * {_brief(saved.scale)} + {_brief(saved.shift)}: give them as they were "
+            f"stored for training; if they are in that unit, x.astype({saved.dtype!r})"
+        )
+    # Integers as they are, which JAX would cut to 32 bits.
+    x = jnp.asarray(x) if _is_floating(x.dtype) else x
+    scale, shift = jnp.asarray(saved.scale), jnp.asarray(saved.shift)
+    return training.features(training.Batch(x, x[..., 0], scale=scale, shift=shift))
+
+
+def probabilities(saved: Model, x: Any) -> jax.Array:
+    """Predicted probabilities ``[..., q]``, see `model.probabilities`; ``x`` as in `features`."""
+    return model.probabilities(_on_device(saved.params), features(saved, x))
+
+
+def predict(saved: Model, x: Any, *, threshold: float | jax.Array = 0.0) -> jax.Array:
+    """Class ids ``[...]``, see `model.predict`; ``x`` as in `features`."""
+    return model.predict(_on_device(saved.params), features(saved, x), threshold=threshold)
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes under a temporary name and renames, so that no half of a file is ever left."""
+    # Of this process, as another one may write the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
+    """The model that arrays by name describe, of stacked ones a single one."""
+    if missing := [name for name in ("w", "b") if name not in arrays]:
+        raise ValueError(f"{where}: there is no {' and no '.join(missing)}; expected w and b")
+    w, b = arrays["w"], arrays["b"]
+    if w.ndim not in (2, 3) or b.shape != (*w.shape[:-2], w.shape[-1]) or 0 in w.shape:
+        raise ValueError(
+            f"{where}: w has shape {w.shape} and b {b.shape}; expected [d, q] and [q], or "
+            "[m, d, q] and [m, q]"
+        )
+    if not (_is_floating(w.dtype) and _is_floating(b.dtype)):
+        raise ValueError(f"{where}: w is {w.dtype} and b {b.dtype}; expected floating point")
+    d, q = w.shape[-2:]
+    scale, shift = arrays.get("scale", np.array(1.0)), arrays.get("shift", np.array(0.0))
+    for name, unit in (("scale", scale), ("shift", shift)):
+        _checks.per_feature(unit, 0.0, d, f"{where}: {name}")
+    names = arrays.get("class_names", np.arange(q))
+    if names.shape != (q,):
+        raise ValueError(f"{where}: class_names of shape {names.shape} for {q} classes")
+    about = {name: a for name, a in arrays.items() if name not in _OWN}
+    if w.ndim == 3:
+        m = len(w)
+        if member is None and "best" not in arrays:
+            raise ValueError(
+                f"{where}: holds {m} models, and does not say which is the best: give best to "
+                "save, or member to load"
+            )
+        at = operator.index(arrays["best"] if member is None else member)
+        if not 0 <= at < m:
+            raise ValueError(f"{where}: model {at} of {m}; they are numbered from 0")
+        w, b = w[at], b[at]
+        about = {name: a[at] if a.shape[:1] == (m,) else a for name, a in about.items()}
+        about["member"] = np.array(at)
+    elif member not in (None, 0):
+        raise ValueError(f"{where}: member {member} of a single model")
+    return Model(
+        params=Params(w, b),
+        scale=scale,
+        shift=shift,
+        class_names=tuple(map(str, names.tolist())),
+        dtype=str(arrays["dtype"]) if "dtype" in arrays else None,
+        about={name: a.item() if a.ndim == 0 else a for name, a in about.items()},
+    )
+
+
+def _in_numpy(a: Any) -> np.ndarray:
+    """As files can hold it: they know no bfloat16, every number of which is a float32."""
+    array = np.asarray(a)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _on_device(params: Params) -> Params:
+    return Params(*map(jnp.asarray, params))
+
+
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+
+
+def _brief(unit: np.ndarray) -> str:
+    return f"{unit:.6g}" if unit.ndim == 0 else f"[{unit.min():.3g} ... {unit.max():.3g}]"
