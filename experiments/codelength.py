@@ -10,11 +10,11 @@ read back and decoded: its size is the loss. And the labels of the training data
 see `softmax_jax.prequential`, with models that are refitted and with one that takes a single pass;
 the same for the control task, the same labels in another order.
 
-The workdir gets config.json, labels.smxl (the file), params.npz (w, b and scale, which decode it),
-codelength.jsonl (a row a point of the curves), codelength.png and summary.json.
+The workdir, a new or an empty folder, gets config.json, labels.smxl (the file), params.npz (which
+decodes it, see `softmax_jax.load`), codelength.jsonl (a row a point of the curves), codelength.png
+and summary.json.
 """
 
-import io
 import json
 import pathlib
 from typing import Any
@@ -80,9 +80,7 @@ def compressed(
     content = coding.compress(params, x, labels, scale=scale)
     path = workdir / "labels.smxl"
     driver.write_atomically(path, content)
-    stream = io.BytesIO()
-    np.savez(stream, w=params.w, b=params.b, scale=scale)
-    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    driver.save_params(workdir, dataset, params)
     decoded = coding.decompress(path.read_bytes(), params, x, scale=scale)
     if not np.array_equal(decoded, labels):
         raise ValueError(f"{path}: other labels were decoded than were coded")

@@ -4,7 +4,9 @@
     python experiments/compare.py runs/* --figure=comparison.png
 
 The table has the settings in which the runs differ, and their scores on test data; of a sweep,
-those of its best member. Runs that are not finished count as far as they went.
+those of its best member, and where data were held out those of its best step. Runs that are not
+finished count as far as they went. Those whose files were changed are left out. The figure replaces
+no file but an earlier comparison.
 """
 
 import argparse
@@ -18,9 +20,13 @@ from typing import Any, NamedTuple
 
 import driver
 import logs
+import output
 import results
 import settings
 from softmax_jax import figures
+
+TITLE = "softmax_jax comparison of runs"
+"""Of the picture, by which it is known as one."""
 
 
 class Run(NamedTuple):
@@ -30,7 +36,9 @@ class Run(NamedTuple):
     config: dict[str, Any]
     """With flat keys; of a sweep, with the settings of that member and no sweep."""
     rows: list[dict[str, Any]]
-    """Of the run, or of the best member of a sweep, with its test loss."""
+    """Of the run, or of the best member of a sweep."""
+    row: dict[str, Any]
+    """The one of them that stands for the run."""
     state: str
 
 
@@ -38,7 +46,7 @@ def read(workdir: pathlib.Path) -> Run:
     """A run from its folder.
 
     Raises:
-      ValueError: if there is none, or nothing was measured yet.
+      ValueError: if there is none, nothing was measured yet, or a file is not as it was written.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -46,9 +54,16 @@ def read(workdir: pathlib.Path) -> Run:
     rows = logs.read(workdir / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{workdir} holds a run that has not been evaluated yet")
-    latest = logs.latest(rows)
-    best = latest[0]["member"]
-    made = settings.from_config(json.loads(path.read_text()))
+    row = logs.standings(rows)[0]
+    best = row["member"]
+    state = "not finished"
+    if (workdir / "summary.json").exists():
+        results.read_summary(workdir, files=("config.json", "metrics.jsonl"))
+        state = ""
+    try:
+        made = settings.from_config(driver.read_json(path))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} cannot be read: {e}") from e
     member = settings.members(made)[best]._asdict()
     config = driver.flat(dataclasses.asdict(dataclasses.replace(made, sweep=settings.Sweep())))
     seeds = (member.pop("init_seed"), member.pop("order_seed"))
@@ -56,13 +71,13 @@ def read(workdir: pathlib.Path) -> Run:
         member |= {"seed": "init {}, order {}".format(*seeds)}
     else:
         member |= {"seed": seeds[0]}
-    state = "" if (workdir / "summary.json").exists() else "not finished"
-    if not math.isfinite(logs.test_loss(latest[0])):
+    if not math.isfinite(logs.loss(row)):
         state = "diverged"
     return Run(
         name=str(workdir),
         config=config | member,
         rows=results.of_member(rows, best),
+        row=row,
         state=state,
     )
 
@@ -72,15 +87,15 @@ def table(runs: Sequence[Run]) -> str:
     known = dict.fromkeys(key for run in runs for key in run.config)
     keys = [key for key in known if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
     lines = [["run", *keys, "step", "test loss", "bits", "test accuracy", "seconds", ""]]
-    for run in sorted(runs, key=lambda run: logs.test_loss(run.rows[-1])):
-        row = run.rows[-1]
+    for run in sorted(runs, key=test_loss):
+        row = run.row
         lines.append(
             [
                 run.name,
                 *(json.dumps(run.config.get(key)).strip('"') for key in keys),
                 f"{row['step']:,}",
-                f"{logs.test_loss(row):.4f}",
-                f"{logs.test_loss(row) / math.log(2):.4f}",
+                f"{test_loss(run):.4f}",
+                f"{test_loss(run) / math.log(2):.4f}",
                 f"{row['test_accuracy']:.4f}",
                 f"{row['seconds']:.1f}",
                 run.state,
@@ -98,7 +113,22 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
+def test_loss(run: Run) -> float:
+    """In nats; infinite where the run diverged."""
+    loss = run.row["test_loss"]
+    return math.inf if loss is None or run.state == "diverged" else loss
+
+
+def refuse_other_files(path: pathlib.Path) -> None:
+    """Raises FileExistsError if there is a file that is no picture of this script."""
+    if path.exists() and TITLE.encode() not in path.read_bytes()[:4096]:
+        raise FileExistsError(
+            f"--figure={path}: there is another file of that name, which is not to be overwritten"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
+    output.outlast_readers()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,8 +150,9 @@ def main(argv: Sequence[str]) -> None:
         path = args.figure
         if path.suffix != ".png":
             raise ValueError(f"--figure={path}: give the name of a PNG")
-        figure = figures.compared_curves({run.name: run.rows for run in runs})
-        driver.write_atomically(path, figures.to_png(figure))
+        refuse_other_files(path)
+        figure = figures.compared_curves({driver.printable(run.name): run.rows for run in runs})
+        driver.write_atomically(path, figures.to_png(figure, title=TITLE))
     except (ValueError, OSError) as e:
         sys.exit(f"error: {e}")
     print(f"\nthe curves are in {path}")

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
+import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,9 +25,28 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import output
 import settings
-from softmax_jax import data
+from softmax_jax import _checks, data, io
+from softmax_jax.io import write_atomically as write_atomically
+from softmax_jax.model import Params
 from softmax_jax.training import Batch
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+# By which systems and schedulers say that a process will be ended, where there are such.
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+]
+# What a run that did not get to its config.json may leave in a folder.
+LEFT = (".lock", "config.json.*.tmp")
+
+ABSENT = object()
 
 # So that --help counts the flags as the script's own.
 flags.disclaim_key_flags()
@@ -66,18 +88,20 @@ def run(
             raise app.UsageError(
                 f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE"
             )
+        output.outlast_readers()
         folder = pathlib.Path(workdir.value)
         try:
             made = settings.from_config(config.value, cls)
             if "://" in workdir.value:
                 raise ValueError(f"--workdir={workdir.value}: give a folder of this machine")
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            folder = folder if workdir.value else pathlib.Path(f"runs/{made.title}-{stamp}")
             try:
                 folder = folder.expanduser()
             except RuntimeError as e:
                 raise ValueError(f"--workdir={workdir.value}: {e}") from e
-            results = experiment(made, folder)
+            with contextlib.ExitStack() as stack:
+                if not workdir.value:
+                    folder = stack.enter_context(new_folder(f"runs/{made.title}"))
+                results = experiment(made, folder)
         except (ValueError, OSError, FloatingPointError) as e:
             if traceback.value:
                 raise
@@ -104,9 +128,33 @@ def run(
     app.run(main, flags_parser=partial(settings.parse_flags, default=default))
 
 
+@contextlib.contextmanager
+def new_folder(name: str) -> Iterator[pathlib.Path]:
+    """An empty folder NAME-TIME, of no other run; removed if an error leaves it empty."""
+    stamped = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for again in itertools.count(1):
+        folder = pathlib.Path(stamped if again == 1 else f"{stamped}-{again}")
+        parents = [parent for parent in folder.parents if not parent.exists()]
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for empty in (folder, *parents):
+                empty.rmdir()
+        raise
+
+
 def start(config: settings.Fit | settings.Codelength, workdir: pathlib.Path) -> data.Dataset:
     """Loads the data of a run, says what they are, and makes its folder with config.json."""
     refuse_earlier_run(workdir)
+    if config.data.validation:
+        raise ValueError(
+            f"config.data.validation={config.data.validation!r}: only train.py holds data out; "
+            "leave it empty"
+        )
     dataset = load(config.data)
     make_workdir(config, workdir)
     return dataset
@@ -124,23 +172,52 @@ def claimed(config: settings.Train, workdir: pathlib.Path) -> Iterator[None]:
     """The folder with config.json, for this process alone; a run of it may have been here before.
 
     Raises:
-      ValueError: if the folder holds a run of another config: says what differs.
+      ValueError: if the folder holds a run of another config: says what differs; or if it holds
+        other things and no run.
       OSError: if another process is at work in the folder, or nothing can be written there.
     """
+    refuse_another_config(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as e:
-        raise OSError(
-            f"another run is at work in {workdir}: wait for it, or give another --workdir"
-        ) from e
-    try:
+    with locked(workdir):
         refuse_another_config(config, workdir)
         write_atomically(workdir / "config.json", to_json(dataclasses.asdict(config)))
         yield
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Two locks: a file, and, where the system has such, the folder itself.
+
+    The second one holds when the file is deleted or the folder renamed, the first one where a
+    network's file system knows no other.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
+            stack.enter_context(folder_lock(workdir))
+        except (filelock.Timeout, BlockingIOError) as e:
+            raise OSError(
+                f"another run is at work in {workdir}: wait for it, or give another --workdir"
+            ) from e
+        yield
+
+
+@contextlib.contextmanager
+def folder_lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Raises BlockingIOError if another process has it; none where the file system knows none."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+        yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def print_unless_loop_is_closed(kind: Any, error: BaseException, trace: Any) -> None:
@@ -150,14 +227,22 @@ def print_unless_loop_is_closed(kind: Any, error: BaseException, trace: Any) -> 
 
 
 def load(source: settings.Data) -> data.Dataset:
-    """The data set, with a line that says what it is."""
+    """The data set, with a line that says what it is, and names that can be written and drawn."""
     dataset = data.load(source.name, folder=source.folder, data_dir=source.data_dir)
+    dataset = dataset._replace(class_names=tuple(map(printable, dataset.class_names)))
     num_train, num_features = dataset.train.x.shape
     print(
         f"{source.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
         f"{num_features} features, {len(dataset.class_names)} classes"
     )
     return dataset
+
+
+def printable(name: str) -> str:
+    """The name with halves of characters and what cannot be seen as escapes."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
+    )
 
 
 def digest(dataset: data.Dataset) -> str:
@@ -171,18 +256,19 @@ def digest(dataset: data.Dataset) -> str:
 
 def batches(dataset: data.Dataset) -> tuple[Batch, Batch]:
     """Training and test data on the device."""
-    train, test = (
-        Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
-        for split in (dataset.train, dataset.test)
-    )
-    return train, test
+    return batch(dataset, dataset.train), batch(dataset, dataset.test)
+
+
+def batch(dataset: data.Dataset, split: data.Split) -> Batch:
+    """A split of a data set on the device."""
+    return Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
 
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[Callable[[], int]]:
-    """Ctrl-C and SIGTERM end nothing at first; the function tells which came, or 0.
+    """Ctrl-C, SIGTERM and warnings of a scheduler end nothing at first.
 
-    The second one ends the process, as usual.
+    The function tells which came, or 0. A second Ctrl-C or SIGTERM ends the process, as usual.
     """
     came = 0
     usual: dict[int, Any] = {}
@@ -190,11 +276,16 @@ def signals_noted() -> Iterator[Callable[[], int]]:
     def note(number, frame):
         nonlocal came
         came = number
-        for each, handler in usual.items():
-            signal.signal(each, handler)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, usual[each])
 
     if threading.current_thread() is threading.main_thread():
-        usual = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+        for each in SIGNALS:
+            # None is of a handler that is not Python's.
+            usual[each] = signal.signal(each, note) or signal.SIG_DFL
+            # Of nohup, which is to be left alone.
+            if usual[each] is signal.SIG_IGN and each not in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_IGN)
     try:
         yield lambda: came
     finally:
@@ -202,26 +293,35 @@ def signals_noted() -> Iterator[Callable[[], int]]:
             signal.signal(each, handler)
 
 
+def save_params(
+    workdir: pathlib.Path, dataset: data.Dataset, params: Params, **options: Any
+) -> None:
+    """Writes params.npz, which knows the features and the classes of its data set."""
+    io.save(
+        workdir / io.PARAMS,
+        params,
+        scale=dataset.scale,
+        class_names=dataset.class_names,
+        dtype=dataset.train.x.dtype,
+        **options,
+    )
+
+
 def refuse_another_config(config: settings.Train, workdir: pathlib.Path) -> None:
-    """If the folder holds a run of one."""
-    refuse_a_file(workdir)
+    """Raises unless the folder can be made, is empty, or holds a run of this config."""
+    refuse_what_is_no_run(workdir)
     path = workdir / "config.json"
     if not path.exists():
-        if (workdir / "checkpoints").exists():
-            raise ValueError(
-                f"{workdir} has checkpoints but no config.json, so that nobody knows whose they "
-                "are: give another --workdir"
-            )
         return
     try:
-        there = flat(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as e:
+        there = flat(read_json(path))
+    except (ValueError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path} cannot be read ({e}): give another --workdir") from e
     here = flat(json.loads(to_json(dataclasses.asdict(config))))
     different = [
         f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
         for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
+        if there.get(key, ABSENT) != here.get(key, ABSENT)
     ]
     if different:
         lines = "\n".join(different)
@@ -229,6 +329,43 @@ def refuse_another_config(config: settings.Train, workdir: pathlib.Path) -> None
             f"{workdir} holds a run of another config; give another --workdir, or the same "
             f"settings for it to go on:\n{lines}"
         )
+
+
+def refuse_what_is_no_run(workdir: pathlib.Path) -> None:
+    """Raises if a folder is neither to be made nor empty nor has a config.json."""
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
+    _checks.refuse_other_than_utf8(workdir.absolute())
+    if not workdir.exists() or (workdir / "config.json").exists():
+        return
+    if (workdir / "checkpoints").exists():
+        raise ValueError(
+            f"{workdir} has checkpoints but no config.json, so that nobody knows whose they "
+            "are: give another --workdir"
+        )
+    others = sorted(
+        path.name
+        for path in workdir.iterdir()
+        if not any(fnmatch.fnmatch(path.name, left) for left in LEFT)
+    )
+    if others:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise FileExistsError(
+            f"{workdir} holds other things than a run ({some}), which are not to be overwritten: "
+            "give a new or an empty folder as --workdir"
+        )
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a file holds.
+
+    Raises:
+      ValueError: if it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,14 +377,9 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def refuse_a_file(workdir: pathlib.Path) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
-
-
 def refuse_earlier_run(workdir: pathlib.Path) -> None:
     """Early, before the data are loaded."""
-    refuse_a_file(workdir)
+    refuse_what_is_no_run(workdir)
     if (workdir / "config.json").exists():
         raise FileExistsError(
             f"{workdir} already holds a run: give another --workdir, or remove it"
@@ -256,14 +388,3 @@ def refuse_earlier_run(workdir: pathlib.Path) -> None:
 
 def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes under a temporary name and renames, so that no half of a file is ever left."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -31,13 +31,18 @@ def steps(text: str, *, batch_size: int, num_examples: int, total_steps: int | N
     """In steps, rounded to the nearest one.
 
     Raises:
-      ValueError: if the unit is seconds, or percent with no ``total_steps``.
+      ValueError: if the unit is seconds, or percent with no ``total_steps``; or if there are more
+        steps than a number can count.
     """
     number, unit = parse(text)
-    if unit == "%" and total_steps is not None:
-        return round(number / 100 * total_steps)
-    if unit in ("%", "seconds"):
+    if unit == "seconds" or (unit == "%" and total_steps is None):
         raise ValueError(f"{text!r}: give it in steps, epochs or examples")
-    if unit == "epochs":
-        return round(number * -(-num_examples // batch_size))
-    return round(number / batch_size) if unit == "examples" else round(number)
+    count = {
+        "%": number / 100 * (total_steps or 0),
+        "epochs": number * -(-num_examples // batch_size),
+        "examples": number / batch_size,
+        "steps": number,
+    }[unit]
+    if not math.isfinite(count):
+        raise ValueError(f"{text!r} is more steps than can be counted")
+    return round(count)

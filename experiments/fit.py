@@ -9,13 +9,12 @@ r"""Solves softmax regression to a certified optimum, for one strength of regula
 Every l2 is paired with every l1. The settings are data.name, data.folder, data.data_dir, l2, l1,
 grouped, tol and max_passes; see `Fit` in experiments/settings.py for what they mean.
 
-The workdir gets config.json, path.jsonl (a row a pair of strengths), summary.json and params.npz
-(w of shape [pairs, features, classes], b, l2, l1 and the scale of the features); for several pairs
-path.png, for a single one and images weights.png. A result without a certificate is marked and its
-reason given; the exit code stays 0.
+The workdir, a new or an empty folder, gets config.json, path.jsonl (a row a pair of strengths),
+summary.json and params.npz, from which `softmax_jax.load` takes the pair with the lowest test loss
+or the one asked for; for several pairs path.png, for a single one and images weights.png. A result
+without a certificate is marked and its reason given; the exit code stays 0.
 """
 
-import io
 import json
 import pathlib
 import time
@@ -158,10 +157,9 @@ def write_results(
     summary: dict[str, Any],
 ) -> None:
     """Writes the parameters, the table, the picture, and last, for a whole run, the summary."""
-    stream = io.BytesIO()
-    l2, l1 = ([row[name] for row in rows] for name in ("l2", "l1"))
-    np.savez(stream, w=params.w, b=params.b, l2=l2, l1=l1, scale=dataset.scale)
-    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    best = min(range(len(rows)), key=lambda i: test_loss(rows[i]))
+    strengths = {name: [row[name] for row in rows] for name in ("l2", "l1")}
+    driver.save_params(workdir, dataset, params, best=best, about=strengths)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     driver.write_atomically(workdir / "path.jsonl", lines.encode())
     if len(rows) > 1:

@@ -12,11 +12,11 @@ example has many labels, drawn from its distribution and given as sparse targets
 from zero and knows nothing of digits. Its logits, one for each class and example, are never held;
 see `softmax_jax.head`.
 
-The workdir gets config.json, metrics.jsonl, params.npz, curve.png and summary.json.
+The workdir, a new or an empty folder, gets config.json, metrics.jsonl, params.npz (for
+`softmax_jax.load`), curve.png and summary.json.
 """
 
 import functools
-import io
 import json
 import math
 import pathlib
@@ -31,7 +31,7 @@ from tqdm import tqdm
 import driver
 import optimizers
 import settings
-from softmax_jax import figures, training
+from softmax_jax import figures, io, training
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
@@ -140,9 +140,7 @@ def write(
     """All files, the summary last: where it is, the run is whole."""
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     driver.write_atomically(workdir / "metrics.jsonl", lines.encode())
-    stream = io.BytesIO()
-    np.savez(stream, w=params.w, b=params.b)
-    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    io.save(workdir / io.PARAMS, params, dtype=np.float32)
     curve = figures.excess_curve(
         [row["step"] for row in rows], [row["excess"] for row in rows], summary["bayes_loss"]
     )

@@ -1,6 +1,10 @@
-"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard."""
+"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard.
+
+Beside metrics.jsonl there is a digest of each of its lines, so that a changed one is noticed.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -16,7 +20,14 @@ import driver
 
 SCALARS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "examples_per_second")
 
+VALIDATION = ("validation_loss", "validation_accuracy")
+"""Only where there are validation data."""
+
 REQUIRED = ("member", "epoch", "step", "seconds", "diverged_at_step", *SCALARS)
+
+
+# The end of the names of our event files, as those of others may be in the same folder.
+SUFFIX = ".softmax_jax"
 
 
 class Log:
@@ -48,26 +59,34 @@ class Log:
             row for row in self.rows if row["member"] not in members or row["step"] <= after_step
         ]
         path = self.workdir / "metrics.jsonl"
-        driver.write_atomically(path, "".join(map(line, self.rows)).encode())
-        self._file = self._files.enter_context(path.open("a"))
-        for old in self.workdir.glob("events.out.tfevents.*"):
+        lines = list(map(line, self.rows))
+        # In this order, there is never a digest of another line.
+        digests_of(path).unlink(missing_ok=True)
+        driver.write_atomically(path, b"".join(lines))
+        driver.write_atomically(digests_of(path), b"".join(map(digest, lines)))
+        self._file = self._files.enter_context(path.open("ab"))
+        self._digests = self._files.enter_context(digests_of(path).open("ab"))
+        for old in self.workdir.glob(f"events.out.tfevents.*{SUFFIX}"):
             old.unlink()
-        self._board = EventsWriter(str(self.workdir / "events"))
+        self._board = EventsWriter(str(self.workdir / "events"), SUFFIX)
         self._files.callback(self._board.close)
         for row in self.rows:
             self._show(row)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rows of one evaluation."""
-        for row in rows:
-            self.rows.append(row)
-            self._file.write(line(row))
-            self._show(row)
+        self.rows += rows
+        lines = list(map(line, rows))
+        self._file.write(b"".join(lines))
         self._file.flush()
+        self._digests.write(b"".join(map(digest, lines)))
+        self._digests.flush()
+        for row in rows:
+            self._show(row)
 
     def _show(self, row: Mapping[str, Any]) -> None:
-        for name in SCALARS:
-            if row[name] is not None:
+        for name in (*SCALARS, *VALIDATION):
+            if row.get(name) is not None:
                 tag = name if self._alone else f"{name}/{row['member']}"
                 event = Event(
                     wall_time=time.time(), step=row["step"], summary=scalar(tag, row[name])
@@ -76,18 +95,19 @@ class Log:
 
     def flush(self) -> None:
         """To disk, before a checkpoint that says that these steps are done."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in (self._file, self._digests):
+            file.flush()
+            os.fsync(file.fileno())
         self._board.flush()
 
     def close(self) -> None:
         """What is open."""
         self._files.close()
 
-    def lowest_test_loss(self, members: Sequence[int], step: int) -> float:
-        """Of some members at a step; inf if they were not evaluated there."""
+    def lowest_loss(self, members: Sequence[int], step: int) -> float:
+        """Of some members at a step, see `loss`; inf if they were not evaluated there."""
         rows = [row for row in self.rows if row["step"] == step and row["member"] in members]
-        return min(map(test_loss, rows), default=float("inf"))
+        return min(map(loss, rows), default=float("inf"))
 
 
 @contextlib.contextmanager
@@ -100,36 +120,73 @@ def open_log(workdir: pathlib.Path, *, alone: bool) -> Iterator[Log]:
         log.close()
 
 
-def line(row: Mapping[str, Any]) -> str:
+def line(row: Mapping[str, Any]) -> bytes:
     """Of metrics.jsonl."""
-    return json.dumps(row, allow_nan=False) + "\n"
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def digest(line: bytes) -> bytes:
+    """The line of `digests_of` for one of metrics.jsonl."""
+    return hashlib.sha256(line).hexdigest().encode() + b"\n"
+
+
+def digests_of(path: pathlib.Path) -> pathlib.Path:
+    """The file with a digest a line of metrics.jsonl, in order."""
+    return path.with_name(f".{path.name}.sha256")
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a file, less what a killed process did not write to the end."""
+    """The rows of a file, less what a killed process did not write to the end.
+
+    Raises:
+      ValueError: names the line that is no row, or is not as it was written. Lines that are not
+        there are no error here, nor are more lines than digests.
+    """
     if not path.exists():
         return []
+    # A line goes to its end only with what ends it.
+    *lines, _ = path.read_bytes().split(b"\n")
+    digests: list[bytes] = []
+    if digests_of(path).exists():
+        *digests, _ = digests_of(path).read_bytes().split(b"\n")
+    written = set(digests)
     rows = []
-    for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        if not text.endswith("\n"):
-            continue
+    for number, text in enumerate(lines, start=1):
         try:
             row = json.loads(text)
             rows.append({**row, **{key: row[key] for key in REQUIRED}})
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
             raise ValueError(
                 f"{path}, line {number} is no row of metrics: remove it, or give another --workdir"
             ) from e
+        if number <= len(digests) and digest(text + b"\n").strip() not in written:
+            raise ValueError(
+                f"{path}, line {number} is not as it was written: put it back, or give another "
+                f"--workdir; if the change is yours, remove {digests_of(path)}"
+            )
     return rows
 
 
-def test_loss(row: Mapping[str, Any]) -> float:
-    """Infinite where it is no number, and of a member that diverged."""
-    is_good = row["test_loss"] is not None and row["diverged_at_step"] is None
-    return row["test_loss"] if is_good else float("inf")
+def split(row: Mapping[str, Any]) -> str:
+    """The data by which steps and members are compared: validation data where there are such."""
+    return "validation" if "validation_loss" in row else "test"
 
 
-def latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each member, the lowest test loss first."""
-    last = {row["member"]: row for row in rows}
-    return sorted(last.values(), key=test_loss)
+def loss(row: Mapping[str, Any]) -> float:
+    """On the data of `split`; infinite where it is no number, and of a member that diverged."""
+    value = row[f"{split(row)}_loss"]
+    is_good = value is not None and row["diverged_at_step"] is None
+    return value if is_good else float("inf")
+
+
+def standings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The row of each member that stands for it, the lowest loss first.
+
+    The last one, or where there are validation data the one with the lowest loss on them.
+    """
+    of_member: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        before = of_member.get(row["member"])
+        if before is None or split(row) == "test" or loss(row) < loss(before):
+            of_member[row["member"]] = row
+    return sorted(of_member.values(), key=loss)

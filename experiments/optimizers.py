@@ -141,7 +141,7 @@ def parse(key: str, text: str, registry: Mapping[str, Recipe]) -> tuple[Recipe, 
             raise ValueError
         name = call.func.id
         given = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise ValueError(
             f"config.{key}={text!r}: give a name, or name(option=value, ...)"
         ) from None
@@ -215,8 +215,8 @@ def make(optimizer: str, share: optax.Schedule) -> optax.GradientTransformation:
 def _called(key: str, text: str, function: Callable[[], T]) -> T:
     try:
         return function()
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
-        raise ValueError(f"config.{key}={text!r}: {e}") from e
+    except Exception as e:  # whatever optax makes of options that are of another kind
+        raise ValueError(f"config.{key}={text!r}: {e or type(e).__name__}") from e
 
 
 def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """What is left of a run: parameters, pictures, the summary, and report.html to look at them."""
 
 import dataclasses
+import hashlib
 import html
 import importlib.metadata
-import io
 import json
 import pathlib
 import platform
 import shlex
+import string
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,26 @@ import gradcheck
 import logs
 import reliability
 import settings
-from softmax_jax import data, figures, losses, metrics, model, training
+from softmax_jax import data, figures, io, losses, metrics, model, training
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
 
 PACKAGES = ("softmax_jax", "jax", "jaxlib", "optax", "numpy", "orbax-checkpoint")
 SURPRISING = 12
+
+
+class End(NamedTuple):
+    """What came of the training of a member."""
+
+    params: Params
+    diverged_at_step: int | None
+    last_step: int
+    """The last one taken."""
+    why: str
+    """Why it was the last."""
+    best_step: int | None
+    """The step that the parameters are of, as its validation loss is the lowest; None if nothing
+    is held out, and they are of the last."""
 
 
 def write(
@@ -37,12 +52,14 @@ def write(
     dataset: data.Dataset,
     train_data: Batch,
     test_data: Batch,
-    models: Sequence[Params],
-    diverged: Sequence[int],
+    validation_data: Batch | None,
+    ends: Sequence[End],
     rows: Sequence[dict[str, Any]],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Measures the models, and writes all that, last the summary, which says the run is whole.
+
+    It has digests of the other files, and of itself, for `read_summary`.
 
     Args:
       config: of the run.
@@ -50,8 +67,8 @@ def write(
       dataset: the names of its classes and the shape of its images.
       train_data: to measure on.
       test_data: to measure on.
-      models: of all members.
-      diverged: at which step each did, or -1.
+      validation_data: to choose the best member by, if there are such.
+      ends: of all members.
       rows: of metrics.jsonl.
       about: the training, for the summary, which is returned.
     """
@@ -60,27 +77,29 @@ def write(
         {
             "member": i,
             **member._asdict(),
-            "diverged_at_step": step if step >= 0 else None,
-            "train": measured(params, train_data),
-            "test": measured(params, test_data),
+            "diverged_at_step": end.diverged_at_step,
+            "train": measured(end.params, train_data),
+            "test": measured(end.params, test_data),
+            **stopping(end, validation_data),
         }
-        for i, (member, params, step) in enumerate(zip(members, models, diverged, strict=True))
+        for i, (member, end) in enumerate(zip(members, ends, strict=True))
     ]
     best = min(range(len(scores)), key=lambda i: rank(scores[i]))
-    params, member = Params(*map(jnp.asarray, models[best])), members[best]
+    params, member = Params(*map(jnp.asarray, ends[best].params)), members[best]
     check = gradcheck.check_model(
         params, test_data, l2=member.l2, label_smoothing=member.label_smoothing
     )
     summary: dict[str, Any] = {
         "train": scores[best]["train"],
         "test": scores[best]["test"],
+        **{key: scores[best][key] for key in STOPPING if key in scores[best]},
         "gradient_check": dataclasses.asdict(check),
         **about,
         "environment": environment(),
     }
     if len(members) > 1:
         summary |= {"best_member": best, "members": scores}
-    write_params(workdir, dataset, models, members)
+    write_params(workdir, dataset, [end.params for end in ends], members, best)
     most = reliability.MOST_LOGITS // len(dataset.class_names)
     logits = logits_of(params, test_data._replace(x=test_data.x[:most]))
     found = reliability.calibrated(logits, np.asarray(test_data.targets)[:most])
@@ -102,8 +121,59 @@ def write(
     for name, figure in pictures.items():
         driver.write_atomically(workdir / f"{name}.png", figures.to_png(figure))
     write_report(config, workdir, rows, summary)
+    files = ("config.json", "metrics.jsonl", io.PARAMS, "report.html")
+    summary["digests"] = {
+        name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
+        for name in (*files, *(f"{name}.png" for name in pictures))
+    }
+    summary["digest"] = digest(summary)
     driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
     return summary
+
+
+def digest(summary: Mapping[str, Any]) -> str:
+    """Of the values of a summary, as JSON has them."""
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
+
+
+def read_summary(workdir: pathlib.Path, files: Collection[str] | None = None) -> dict[str, Any]:
+    """The summary of a finished run, after a look at the files that it has digests of.
+
+    Args:
+      workdir: of the run.
+      files: to look at; all, if None.
+
+    Raises:
+      FileNotFoundError: if one of them is gone.
+      ValueError: names the one that is not as it was written.
+    """
+    path = workdir / "summary.json"
+    try:
+        summary = driver.read_json(path)
+        own = summary.pop("digest")
+        is_own = own == digest(summary)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged") from e
+    if not is_own:
+        raise ValueError(f"{path} is damaged, or was changed")
+    for name, expected in summary["digests"].items():
+        if files is not None and name not in files:
+            continue
+        if hashlib.sha256((workdir / name).read_bytes()).hexdigest() != expected:
+            raise ValueError(f"{workdir / name} is damaged, or was changed")
+    return {**summary, "digest": own}
+
+
+STOPPING = ("validation", "best_step", "last_step", "why_last")
+"""Keys of scores, where there are validation data."""
+
+
+def stopping(end: End, validation_data: Batch | None) -> dict[str, Any]:
+    """The entries of `STOPPING`."""
+    if validation_data is None:
+        return {}
+    held = measured(end.params, validation_data)
+    return dict(zip(STOPPING, (held, end.best_step, end.last_step, end.why), strict=True))
 
 
 def measured(params: Params, batch: Batch) -> dict[str, float | None]:
@@ -112,9 +182,14 @@ def measured(params: Params, batch: Batch) -> dict[str, float | None]:
 
 
 def rank(score: Mapping[str, Any]) -> float:
-    """By test loss, and those that diverged last."""
-    loss = score["test"]["nats"]
+    """By validation loss, or test loss if nothing is held out, and those that diverged last."""
+    loss = score[split(score)]["nats"]
     return np.inf if loss is None or score["diverged_at_step"] is not None else loss
+
+
+def split(score: Mapping[str, Any]) -> str:
+    """The data by which members are compared."""
+    return "validation" if "validation" in score else "test"
 
 
 def swept(members: Sequence[settings.Member]) -> list[str]:
@@ -131,17 +206,19 @@ def write_params(
     dataset: data.Dataset,
     models: Sequence[Params],
     members: Sequence[settings.Member],
+    best: int,
 ) -> None:
-    """``w: [d, q]``, ``b: [q]``; of a sweep with an axis of members in front, and what they are."""
-    w, b = (np.stack(arrays) for arrays in zip(*models, strict=True))
-    about: dict[str, Any] = {}
-    if len(members) > 1:
-        about = {key: [getattr(m, key) for m in members] for key in settings.Member._fields}
-    else:
-        w, b = w[0], b[0]
-    stream = io.BytesIO()
-    np.savez(stream, w=w, b=b, scale=dataset.scale, **about)
-    driver.write_atomically(workdir / "params.npz", stream.getvalue())
+    """For `softmax_jax.load`; of a sweep all members, with what they are."""
+    several = len(members) > 1
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *models)
+    about = {key: [getattr(m, key) for m in members] for key in settings.Member._fields}
+    driver.save_params(
+        workdir,
+        dataset,
+        stacked if several else models[0],
+        best=best if several else None,
+        about=about if several else {},
+    )
 
 
 def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
@@ -226,12 +303,17 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = []
     if "members" in summary:
         lines += [members_table(summary), ""]
-        lines.append(f"member {summary['best_member']}, which has the lowest test loss:")
-    lines.append(f"{'':18}{'train':>10}{'test':>10}")
+        by = split(summary)
+        lines.append(f"member {summary['best_member']}, which has the lowest {by} loss:")
+    splits = ("train", "validation", "test") if "validation" in summary else ("train", "test")
+    widths = [max(10, len(name) + 2) for name in splits]
+    columns = list(zip(splits, widths, strict=True))
+    lines.append(f"{'':18}" + "".join(f"{name:>{width}}" for name, width in columns))
     for name, key in (("loss (nats)", "nats"), ("loss (bits)", "bits"), ("accuracy", "accuracy")):
-        lines.append(
-            f"{name:18}{digits(summary['train'][key]):>10}{digits(summary['test'][key]):>10}"
-        )
+        cells = (f"{digits(summary[of][key]):>{width}}" for of, width in columns)
+        lines.append(f"{name:18}{''.join(cells)}")
+    if "validation" in summary:
+        lines += ["", stopped(summary)]
     check = gradcheck.Check(**summary["gradient_check"])
     return "\n".join(
         [
@@ -245,11 +327,21 @@ def table(summary: Mapping[str, Any]) -> str:
     )
 
 
+def stopped(score: Mapping[str, Any]) -> str:
+    """Which step is the best, and why there were no more."""
+    which = "that of no step was measured"
+    if score["best_step"] is not None:
+        which = f"step {score['best_step']:,} has the lowest validation loss"
+    return f"{which}; the last was step {score['last_step']:,}, as {score['why_last']}"
+
+
 def member_cells(members: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A line of heads, and one a member of a sweep, the best first."""
     keys = [key for key in settings.Member._fields if len({m[key] for m in members}) > 1]
-    heads = ["member", *(key.replace("_", " ") for key in keys), "train loss", "test loss"]
-    lines = [[*heads, "test accuracy"]]
+    held = "validation" in members[0]
+    heads = ["member", *(key.replace("_", " ") for key in keys), "train loss"]
+    heads += ["validation loss", "best step"] if held else []
+    lines = [[*heads, "test loss", "test accuracy"]]
     for member in sorted(members, key=rank):
         at = member["diverged_at_step"]
         lines.append(
@@ -257,6 +349,7 @@ def member_cells(members: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 f"{member['member']}",
                 *(figures.brief(member[key]) for key in keys),
                 digits(member["train"]["nats"]),
+                *([digits(member["validation"]["nats"]), f"{member['best_step']}"] if held else []),
                 digits(member["test"]["nats"]) if at is None else f"diverged at step {at:,}",
                 digits(member["test"]["accuracy"]),
             ]
@@ -303,18 +396,21 @@ def write_report(
         news = f"<p><strong>This run is not finished.</strong> {html.escape(reason)}</p>"
         sections = [news, *unfinished(config, workdir, rows)]
         if rows:
-            best = logs.latest(rows)[0]["member"]
+            best = logs.standings(rows)[0]["member"]
             whose = f"Member {best}. " if len({row["member"] for row in rows}) > 1 else ""
     else:
         sections = [score_cards(summary)]
         if "members" in summary:
-            whose = f"Member {summary['best_member']}, which has the lowest test loss. "
+            by = split(summary)
+            whose = f"Member {summary['best_member']}, which has the lowest {by} loss. "
             sections.insert(0, f"<p>{whose}</p>")
             cells = member_cells(summary["members"])
             caption = "Test loss; of more than two settings, the lowest over the others. "
             caption += "A cross is what diverged."
             shown = f"<p>{caption}</p>{picture(workdir, 'sweep')}{html_table(cells)}"
             sections.append(section("Sweep", shown))
+    if summary is not None and "validation" in summary:
+        sections.insert(0, f"<p>{html.escape(sentence(stopped(summary)))}</p>")
     for names, title, caption in PICTURES:
         if found := "".join(picture(workdir, name) for name in names):
             if title == "Calibration" and summary is not None:
@@ -334,9 +430,10 @@ def write_report(
     sections.append(section("Environment", pairs(about)))
     flat = driver.flat(json.loads(driver.to_json(dataclasses.asdict(config))))
     sections.append(section("Config", pairs(flat)))
-    title = html.escape(f"{config.title}: {workdir.name}")
-    page = PAGE.replace("TITLE", title).replace("BODY", "\n".join(sections))
-    driver.write_atomically(workdir / "report.html", page.encode())
+    title = html.escape(f"{config.title}: {workdir.resolve().name}")
+    page = PAGE.substitute(title=title, body="\n".join(sections))
+    # The name of a folder need not be whole characters.
+    driver.write_atomically(workdir / "report.html", page.encode(errors="backslashreplace"))
 
 
 # Files, title and caption, in the order of the report.
@@ -353,11 +450,11 @@ PICTURES = (
      "the probability that the model gave to the true class."),
 )  # fmt: skip
 
-PAGE = """<!doctype html>
+PAGE = string.Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
+<title>$title</title>
 <style>
   body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
          max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -378,10 +475,15 @@ PAGE = """<!doctype html>
     th, td { padding: .2rem .25rem; }
   }
 </style>
-<h1>TITLE</h1>
-BODY
+<h1>$title</h1>
+$body
 </html>
-"""
+""")
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def section(title: str, body: str) -> str:
@@ -399,11 +501,13 @@ def picture(workdir: pathlib.Path, name: str) -> str:
 
 def score_cards(summary: Mapping[str, Any]) -> str:
     test = summary["test"]
+    held = summary.get("validation")
     cards = [
         ("test accuracy", digits(test["accuracy"])),
         ("test loss, nats", digits(test["nats"])),
         ("test loss, bits", digits(test["bits"])),
         ("train loss, nats", digits(summary["train"]["nats"])),
+        *([] if held is None else [("validation loss, nats", digits(held["nats"]))]),
     ]
     body = "".join(f'<div class="card"><b>{value}</b>{name}</div>' for name, value in cards)
     return f'<div class="cards">{body}</div>'
@@ -419,13 +523,14 @@ def unfinished(
     """The curves of the best member so far, which are drawn, and where all members stand."""
     if not rows:
         return []
-    latest = logs.latest(rows)
+    latest = logs.standings(rows)
     for score in ("loss", "accuracy"):
         curve = figures.learning_curve(of_member(rows, latest[0]["member"]), score)
         driver.write_atomically(workdir / f"{score}.png", figures.to_png(curve))
     members = settings.members(config)
     keys = swept(members)
-    scores = ("train_loss", "test_loss", "test_accuracy")
+    some = ("train_loss", "validation_loss", "test_loss", "test_accuracy")
+    scores = [score for score in some if score in rows[0]]
     heads = [key.replace("_", " ") for key in ("member", "step", *keys, *scores)]
     cells = [[*heads, ""]]
     for row in latest:

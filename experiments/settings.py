@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import durations
 import optimizers
+import validation
 from softmax_jax import prequential
 
 
@@ -30,6 +31,9 @@ class Data:
     name: str = "digits"
     folder: str = ""
     data_dir: str = ""
+    validation: str = ""
+    """Of `Train` only: a share like ``10%``, or a number like ``500 rows``, of the training
+    examples, drawn by the seed of the run, that are not trained on; see ``patience``."""
 
     @property
     def title(self) -> str:
@@ -97,7 +101,11 @@ class Train:
     """For a run that is killed to go on from."""
     keep_last: int = 2
     keep_best: int = 1
-    """How many checkpoints stay: the latest, and those with the lowest test loss."""
+    """How many checkpoints stay: the latest, and those with the lowest validation loss, or test
+    loss if nothing is held out."""
+    patience: int = 0
+    """Evaluations in a row without a lower validation loss, after which a member stops; 0: never.
+    The result is always the step with the lowest one, where data are held out."""
     sweep: Sweep = dataclasses.field(default_factory=Sweep)
 
     @property
@@ -106,9 +114,21 @@ class Train:
         return self.data.title
 
     def __post_init__(self):
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _require(self.keep_last >= 1, "keep_last", self.keep_last, "1 or more")
+        _require_count("batch_size", self.batch_size)
+        _require_count("keep_last", self.keep_last)
         _require(self.keep_best >= 0, "keep_best", self.keep_best, "0 or more")
+        in_range = 0 <= self.patience < 2**31
+        _require(in_range, "patience", self.patience, "0 or more, and below 2**31")
+        if self.data.validation:
+            try:
+                validation.parse(self.data.validation)
+            except ValueError as e:
+                raise ValueError(f"config.data.validation={e}") from e
+        elif self.patience:
+            raise ValueError(
+                f"config.patience={self.patience}: there are no validation data to judge by; give "
+                "config.data.validation, '10%' for example"
+            )
         for key, others in (
             ("duration", ()),
             ("evaluate_every", ("%",)),
@@ -189,7 +209,7 @@ class Fit:
         acts = max(self.l1) > 0
         _require(acts or not self.grouped, "grouped", self.grouped, "False, as there is no l1")
         _require(0 < self.tol < 1, "tol", self.tol, "above 0 and below 1")
-        _require(self.max_passes >= 1, "max_passes", self.max_passes, "1 or more")
+        _require_count("max_passes", self.max_passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +242,7 @@ class Codelength:
         _require(0 < self.tol < 1, "tol", self.tol, "above 0 and below 1")
         in_range = 0 < self.precision < math.inf
         _require(in_range, "precision", self.precision, "positive and finite")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require_count("batch_size", self.batch_size)
         try:
             prequential.block_ends(1, self.percent)
         except ValueError as e:
@@ -254,8 +274,7 @@ class Head:
 
     def __post_init__(self):
         for key in ("features", "steps", "batch_size", "draws", "evaluate_every", "test_rows"):
-            value = getattr(self, key)
-            _require(value >= 1, key, value, "1 or more")
+            _require_count(key, getattr(self, key))
         _require(self.levels >= 2, "levels", self.levels, "2 or more")
         many = self.features * math.log2(self.levels) > 24
         _require(not many, "levels", self.levels, "such that there are at most 2**24 classes")
@@ -321,7 +340,10 @@ def _of_type(expected: Any, value: Any, where: str) -> Any:
             return tuple(_of_type(item_type, item, f"{where}[{i}]") for i, item in enumerate(value))
         name = f"tuple of {item_type.__name__}"
     if expected is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as e:
+            raise ValueError(f"{where}: an integer of {len(hex(value))} digits is too large") from e
     if type(value) is not expected:
         raise ValueError(f"{where}={value!r} is of type {type(value).__name__}; expected {name}")
     return value
@@ -330,6 +352,10 @@ def _of_type(expected: Any, value: Any, where: str) -> Any:
 def _require(condition: bool, key: str, value: Any, what: str) -> None:
     if not condition:
         raise ValueError(f"config.{key}={value!r}: it must be {what}")
+
+
+def _require_count(key: str, value: int) -> None:
+    _require(1 <= value < 2**31, key, value, "1 or more, and below 2**31")
 
 
 def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,12 +10,19 @@ The members of a sweep, one for each combination, are trained together in one pr
 was stopped or killed goes on when it is started again on its workdir, and ends as if nothing had
 been.
 
-The workdir gets config.json, metrics.jsonl (a row an evaluation, of each member), event files for
-TensorBoard, checkpoints, params.npz (w, b and the scale of the features), pictures, report.html to
-look at all that, and last summary.json.
+With a validation split, rows of the training data that are not trained on, the result is the step
+with the lowest validation loss, and a member ends where its patience does:
+
+    python experiments/train.py --config.data.validation=10% --config.patience=5
+
+The workdir, a new or an empty folder, gets config.json, metrics.jsonl (a row an evaluation, of each
+member), event files for TensorBoard, checkpoints, params.npz (for `softmax_jax.load`), pictures,
+report.html to look at all that, and last summary.json, with a digest of each of these files: a
+finished run of which one is gone or changed is made again from its last checkpoint.
 """
 
-import json
+import dataclasses
+import hashlib
 import pathlib
 import time
 import warnings
@@ -34,6 +41,7 @@ import logs
 import optimizers
 import results
 import settings
+import validation
 from softmax_jax import checkpoint, data, head, metrics, model, training
 from softmax_jax.training import Batch, StepMetrics, TrainState
 
@@ -49,6 +57,7 @@ class Run(NamedTuple):
     dataset: data.Dataset
     train_data: Batch
     test_data: Batch
+    validation_data: Batch | None
     share: optax.Schedule
     """Of the learning rate that a step takes."""
     optimizer: optax.GradientTransformation
@@ -78,6 +87,9 @@ class Programs(NamedTuple):
 
     advance: Callable[..., tuple[TrainState, StepMetrics]]
     measure: Callable[..., metrics.Metrics]
+    """On test data."""
+    validate: Callable[..., metrics.Metrics] | None
+    """On validation data, if there are such."""
 
 
 class Event(NamedTuple):
@@ -91,6 +103,8 @@ class Event(NamedTuple):
     """Those of its steps that were taken since the last event."""
     test: metrics.Metrics | None
     """If it is time to evaluate."""
+    validation: metrics.Metrics | None
+    """The same, if there are validation data."""
     is_save: bool
 
 
@@ -112,27 +126,25 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def earlier_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Of a finished run; None if it or other results are not there or damaged, with a warning."""
+    """Of a finished run; None if it or other results are gone or changed, with a warning."""
     path = workdir / "summary.json"
     try:
-        summary = json.loads(path.read_text())
-        results.table(summary)
-        summary["data"]
-        for name in ("params.npz", "report.html"):
-            if (workdir / name).stat().st_size == 0:
-                raise ValueError(f"{name} is empty")
+        return results.read_summary(workdir)
     except FileNotFoundError as e:
         if path.exists():
             warnings.warn(f"{e.filename} is gone: the results are made again", stacklevel=2)
-        return None
-    except (ValueError, TypeError, KeyError) as e:
-        warnings.warn(f"{path} is damaged ({e!r}): the results are made again", stacklevel=2)
-        return None
-    return summary
+    except ValueError as e:
+        warnings.warn(f"{e}: the results are made again", stacklevel=2)
+    return None
 
 
 def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
     """Raises ValueError if settings do not go together with the data."""
+    validation_data = None
+    if config.data.validation:
+        dataset, held = validation.hold_out(dataset, config.data.validation, seed=config.seed)
+        validation_data = driver.batch(dataset, held)
+        print(f"{len(held.x):,} of the training examples are held out for validation")
     train_data, test_data = driver.batches(dataset)
     n = len(train_data.x)
     sizes = {"batch_size": min(config.batch_size, n), "num_examples": n}
@@ -159,6 +171,7 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
         dataset=dataset,
         train_data=train_data,
         test_data=test_data,
+        validation_data=validation_data,
         share=share,
         optimizer=optimizers.make(config.optimizer, share),
         total=total,
@@ -180,7 +193,7 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
         )
     compile_seconds = train_seconds = 0.0
     programs: dict[int, Programs] = {}
-    states: list[TrainState] = []
+    ends: list[results.End] = []
     alone = len(run.members) == 1
     with logs.open_log(workdir, alone=alone) as log, driver.signals_noted() as came:
         for number, indices in enumerate(groups):
@@ -190,20 +203,21 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
                 programs[len(indices)] = compiled(run, state)
             compile_seconds += time.perf_counter() - start
             folder = workdir / "checkpoints" / (str(number) if len(groups) > 1 else "")
-            state, seconds = run_group(
+            state, best, seconds = run_group(
                 run, indices, state, programs[len(indices)], folder, log, came
             )
             train_seconds += seconds
-            states += unstacked(state, len(indices))
-    if all(state.diverged >= 0 for state in states):
-        reason = explain(run, states)
+            ends += ends_of(run, unstacked(state, len(indices)), best)
+    if all(end.diverged_at_step is not None for end in ends):
+        reason = explain(run, ends)
         results.write_report(run.config, workdir, log.rows, summary=None, reason=reason)
         raise FloatingPointError(reason)
     about = {
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
-        "examples_per_second": len(states) * examples(run, run.total) / max(train_seconds, 1e-9),
-        "steps": run.total,
+        "examples_per_second": sum(examples(run, end.last_step) for end in ends)
+        / max(train_seconds, 1e-9),
+        "steps": max(end.last_step for end in ends),
         "data": run.data_digest,
     }
     return results.write(
@@ -212,8 +226,8 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
         run.dataset,
         run.train_data,
         run.test_data,
-        [model.Params(*state.params) for state in states],
-        [int(state.diverged) for state in states],
+        run.validation_data,
+        ends,
         log.rows,
         about,
     )
@@ -229,7 +243,7 @@ def split(run: Run) -> list[list[int]]:
     # is computed from them; the rows of a batch, where each member has its own.
     each = 3 * size + 6 * 4 * min(q * max(batch, training.BLOCK), head.LARGE)
     each += 0 if run.shared_order else 8 * batch * d
-    most = max(int(run.config.sweep.memory * 2**30 / each), 1)
+    most = max(int(min(run.config.sweep.memory * 2**30 / each, len(run.members))), 1)
     number = -(-len(run.members) // most)
     return [part.tolist() for part in np.array_split(np.arange(len(run.members)), number)]
 
@@ -273,6 +287,9 @@ def compiled(run: Run, state: TrainState) -> Programs:
     return Programs(
         epoch.lower(state, run.train_data, np.int32(0)).compile(),
         measure.lower(state.params, run.test_data).compile(),
+        None
+        if run.validation_data is None
+        else measure.lower(state.params, run.validation_data).compile(),
     )
 
 
@@ -284,7 +301,7 @@ def run_group(
     path: pathlib.Path,
     log: logs.Log,
     came: Callable[[], int],
-) -> tuple[TrainState, float]:
+) -> tuple[TrainState, validation.Best | None, float]:
     """Trains some members to their end, from their last checkpoint if there is one.
 
     Args:
@@ -297,19 +314,34 @@ def run_group(
       came: the number of the signal that came, or 0.
 
     Returns:
-      The state, and the seconds of training.
+      The state, what did best on validation data if there are such, and the seconds of training.
     """
     config = run.config
+    whose = digest_of_run(run, indices)
+    best = None
+    if run.validation_data is not None:
+        best = validation.begin(state.params, len(indices))
+
+    def all_stopped() -> bool:
+        diverged = np.atleast_1d(np.asarray(state.diverged)) >= 0
+        return bool((diverged | (False if best is None else best.stopped >= 0)).all())
+
     with checkpoint.open_folder(
         path, keep_last=config.keep_last, keep_best=config.keep_best
     ) as folder:
         # Of loss and accuracy times weight, and of weight, since the last row.
         sums = np.zeros((3, len(indices)))
         step, before, row_seconds = 0, 0.0, 0.0
-        if restored := checkpoint.restore(folder, state):
-            step, state, extra = restored
+        if restored := checkpoint.restore(folder, state if best is None else (state, best)):
+            step, found, extra = restored
+            state, best = (found, None) if best is None else found
             sums = np.array(extra["sums"])
             before, row_seconds = extra["seconds"], extra["row_seconds"]
+            if extra["run"] != whose or int(state.step) != step:
+                raise ValueError(
+                    f"the checkpoint of step {step:,} in {path} is not of this run: put its own "
+                    "back, or give another --workdir"
+                )
             if extra["data"] != run.data_digest:
                 raise ValueError(
                     f"the data are not those that {log.workdir} was trained on until step "
@@ -329,41 +361,82 @@ def run_group(
             checkpoint.save(
                 folder,
                 event.step,
-                event.state,
+                event.state if best is None else (event.state, best),
                 extra={
                     "sums": sums.tolist(),
                     "seconds": seconds(),
                     "row_seconds": row_seconds,
                     "rows": log.number(indices, up_to_step=event.step),
                     "data": run.data_digest,
+                    "run": whose,
                 },
-                score=log.lowest_test_loss(indices, event.step),
+                score=log.lowest_loss(indices, event.step),
             )
             return event.step
 
         with tqdm(total=run.total, initial=step, unit="step", desc="training") as bar:
-            for event in one_late(advance(run, programs, state, step)):
+            events = iter(()) if all_stopped() else advance(run, programs, state, step)
+            for event in one_late(events):
                 state = event.state
                 sums = added(sums, event)
                 diverged = np.atleast_1d(np.asarray(state.diverged))
                 if event.test is not None:
-                    rows = make_rows(run, event, indices, sums, diverged, seconds(), row_seconds)
-                    row_seconds = rows[0]["seconds"]
+                    now = seconds()
+                    rows = make_rows(run, event, indices, sums, diverged, now, row_seconds)
+                    row_seconds = now
                     sums = np.zeros_like(sums)
+                    if best is not None:
+                        going = best.stopped < 0
+                        best = validation.update(
+                            best,
+                            state.params,
+                            np.array(list(map(logs.loss, rows))),
+                            step=event.step,
+                            patience=config.patience,
+                        )
+                        rows = [row for row, goes in zip(rows, going, strict=True) if goes]
                     log.add(rows)
                     bar.set_postfix_str(describe(rows), refresh=False)
                 bar.update(event.step - bar.n)
                 if (diverged >= 0).all():
                     break
-                if event.is_save or event.step == run.total:
+                if event.is_save or event.step == run.total or all_stopped():
                     saved = save(event)
+                if all_stopped():
+                    break
                 if came() and event.step < run.total:
                     if saved < event.step:
                         save(event)
                     checkpoint.finish(folder)
                     results.write_report(config, log.workdir, log.rows, summary=None)
                     raise driver.Interrupted(came())
-        return state, seconds()
+        return state, best, seconds()
+
+
+def digest_of_run(run: Run, indices: Sequence[int]) -> str:
+    """Of the config and the members, by which a checkpoint is known to be of this run."""
+    config = driver.to_json(dataclasses.asdict(run.config))
+    return hashlib.sha256(config + repr(list(indices)).encode()).hexdigest()
+
+
+def ends_of(
+    run: Run, states: Sequence[TrainState], best: validation.Best | None
+) -> list[results.End]:
+    """What came of members: with validation data, the parameters of their best steps."""
+    ends = []
+    for i, state in enumerate(states):
+        diverged, params = int(state.diverged), model.Params(*state.params)
+        last, why, best_step = run.total, f"the duration of {run.config.duration} is over", None
+        if best is not None and best.step[i] > 0:
+            best_step = int(best.step[i])
+            params = model.Params(*(a[i] for a in best.params))
+        if best is not None and best.stopped[i] >= 0:
+            last = int(best.stopped[i])
+            why = f"no lower validation loss in {run.config.patience} evaluations"
+        if diverged >= 0:
+            last, why = diverged, "it diverged"
+        ends.append(results.End(params, diverged if diverged >= 0 else None, last, why, best_step))
+    return ends
 
 
 def advance(run: Run, programs: Programs, state: TrainState, step: int) -> Iterator[Event]:
@@ -384,6 +457,9 @@ def advance(run: Run, programs: Programs, state: TrainState, step: int) -> Itera
         taken = slice(step % run.epoch, step % run.epoch + stop - step)
         is_evaluation = stop % run.evaluate == 0 or stop == run.total
         test = programs.measure(state.params, run.test_data) if is_evaluation else None
+        held = None
+        if is_evaluation and programs.validate is not None:
+            held = programs.validate(state.params, run.validation_data)
         is_save = run.save is not None and stop % run.save == 0
         now = time.perf_counter()
         # With a test loss, by which the best are kept, unless that takes as long again.
@@ -394,7 +470,7 @@ def advance(run: Run, programs: Programs, state: TrainState, step: int) -> Itera
         elif now - asked < 0.5 and stop - step == most:
             most *= 2
         step, asked = stop, now
-        yield Event(step, state, steps, taken, test, is_save)
+        yield Event(step, state, steps, taken, test, held, is_save)
 
 
 def next_multiple(step: int, of: int) -> int:
@@ -429,11 +505,16 @@ def make_rows(
 ) -> list[dict[str, Any]]:
     """A row for each member: of the steps since the last one, and of the test data."""
     epoch = event.step / run.epoch
-    test = with_member_axis(event.test)
+    splits = {"test": event.test, "validation": event.validation}
+    splits = {name: with_member_axis(a) for name, a in splits.items() if a is not None}
     rows = []
     for i, member in enumerate(indices):
         loss, accuracy, weight = sums[:, i]
-        scores = metrics.summarize(metrics.total(jax.tree.map(lambda a, i=i: a[i], test)))
+        scores: dict[str, Any] = {}
+        for name, some in splits.items():
+            found = metrics.summarize(metrics.total(jax.tree.map(lambda a, i=i: a[i], some)))
+            scores[f"{name}_loss"] = finite_or_none(found["nats"])
+            scores[f"{name}_accuracy"] = found["accuracy"]
         rows.append(
             {
                 "epoch": int(epoch) if epoch == int(epoch) else epoch,
@@ -441,8 +522,7 @@ def make_rows(
                 "member": member,
                 "train_loss": finite_or_none(loss / weight),
                 "train_accuracy": finite_or_none(accuracy / weight),
-                "test_loss": finite_or_none(scores["nats"]),
-                "test_accuracy": scores["accuracy"],
+                **scores,
                 "diverged_at_step": int(diverged[i]) if diverged[i] >= 0 else None,
                 "seconds": seconds,
                 "examples_per_second": weight * len(indices) / max(seconds - since, 1e-9),
@@ -473,17 +553,18 @@ def unstacked(state: TrainState, members: int) -> list[TrainState]:
 
 def describe(rows: Sequence[dict[str, Any]]) -> str:
     """For the progress bar: the run, or the best of the members."""
-    best = min(rows, key=logs.test_loss)
-    loss = "none" if best["test_loss"] is None else f"{best['test_loss']:.4f}"
+    best = min(rows, key=logs.loss)
+    split = logs.split(best)
+    loss = "none" if best[f"{split}_loss"] is None else f"{best[f'{split}_loss']:.4f}"
     if len(rows) > 1:
-        return f"{len(rows)} members, lowest test loss {loss} nats"
-    return f"test loss {loss} nats, test accuracy {best['test_accuracy']:.4f}"
+        return f"{len(rows)} members, lowest {split} loss {loss} nats"
+    return f"{split} loss {loss} nats, {split} accuracy {best[f'{split}_accuracy']:.4f}"
 
 
-def explain(run: Run, states: Sequence[TrainState]) -> str:
+def explain(run: Run, ends: Sequence[results.End]) -> str:
     """What to do where all members have diverged."""
-    step = min(int(state.diverged) for state in states)
-    who = "training" if len(states) == 1 else f"all {len(states)} members"
+    step = min(end.last_step for end in ends)
+    who = "training" if len(ends) == 1 else f"all {len(ends)} members"
 
     def lowest(values: Iterable[float]) -> str:
         first, *others = sorted(set(values))

@@ -27,11 +27,11 @@ _STYLE: dict[Any, Any] = {
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], score: str) -> Figure:
-    """Loss in nats or accuracy against the epoch, on training and test data.
+    """Loss in nats or accuracy against the epoch, on training, test and validation data.
 
     Args:
-      rows: one an epoch, with ``epoch`` and ``train_SCORE``, ``test_SCORE``; those on training data
-        are means over the epoch.
+      rows: one an epoch, with ``epoch`` and ``train_SCORE``, ``test_SCORE``, and where data are
+        held out ``validation_SCORE``; those on training data are means over the epoch.
       score: ``loss`` or ``accuracy``.
     """
     with mpl.rc_context(_STYLE):
@@ -39,8 +39,11 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], score: str) -> Figure:
         ax = figure.subplots()
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) < 3 else None
-        for split, colour, line in (("train", BLUE, "-"), ("test", ORANGE, "--")):
-            values = [row[f"{split}_{score}"] for row in rows]
+        lines = (("train", BLUE, "-"), ("test", ORANGE, "--"), ("validation", "black", ":"))
+        for split, colour, line in lines:
+            values = [row[f"{split}_{score}"] for row in rows if f"{split}_{score}" in row]
+            if len(values) < len(rows):
+                continue
             ax.plot(epochs, values, line, color=colour, label=split, marker=marker)
         ax.set_xlabel("epoch")
         ax.set_ylabel("loss (nats)" if score == "loss" else score)
@@ -462,8 +465,8 @@ def brief(value: Any) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file of 120 dots per inch."""
+def to_png(figure: Figure, *, title: str = "softmax_jax") -> bytes:
+    """The figure as a PNG file of 120 dots per inch, with a title in its metadata."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
+    figure.savefig(stream, format="png", dpi=120, metadata={"Title": title})
     return stream.getvalue()

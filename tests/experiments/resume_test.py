@@ -247,7 +247,8 @@ def test_checkpoints_without_a_config_are_refused(config, tmp_path):
         train.train(config, tmp_path)
 
 
-def test_a_damaged_row_is_named(config, tmp_path):
+def test_a_damaged_row_is_named(config, whole, tmp_path):
+    shutil.copy(whole / "config.json", tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"member": 0, "step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
         train.train(config, tmp_path)
