@@ -68,6 +68,8 @@ class Run(NamedTuple):
     save: int | None
     """None if it goes by seconds."""
     save_seconds: float
+    patience: int
+    """In evaluations; 0 if no member stops before its time."""
     data_digest: str
     """By which a run that goes on knows its data."""
 
@@ -179,6 +181,7 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
         evaluate=steps["evaluate_every"],
         save=None if by_clock else steps["save_every"],
         save_seconds=seconds if by_clock else np.inf,
+        patience=config.patience,
         data_digest=driver.digest(dataset),
     )
 
@@ -392,7 +395,7 @@ def run_group(
                             state.params,
                             np.array(list(map(logs.loss, rows))),
                             step=event.step,
-                            patience=config.patience,
+                            patience=run.patience,
                         )
                         rows = [row for row, goes in zip(rows, going, strict=True) if goes]
                     log.add(rows)
@@ -432,7 +435,7 @@ def ends_of(
             params = model.Params(*(a[i] for a in best.params))
         if best is not None and best.stopped[i] >= 0:
             last = int(best.stopped[i])
-            why = f"no lower validation loss in {run.config.patience} evaluations"
+            why = f"no lower validation loss in {run.patience} evaluations"
         if diverged >= 0:
             last, why = diverged, "it diverged"
         ends.append(results.End(params, diverged if diverged >= 0 else None, last, why, best_step))
