@@ -297,14 +297,13 @@ def test_a_report_has_the_name_of_its_folder_as_it_is(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"duration": "1e308 epochs"}, "config.duration='1e308 epochs' is more steps|more steps"),
+        ({"duration": "1e308 epochs"}, "'1e308 epochs' is more steps than can be counted"),
         ({"duration": "1e30 epochs"}, "more than"),
-        ({"save_every": "1e308%"}, "more steps than"),
+        ({"save_every": "1e308%"}, "more (steps )?than"),
         ({"optimizer": "adam(b1={[]: 1})"}, "give a name, or name"),
         ({"optimizer": "adam(b1=" + "(" * 300 + ")" * 300 + ")"}, "give a name, or name"),
         ({"optimizer": "adam(b1=" + "-" * 100_000 + "1)"}, "give a name, or name"),
         ({"optimizer": "adam(b1=[])"}, "config.optimizer="),
-        ({"optimizer": "adamw(mask=3)"}, "config.optimizer="),
         ({"schedule": "cosine(decay_steps='1e308 epochs')"}, "config.schedule="),
         ({"schedule": "piecewise(boundaries_and_scales={1: {}})"}, "config.schedule="),
         ({"batch_size": 10**400}, "below 2"),
@@ -394,7 +393,7 @@ def test_changed_results_are_made_again(finished, tmp_path, name):
     with pytest.warns(UserWarning, match=rf"{name} is damaged, or was changed: the results are"):
         again = train.train(classroom(), copy)
     assert again["test"] == summary["test"]
-    if name != "report.html":
+    if name == "params.npz":
         assert (copy / name).read_bytes() == expected
 
 
