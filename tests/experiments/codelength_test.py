@@ -6,8 +6,8 @@ import pytest
 
 import codelength
 import settings
+import softmax_jax
 from softmax_jax import coding, data
-from softmax_jax.model import Params
 
 CONFIG = pathlib.Path(settings.__file__).parent / "configs" / "codelength_digits.py"
 FILES = {"config.json", "labels.smxl", "params.npz", "codelength.jsonl", "codelength.png"}
@@ -40,10 +40,10 @@ def test_the_file_has_the_size_that_is_told_and_decodes(run, data_dir):
     content = (workdir / "labels.smxl").read_bytes()
     assert len(content) == summary["file"]["bytes"] <= 1.001 * summary["file"]["loss_bits"] / 8 + 64
     dataset = data.load("digits", data_dir=data_dir)
-    with np.load(workdir / "params.npz") as a:
-        labels = coding.decompress(
-            content, Params(a["w"], a["b"]), dataset.test.x, scale=a["scale"], block_size=50
-        )
+    loaded = softmax_jax.load(workdir)
+    labels = coding.decompress(
+        content, loaded.params, dataset.test.x, scale=loaded.scale, block_size=50
+    )
     np.testing.assert_array_equal(labels, dataset.test.targets)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import fit
 import settings
+import softmax_jax
 from softmax_jax import data, solvers
 
 SCRIPT = pathlib.Path(fit.__file__)
@@ -52,6 +53,23 @@ def run(tmp_path_factory, of_digits):
     config = of_digits(l1=(0.0, 0.01))
     workdir = tmp_path_factory.mktemp("fit") / "new" / "folder"
     return config, workdir, fit.fit(config, workdir)
+
+
+def test_the_pair_with_the_lowest_test_loss_is_loaded_and_others_on_demand(run, digits):
+    _, workdir, found = run
+    for member in (None, 0, 3):
+        row = found.summary["lowest_test_loss"] if member is None else found.rows[member]
+        loaded = softmax_jax.load(workdir, member=member)
+        assert (loaded.about["l2"], loaded.about["l1"]) == (row["l2"], row["l1"])
+        hits = np.asarray(softmax_jax.io.predict(loaded, digits.test.x)) == digits.test.targets
+        assert np.mean(hits) == pytest.approx(row["test_accuracy"], abs=1e-6)
+
+
+def test_nothing_is_held_out_for_a_fit(of_digits, tmp_path):
+    config = of_digits(data=settings.Data(name="digits", validation="10%"))
+    with pytest.raises(ValueError, match=r"config\.data\.validation='10%': only train\.py holds"):
+        fit.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 
 import head
 import settings
+import softmax_jax
 from softmax_jax import model
 
 CONFIGS = pathlib.Path(head.__file__).parent / "configs"
@@ -32,6 +33,8 @@ def test_it_comes_close_to_the_lowest_loss(config, tmp_path):
     }  # fmt: skip
     with pytest.raises(FileExistsError, match="already holds a run"):
         head.run(config, tmp_path / "run")
+    loaded = softmax_jax.load(tmp_path / "run")
+    assert softmax_jax.io.predict(loaded, np.zeros((2, 2), np.float32)).shape == (2,)
 
 
 def test_labels_come_from_the_true_head(config):

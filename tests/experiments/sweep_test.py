@@ -7,6 +7,7 @@ import pytest
 import driver
 import results
 import settings
+import softmax_jax
 import train
 
 
@@ -75,6 +76,17 @@ def test_the_best_member_has_the_lowest_test_loss(run):
     losses = [member["test"]["nats"] for member in summary["members"]]
     assert summary["best_member"] == int(np.argmin(losses))
     assert summary["test"]["nats"] == min(losses)
+
+
+def test_the_best_member_is_loaded_and_others_on_demand(config, run):
+    workdir, summary = run
+    members = settings.members(config)
+    for member in (None, *range(len(members))):
+        loaded = softmax_jax.load(workdir, member=member)
+        at = summary["best_member"] if member is None else member
+        assert loaded.about == {**members[at]._asdict(), "member": at}
+        with np.load(workdir / "params.npz") as file:
+            np.testing.assert_array_equal(loaded.params.w, file["w"][at])
 
 
 @pytest.mark.slow

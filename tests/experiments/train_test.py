@@ -11,6 +11,7 @@ import pytest
 import gradcheck
 import results
 import settings
+import softmax_jax
 import train
 from softmax_jax import data
 
@@ -103,6 +104,17 @@ def test_the_parameters_reproduce_the_test_accuracy(run, data_dir):
     scores = (test.x * params["scale"]) @ params["w"] + params["b"]
     accuracy = np.mean(scores.argmax(axis=1) == test.targets)
     assert accuracy == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+
+
+def test_a_trained_run_is_loaded_by_one_call_and_knows_its_features(run, data_dir):
+    _, workdir, summary = run
+    test = data.load("digits", data_dir=data_dir).test
+    loaded = softmax_jax.load(workdir)
+    hits = np.asarray(softmax_jax.io.predict(loaded, test.x)) == test.targets
+    assert np.mean(hits) == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+    assert loaded.class_names == tuple("0123456789")
+    with pytest.raises(ValueError, match=r"type float64, but the model was made for uint8"):
+        softmax_jax.io.predict(loaded, test.x / 16)
 
 
 def test_the_gradients_of_the_trained_model_are_checked(run):
