@@ -10,6 +10,7 @@ random key, and the schedule sgdr a list of others, which are nothing that a lin
 
 import ast
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -174,7 +175,7 @@ def make_schedule(schedule: str, steps_of: Callable[[str], int]) -> optax.Schedu
     recipe, options = parse("schedule", schedule, SCHEDULES)
 
     def made() -> optax.Schedule:
-        share = recipe.make(**in_steps(options, steps_of))
+        share = _as_optax_expects(recipe.make(**in_steps(options, steps_of)))
         # What does not go together shows when it is used.
         total = steps_of("100%")
         steps = np.linspace(0, max(total - 1, 0), min(total, 4096)).astype(np.int32)
@@ -204,12 +205,24 @@ def make(optimizer: str, share: optax.Schedule) -> optax.GradientTransformation:
     recipe, options = parse("optimizer", optimizer, OPTIMIZERS)
 
     def made() -> optax.GradientTransformation:
-        result = recipe.make(learning_rate=share, **options)
+        plain = recipe.make(learning_rate=share, **options)
+        result = type(plain)(*map(_as_optax_expects, plain))
         some = jnp.ones((2, 2))
         jax.eval_shape(lambda: result.update(some, result.init(some), some))
         return result
 
     return _called("optimizer", optimizer, made)
+
+
+def _as_optax_expects(function: Callable[..., T]) -> Callable[..., T]:
+    """The function under the standard promotion of types, without which much of optax fails."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> T:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **options)
+
+    return called
 
 
 def _called(key: str, text: str, function: Callable[[], T]) -> T:

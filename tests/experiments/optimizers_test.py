@@ -59,7 +59,8 @@ def test_every_optimizer_lowers_the_loss(data, name):
 def test_every_schedule_is_at_most_one_and_gets_there(name):
     recipe, options = optimizers.parse("schedule", name, optimizers.SCHEDULES)
     schedule = recipe.make(**optimizers.in_steps(options, steps_of))
-    shares = [float(schedule(step)) for step in range(101)]
+    with jax.numpy_dtype_promotion("standard"):  # as optax expects
+        shares = [float(schedule(step)) for step in range(101)]
     assert max(shares) == pytest.approx(1, rel=0.02)
     assert min(shares) >= 0
 
@@ -87,7 +88,8 @@ def test_durations_in_options_become_steps():
 
 def test_options_are_those_of_optax():
     ours = updates(optimizers.make("adamw(weight_decay=0.1, b1=0.5)", CONSTANT), 5)
-    theirs = updates(optax.adamw(1.0, weight_decay=0.1, b1=0.5), 5)
+    with jax.numpy_dtype_promotion("standard"):  # as optax expects
+        theirs = updates(optax.adamw(1.0, weight_decay=0.1, b1=0.5), 5)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
@@ -126,3 +128,12 @@ def test_a_schedule_that_makes_no_sense_is_refused_as_one(schedule, message):
 def test_schedules_as_they_are_make_sense(schedule):
     share = optimizers.make_schedule(schedule, steps_of)
     assert 0 < float(share(50)) <= 1
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi", "lamb"])
+def test_optimizers_work_under_strict_promotion_of_types(name):
+    ours = updates(optimizers.make(name, CONSTANT), 3)
+    with jax.numpy_dtype_promotion("strict"):
+        share = optimizers.make_schedule("linear_onecycle", steps_of)
+        optimizers.make(name, share)
+        assert updates(optimizers.make(name, CONSTANT), 3) == ours
