@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 
+import output
 from softmax_jax import losses, model
 from softmax_jax.model import Params
 from softmax_jax.training import Batch, features
@@ -282,4 +283,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
+    output.outlast_readers()
     app.run(main)

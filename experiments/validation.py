@@ -55,7 +55,7 @@ def hold_out(dataset: data.Dataset, text: str, *, seed: int) -> tuple[data.Datas
     """
     n = len(dataset.train.x)
     number, unit = parse(text)
-    rows = round(n * number / 100) if unit == "%" else round(number)
+    rows = round(min(n * number / 100 if unit == "%" else number, n))
     if not 1 <= rows < n:
         raise ValueError(f"config.data.validation={text!r} is {rows:,} of {n:,} training examples")
     held = np.zeros(n, bool)

@@ -298,9 +298,10 @@ def _settings() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of packages, and the kind of device, which is as good as one."""
+    """Of packages; and the device and the flags of the compiler, which are as good as one."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return versions | {"device": jax.devices()[0].device_kind}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return versions | {"device": jax.devices()[0].device_kind, "XLA_FLAGS": repr(flags)}
 
 
 def _refuse_other_settings(saved: Mapping[str, Any], step: int, folder: Any) -> None:

@@ -80,7 +80,12 @@ def save(
       [1]
     """
     w, b = (_in_numpy(a) for a in params)
-    arrays = {"w": w, "b": b, "scale": np.asarray(scale), "shift": np.asarray(shift)}
+    arrays: dict[str, Any] = {
+        "w": w,
+        "b": b,
+        "scale": np.asarray(scale),
+        "shift": np.asarray(shift),
+    }
     if class_names is not None:
         arrays["class_names"] = np.array([str(name) for name in class_names], np.str_)
         if arrays["class_names"].tolist() != [str(name) for name in class_names]:
@@ -89,12 +94,13 @@ def save(
         arrays["dtype"] = np.array(jnp.dtype(dtype).name)
     if best is not None:
         arrays["best"] = np.array(best)
-    about = {name: np.asarray(value) for name, value in (about or {}).items()}
-    if taken := sorted(set(about) & set(_OWN)):
-        raise ValueError(f"about: {', '.join(taken)} are names of the file's own arrays")
-    _model({**arrays, **about}, where="params", member=None)
+    # The last two are arguments of NumPy's function.
+    if taken := sorted(set(about or {}) & {*_OWN, "file", "allow_pickle"}):
+        raise ValueError(f"about: {', '.join(taken)}: such names are taken; choose others")
+    arrays |= {name: np.asarray(value) for name, value in (about or {}).items()}
+    _model(arrays, where="params", member=None)
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays, **about)
+    np.savez(stream, **arrays)
     write_atomically(pathlib.Path(path), stream.getvalue())
 
 
@@ -196,6 +202,8 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
     if names.shape != (q,):
         raise ValueError(f"{where}: class_names of shape {names.shape} for {q} classes")
     about = {name: a for name, a in arrays.items() if name not in _OWN}
+    if objects := [name for name, a in about.items() if a.dtype.kind == "O"]:
+        raise ValueError(f"{where}: {', '.join(objects)}: expected numbers or text")
     if w.ndim == 3:
         m = len(w)
         if member is None and "best" not in arrays:

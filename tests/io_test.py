@@ -103,7 +103,8 @@ def test_of_stacked_models_the_best_is_loaded_and_others_on_demand(path):
         (Params(W, B), {"shift": np.nan}, "shift: expected a finite number"),
         (Params(W, B), {"class_names": ["a"]}, r"class_names of shape \(1,\) for 3 classes"),
         (Params(W, B), {"class_names": ["a", "b", "c\0"]}, "ends with a NUL"),
-        (Params(W, B), {"about": {"w": 1}}, "w are names of the file's own arrays"),
+        (Params(W, B), {"about": {"w": 1}}, "w: such names are taken"),
+        (Params(W, B), {"about": {"a": object()}}, "a: expected numbers or text"),
         (Params(W.astype(int), B), {}, "expected floating point"),
     ],
 )

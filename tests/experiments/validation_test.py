@@ -78,7 +78,7 @@ def test_the_seed_chooses_the_rows(dataset):
     assert not np.array_equal(held[0], held[2])
 
 
-@pytest.mark.parametrize("text", ["0%", "100%", "40 rows", "0", "1000 rows"])
+@pytest.mark.parametrize("text", ["0%", "100%", "40 rows", "0", "1000 rows", "9" * 400])
 def test_all_or_nothing_cannot_be_held_out(dataset, text):
     with pytest.raises(ValueError, match="of 40 training examples"):
         validation.hold_out(dataset, text, seed=0)
@@ -248,3 +248,18 @@ def test_members_of_a_sweep_stop_by_themselves(config, stopped, tmp_path):
     loaded = softmax_jax.load(tmp_path)
     assert loaded.about["member"] == best
     assert loaded.about["learning_rate"] == pytest.approx(summary["members"][best]["learning_rate"])
+
+
+def test_groups_of_a_sweep_that_was_interrupted_stop_as_if_nothing_had_been(
+    config, tmp_path, stop_after
+):
+    # A member a group.
+    sweep = settings.Sweep(learning_rate=(0.1, 1.0), memory=1e-9)
+    config = dataclasses.replace(config, sweep=sweep, duration="20 epochs")
+    expected = train.train(config, tmp_path / "whole")
+    stop_after(12)
+    with pytest.raises(driver.Interrupted):
+        train.train(config, tmp_path / "stopped")
+    assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 2
+    stop_after(10_000)
+    assert train.train(config, tmp_path / "stopped")["members"] == expected["members"]
