@@ -210,7 +210,7 @@ def run_members(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
                 run, indices, state, programs[len(indices)], folder, log, came
             )
             train_seconds += seconds
-            ends += ends_of(run, unstacked(state, len(indices)), best)
+            ends += ends_of(run, unstacked(state, len(indices)), divergence(state, best), best)
     if all(end.diverged_at_step is not None for end in ends):
         reason = explain(run, ends)
         results.write_report(run.config, workdir, log.rows, summary=None, reason=reason)
@@ -326,8 +326,8 @@ def run_group(
         best = validation.begin(state.params, len(indices))
 
     def all_stopped() -> bool:
-        diverged = np.atleast_1d(np.asarray(state.diverged)) >= 0
-        return bool((diverged | (False if best is None else best.stopped >= 0)).all())
+        stopped = False if best is None else best.stopped >= 0
+        return bool(((divergence(state, best) >= 0) | stopped).all())
 
     with checkpoint.open_folder(
         path, keep_last=config.keep_last, keep_best=config.keep_best
@@ -382,7 +382,7 @@ def run_group(
             for event in one_late(events):
                 state = event.state
                 sums = added(sums, event)
-                diverged = np.atleast_1d(np.asarray(state.diverged))
+                diverged = divergence(state, best)
                 if event.test is not None:
                     now = seconds()
                     rows = make_rows(run, event, indices, sums, diverged, now, row_seconds)
@@ -416,6 +416,17 @@ def run_group(
         return state, best, seconds()
 
 
+def divergence(state: TrainState, best: validation.Best | None) -> np.ndarray:
+    """At which step each member diverged, or -1; what comes after it has stopped does not count.
+
+    The members of a sweep that have stopped are trained on with the others, to no effect.
+    """
+    diverged = np.atleast_1d(np.asarray(state.diverged))
+    if best is None:
+        return diverged
+    return np.where((best.stopped >= 0) & (best.stopped <= diverged), -1, diverged)
+
+
 def digest_of_run(run: Run, indices: Sequence[int]) -> str:
     """Of the config and the members, by which a checkpoint is known to be of this run."""
     config = driver.to_json(dataclasses.asdict(run.config))
@@ -423,12 +434,15 @@ def digest_of_run(run: Run, indices: Sequence[int]) -> str:
 
 
 def ends_of(
-    run: Run, states: Sequence[TrainState], best: validation.Best | None
+    run: Run,
+    states: Sequence[TrainState],
+    diverged: np.ndarray,
+    best: validation.Best | None,
 ) -> list[results.End]:
     """What came of members: with validation data, the parameters of their best steps."""
     ends = []
     for i, state in enumerate(states):
-        diverged, params = int(state.diverged), model.Params(*state.params)
+        at, params = int(diverged[i]), model.Params(*state.params)
         last, why, best_step = run.total, f"the duration of {run.config.duration} is over", None
         if best is not None and best.step[i] > 0:
             best_step = int(best.step[i])
@@ -436,9 +450,9 @@ def ends_of(
         if best is not None and best.stopped[i] >= 0:
             last = int(best.stopped[i])
             why = f"no lower validation loss in {run.patience} evaluations"
-        if diverged >= 0:
-            last, why = diverged, "it diverged"
-        ends.append(results.End(params, diverged if diverged >= 0 else None, last, why, best_step))
+        if at >= 0:
+            last, why = at, "it diverged"
+        ends.append(results.End(params, at if at >= 0 else None, last, why, best_step))
     return ends
 
 

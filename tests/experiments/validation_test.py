@@ -139,6 +139,7 @@ def test_the_parameters_are_those_of_the_best_step(config, stopped, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_test_data_have_no_say_in_it(config, stopped, table, tmp_path):
     with np.load(table) as file:
         arrays = dict(file)
@@ -163,6 +164,7 @@ def test_report_table_and_comparison_say_which_step_and_why(stopped):
     assert f"{summary['test']['nats']:.4f}" in table
 
 
+@pytest.mark.slow
 def test_without_patience_the_best_step_is_still_the_result(config, stopped, tmp_path):
     summary = train.train(dataclasses.replace(config, patience=0), tmp_path)
     assert summary["last_step"] == 60 * 4
@@ -171,6 +173,7 @@ def test_without_patience_the_best_step_is_still_the_result(config, stopped, tmp
     assert summary["best_step"] == 4 * (int(np.argmin(losses)) + 1)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(config, tmp_path):
     config = dataclasses.replace(config, save_every="1 epoch", keep_last=1, keep_best=1)
     summary = train.train(config, tmp_path)
@@ -199,7 +202,7 @@ def stop_after(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize("looks", [1, 4])
+@pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
     config, stopped, tmp_path, stop_after, looks
 ):
@@ -250,6 +253,7 @@ def test_members_of_a_sweep_stop_by_themselves(config, stopped, tmp_path):
     assert loaded.about["learning_rate"] == pytest.approx(summary["members"][best]["learning_rate"])
 
 
+@pytest.mark.slow
 def test_groups_of_a_sweep_that_was_interrupted_stop_as_if_nothing_had_been(
     config, tmp_path, stop_after
 ):
@@ -263,3 +267,16 @@ def test_groups_of_a_sweep_that_was_interrupted_stop_as_if_nothing_had_been(
     assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 2
     stop_after(10_000)
     assert train.train(config, tmp_path / "stopped")["members"] == expected["members"]
+
+
+def test_a_member_that_would_diverge_after_it_stopped_has_not_diverged(config, tmp_path):
+    # Weights are multiplied by -9 a step, which float32 holds for some 40 steps.
+    sweep = settings.Sweep(learning_rate=(0.01, 1.0), l2=(0.0, 10.0), mode="zip")
+    config = dataclasses.replace(config, duration="30 epochs", patience=3, sweep=sweep)
+    slow, wild = train.train(config, tmp_path / "both")["members"]
+    assert slow["last_step"] > 60 > 30 > wild["last_step"]
+    alone = dataclasses.replace(config, sweep=settings.Sweep(), learning_rate=1.0, l2=10.0)
+    summary = train.train(alone, tmp_path / "alone")
+    assert wild["diverged_at_step"] is None
+    for key in ("best_step", "last_step", "why_last"):
+        assert wild[key] == summary[key]

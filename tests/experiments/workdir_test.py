@@ -284,7 +284,9 @@ def test_a_workdir_that_is_not_utf8_is_refused_before_the_data_are_loaded(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["BODY of TITLE", "$body $title ${x}", "<b>&amp;", "a#b?c%20d[*]"])
+@pytest.mark.parametrize(
+    "name", ["BODY TITLE $body ${x} <b>&amp;", pytest.param("a#b?c%20d[*]", marks=pytest.mark.slow)]
+)
 def test_a_report_has_the_name_of_its_folder_as_it_is(tmp_path, name):
     train.train(classroom(), tmp_path / name)
     page = (tmp_path / name / "report.html").read_text()
@@ -383,7 +385,10 @@ def test_of_all_damages_to_metrics_none_is_taken_for_other_rows(finished, tmp_pa
             assert found == rows[: len(found)]
 
 
-@pytest.mark.parametrize("name", ["params.npz", "report.html", "loss.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["params.npz", *(pytest.param(n, marks=pytest.mark.slow) for n in ("report.html", "loss.png"))],
+)
 def test_changed_results_are_made_again(finished, tmp_path, name):
     workdir, summary = finished
     copy = tmp_path / "run"
