@@ -2,6 +2,7 @@ import pathlib
 import subprocess
 import sys
 import zipfile
+from io import BytesIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +158,26 @@ def test_files_of_other_arrays_are_refused(path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("w.npy", b"text")
     with pytest.raises(ValueError, match=r"model\.npz"):
+        softmax_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "descr", "shape"),
+    [("w", "<f4", (10**15, 3)), ("class_names", "<U0", (2 * 10**8,)), ("b", "|O", (3,))],
+)
+def test_sizes_are_looked_at_before_anything_is_allocated(path, name, descr, shape):
+    stream = BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.npy", stream.getvalue() + bytes(48))
+    with pytest.raises(ValueError, match=r"model\.npz is no file of softmax_jax\.save"):
+        softmax_jax.load(path)
+
+
+def test_compressed_files_are_refused(path):
+    np.savez_compressed(path, w=W, b=B)
+    with pytest.raises(ValueError, match="compressed, which save does not do"):
         softmax_jax.load(path)
 
 
