@@ -58,7 +58,11 @@ def read(workdir: pathlib.Path) -> Run:
     best = row["member"]
     state = "not finished"
     if (workdir / "summary.json").exists():
-        results.read_summary(workdir, files=("config.json", "metrics.jsonl"))
+        summary = results.read_summary(workdir)
+        # Pictures may be gone, which the comparison does not show.
+        for name in ("config.json", "metrics.jsonl"):
+            if summary["digests"][name] != results.digest_of_file(workdir / name):
+                raise ValueError(f"{workdir / name} is damaged, or was changed")
         state = ""
     try:
         made = settings.from_config(driver.read_json(path))

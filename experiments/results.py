@@ -12,7 +12,7 @@ import string
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -123,7 +123,7 @@ def write(
     write_report(config, workdir, rows, summary)
     files = ("config.json", "metrics.jsonl", io.PARAMS, "report.html")
     summary["digests"] = {
-        name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
+        name: digest_of_file(workdir / name)
         for name in (*files, *(f"{name}.png" for name in pictures))
     }
     summary["digest"] = digest(summary)
@@ -136,16 +136,16 @@ def digest(summary: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
-def read_summary(workdir: pathlib.Path, files: Collection[str] | None = None) -> dict[str, Any]:
-    """The summary of a finished run, after a look at the files that it has digests of.
+def digest_of_file(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    Args:
-      workdir: of the run.
-      files: to look at; all, if None.
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+    """The summary of a finished run, as it was written.
 
     Raises:
-      FileNotFoundError: if one of them is gone.
-      ValueError: names the one that is not as it was written.
+      FileNotFoundError: if it is gone.
+      ValueError: if it is damaged, or was changed.
     """
     path = workdir / "summary.json"
     try:
@@ -156,12 +156,20 @@ def read_summary(workdir: pathlib.Path, files: Collection[str] | None = None) ->
         raise ValueError(f"{path} is damaged") from e
     if not is_own:
         raise ValueError(f"{path} is damaged, or was changed")
-    for name, expected in summary["digests"].items():
-        if files is not None and name not in files:
-            continue
-        if hashlib.sha256((workdir / name).read_bytes()).hexdigest() != expected:
-            raise ValueError(f"{workdir / name} is damaged, or was changed")
     return {**summary, "digest": own}
+
+
+def changed(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
+    """The files of a finished run that are not as they were written.
+
+    Raises:
+      FileNotFoundError: if one of them is gone.
+    """
+    return [
+        name
+        for name, expected in summary["digests"].items()
+        if digest_of_file(workdir / name) != expected
+    ]
 
 
 STOPPING = ("validation", "best_step", "last_step", "why_last")

@@ -128,16 +128,35 @@ def train(config: settings.Train, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def earlier_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Of a finished run; None if it or other results are gone or changed, with a warning."""
+    """Of a finished run; None if it or other results are gone or changed, with a warning.
+
+    Raises:
+      ValueError: if metrics.jsonl was changed, as its rows cannot be made again.
+    """
     path = workdir / "summary.json"
+    logs.read(workdir / "metrics.jsonl")
     try:
-        return results.read_summary(workdir)
+        summary = results.read_summary(workdir)
+        changed = results.changed(workdir, summary)
     except FileNotFoundError as e:
         if path.exists():
             warnings.warn(f"{e.filename} is gone: the results are made again", stacklevel=2)
+        return None
     except ValueError as e:
         warnings.warn(f"{e}: the results are made again", stacklevel=2)
-    return None
+        return None
+    if "metrics.jsonl" in changed:
+        raise ValueError(
+            f"{workdir / 'metrics.jsonl'} is not as the finished run left it: put it back, or give "
+            "another --workdir"
+        )
+    if changed:
+        names = ", ".join(changed)
+        warnings.warn(
+            f"{names} in {workdir}: damaged, or changed: the results are made again", stacklevel=2
+        )
+        return None
+    return summary
 
 
 def make_run(config: settings.Train, dataset: data.Dataset) -> Run:

@@ -369,8 +369,20 @@ def test_a_changed_digit_of_metrics_is_named_by_its_line(finished, tmp_path):
             (copy / "summary.json").unlink()
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
             compare.read(copy)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
+            train.train(classroom(), copy)
+
+
+def test_changed_metrics_of_a_finished_run_are_noticed_without_digests_of_lines(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    (copy / ".metrics.jsonl.sha256").unlink()
+    path = copy / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0.9", b"0.8", 1))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not as the finished run left it"):
         train.train(classroom(), copy)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged, or was changed"):
+        compare.read(copy)
 
 
 def test_of_all_damages_to_metrics_none_is_taken_for_other_rows(finished, tmp_path):
@@ -395,7 +407,7 @@ def test_changed_results_are_made_again(finished, tmp_path, name):
     shutil.copytree(workdir, copy)
     expected = (copy / name).read_bytes()
     (copy / name).write_bytes(expected[:10] + b"!" + expected[11:])
-    with pytest.warns(UserWarning, match=rf"{name} is damaged, or was changed: the results are"):
+    with pytest.warns(UserWarning, match=rf"{name} in .*: damaged, or changed: the results are"):
         again = train.train(classroom(), copy)
     assert again["test"] == summary["test"]
     if name == "params.npz":
