@@ -13,7 +13,7 @@ from softmax_jax import metrics
 from softmax_jax._checks import checked_targets
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs
+from softmax_jax.solvers import _inputs, _settings
 from softmax_jax.solvers._fit import fit_path
 from softmax_jax.solvers._solution import Solution
 
@@ -301,7 +301,7 @@ def _score(
     side_by_side = np.moveaxis(w, -2, 0).reshape(d, -1)
     rows = np.flatnonzero(weights)
     total = []
-    with jax.enable_x64(True):
+    with _settings.held():
         for first in range(0, len(rows), size):
             block = rows[first : first + size]
             filling = (0, size - len(block))

@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs, _lanes, _logits_free
+from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings
 from softmax_jax.solvers._solution import Progress, Solution, stacked
 
 SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
@@ -32,7 +31,7 @@ def fit(
     With l1 = 0 by a preconditioned quasi-Newton method (`_quasi_newton`), with l1 > 0 by an
     accelerated proximal one (`_proximal`). Work is in float32 for all but small problems, and goes
     on in float64 where that does not suffice; the certificate is float64 always (`_certificate`),
-    whatever ``jax_enable_x64`` says::
+    whatever JAX settings (x64, dtype promotion, transfer guard, debugging) the caller has::
 
         solution = fit(pixels, labels, l2=1e-4, scale=1 / 255)
         solution.status, solution.relative_gap  # 'certified', 5.8e-05
@@ -120,7 +119,8 @@ def fit_path(
         11.6 s on two (two cores).
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB.
         Results depend on it by rounding only.
-      callback: called with a `Progress` each time that the host looks at the lanes.
+      callback: called with a `Progress` each time that the host looks at the lanes, under the
+        caller's JAX settings.
 
     Returns:
       A `Solution` of arrays with the axes of the grid in front. See `fit`, also for the errors.
@@ -139,7 +139,9 @@ def fit_path(
     l2, l1 = np.broadcast_arrays(
         _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
     )
-    with jax.enable_x64(True):
+    if callback is not None:
+        callback = _settings.under_present_settings(callback)
+    with _settings.held():
         inputs = _inputs.arrange(
             x,
             y,
