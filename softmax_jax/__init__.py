@@ -1,5 +1,6 @@
 """Softmax regression in pure-functional JAX. Each module is one idea; see its docstring."""
 
+from softmax_jax import _fork as _fork  # takes note of forks from here on
 from softmax_jax import head as head
 from softmax_jax import information as information
 from softmax_jax import io as io

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import metrics
+from softmax_jax import _fork, metrics
 from softmax_jax._checks import checked_targets
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
@@ -118,6 +118,7 @@ def cross_validate(
       UserWarning: if a fold holds out rows of a class of which it has none to train on. Whatever
         the strength, their loss is infinite; they take no part in the scores.
     """
+    _fork.refuse_broken_process()
     l2, l1 = np.broadcast_arrays(
         _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
     )

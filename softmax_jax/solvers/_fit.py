@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from softmax_jax import _fork
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings
 from softmax_jax.solvers._solution import Progress, Solution, stacked
@@ -58,6 +59,8 @@ def fit(
       ValueError: on NaN or infinite values, shapes that do not fit, class ids out of range,
         negative weights or strengths, no weight at all, or all of it on a single class. Nothing
         has been compiled by then.
+      RuntimeError: in a process that was forked after its parent had used JAX, which would wait
+        for ever there.
     """
     return fit_path(
         x, y, l2=float(l2), l1=float(l1), sample_weight=sample_weight, tol=tol, **options
@@ -125,6 +128,7 @@ def fit_path(
     Returns:
       A `Solution` of arrays with the axes of the grid in front. See `fit`, also for the errors.
     """
+    _fork.refuse_broken_process()
     began = time.perf_counter()
     if method not in SMOOTH_METHODS:
         raise ValueError(f"method: {method!r}; expected one of {', '.join(SMOOTH_METHODS)}")
