@@ -1,11 +1,9 @@
 """Models on disk: parameters together with the features and the classes that they were made for."""
 
 import io
-import math
 import operator
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,15 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _checks, model, training
+from softmax_jax.data.npz import MAX_BYTES, read_npz
 from softmax_jax.model import Params
 
 # The name of the file in the folder of a run.
 PARAMS = "params.npz"
-
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 _OWN = ("w", "b", "scale", "shift", "class_names", "dtype", "best")
 
@@ -109,13 +103,16 @@ def save(
     write_atomically(pathlib.Path(path), stream.getvalue())
 
 
-def load(path: str | os.PathLike[str], *, member: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str], *, member: int | None = None, max_bytes: int = MAX_BYTES
+) -> Model:
     """Reads a model that `save` wrote, or the one of a run.
 
     Args:
       path: of the file; or the folder of a run of ``experiments``, which has a ``params.npz``.
       member: which of stacked models, a sweep's or a path's; by default the best, which for a sweep
         is the one with the lowest validation loss, or test loss where nothing was held out.
+      max_bytes: what a compressed file may unpack to; one that is not may always be read.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -126,17 +123,7 @@ def load(path: str | os.PathLike[str], *, member: int | None = None) -> Model:
         path = path / PARAMS
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: give a file of softmax_jax.save, or a run")
-    try:
-        # NumPy would leave a damaged file open if it had opened it itself.
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as file:
-            arrays = {
-                info.filename.removesuffix(".npy"): _array(file, info) for info in file.infolist()
-            }
-    except OSError:
-        raise
-    except Exception as e:  # whatever readers make of damaged bytes
-        raise ValueError(f"{path} is no file of softmax_jax.save, or is damaged: {e}") from e
-    return _model(arrays, where=str(path), member=member)
+    return _model(read_npz(path, max_bytes=max_bytes), where=str(path), member=member)
 
 
 def features(saved: Model, x: Any) -> jax.Array:
@@ -233,20 +220,6 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
         dtype=str(arrays["dtype"]) if "dtype" in arrays else None,
         about={name: a.item() if a.ndim == 0 else a for name, a in about.items()},
     )
-
-
-def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array of the file, of which nothing is allocated before its size is known to be real."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed, which save does not do")
-    with file.open(info) as entry:
-        version = np.lib.format.read_magic(entry)
-        shape, _, dtype = _HEADER_READERS[version](entry)
-        size = math.prod(shape) * dtype.itemsize
-        if size != info.file_size - entry.tell() or (dtype.itemsize == 0 and math.prod(shape) > 1):
-            raise ValueError(f"{info.filename} announces {shape} of {dtype}, which are not there")
-        entry.seek(0)
-        return np.lib.format.read_array(entry, allow_pickle=False)
 
 
 def _in_numpy(a: Any) -> np.ndarray:

@@ -7,14 +7,13 @@ import pathlib
 import queue
 import threading
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from softmax_jax.data.classroom import classroom
 from softmax_jax.data.dataset import Dataset, from_arrays
+from softmax_jax.data.npz import MAX_BYTES, read_npz
 
 NAMES = ("classroom", "digits", "mnist", "fashion_mnist")
 FOLDER_VARIABLE = "SOFTMAX_JAX_DATA"
@@ -24,7 +23,7 @@ _CONNECT_SECONDS = 3.0
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
+def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MAX_BYTES) -> Dataset:
     """Loads a data set into memory.
 
     Args:
@@ -33,6 +32,7 @@ def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
         of that name in ``$SOFTMAX_JAX_DATA``; without one they are downloaded.
       data_dir: where TFDS keeps what it prepared; by default ``$TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``.
+      max_bytes: what a compressed file may unpack to, which is looked at before it is.
 
     Raises:
       ValueError: on an unknown name or defective data.
@@ -46,7 +46,7 @@ def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
     if name in NAMES:
         return _load_builder(name, folder, data_dir)
     if name.endswith(".npz"):
-        return load_npz(name)
+        return load_npz(name, max_bytes=max_bytes)
     if pathlib.Path(name, "dataset_info.json").is_file():
         return load_prepared(name)
     raise ValueError(
@@ -55,28 +55,22 @@ def load(name: str, *, folder: str = "", data_dir: str = "") -> Dataset:
     )
 
 
-def load_npz(path: str | os.PathLike[str]) -> Dataset:
+def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dataset:
     """Reads ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras names them.
 
     ``class_names`` is read too if there; uint8 features are scaled by 1/255.
+
+    Args:
+      path: of the file.
+      max_bytes: what the arrays may take in memory if it is more than the file has; class names
+        count 64 bytes each.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is no ``.npz`` file, an array is missing or defective.
     """
-    try:
-        # NumPy would leave a damaged file open if it had opened it itself.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            found = file.files
-            arrays = {key: file[key] for key in (*_NPZ_KEYS, "class_names") if key in found}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{path} is not a sound .npz file of plain arrays: {e}") from e
-    missing = [key for key in _NPZ_KEYS if key not in found]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}. Save it "
-            f"with np.savez(path, {', '.join(f'{k}=...' for k in _NPZ_KEYS)})"
-        )
+    keys = (*_NPZ_KEYS, "class_names")
+    arrays = read_npz(path, keys, required=_NPZ_KEYS, max_bytes=max_bytes)
     names = arrays.get("class_names")
     with _naming(path):
         return from_arrays(

@@ -1,4 +1,5 @@
 import functools
+import gzip
 import http.server
 import re
 import subprocess
@@ -244,6 +245,19 @@ def test_a_download_of_other_content_is_refused(tmp_path, mnist_host):
     with pytest.raises(ValueError, match=f"{name}.gz: .*not an IDX file"):
         data.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert not is_prepared(tmp_path)
+
+
+def test_a_download_is_not_unpacked_beyond_the_size_of_the_published_one(tmp_path, mnist_host):
+    name = "t10k-images-idx3-ubyte"
+    header = bytes([0, 0, 8, 3]) + np.array([10**5, 28, 28], ">u4").tobytes()
+    (mnist_host / f"{name}.gz").write_bytes(gzip.compress(header + bytes(10**5 * 28 * 28)))
+    with pytest.raises(ValueError, match=f"{name}.gz: .*78,400,000 bytes; with max_bytes"):
+        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+
+
+@pytest.mark.parametrize("builder", [builders.SoftmaxJaxMnist, builders.SoftmaxJaxFashionMnist])
+def test_published_files_are_fetched_by_https(builder):
+    assert builder.URL.startswith("https://")
 
 
 def test_a_sound_file_that_is_not_the_published_one_is_refused(

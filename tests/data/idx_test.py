@@ -1,5 +1,6 @@
 import gzip
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_truncated_elements_are_refused(path, encode_idx, kept):
 
 
 def test_extra_bytes_are_refused(path, encode_idx):
-    assert_refused(path, encode_idx(ARRAY) + b"\0", "60 bytes, but 61 follow")
+    assert_refused(path, encode_idx(ARRAY) + b"\0", "60 bytes, but more follow")
 
 
 @pytest.mark.parametrize("kept", [2, 9, 10, 30, -8, -1])
@@ -90,6 +91,51 @@ def test_a_flipped_byte_of_a_gzip_file_is_refused(path, encode_idx, position):
     content = bytearray(gzip.compress(encode_idx(ARRAY)))
     content[position] ^= 0xFF
     assert_refused(path, bytes(content), "gzip file is damaged")
+
+
+def idx_header(*shape):
+    return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+
+
+def peak_bytes(function):
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1,), (10**6, 28, 28), (2**31, 2**31)])
+@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gz", "plain"])
+def test_a_size_that_the_file_cannot_hold_is_refused_before_anything_is_allocated(
+    path, compress, shape
+):
+    content = compress(idx_header(*shape) + bytes(1000))
+    assert peak_bytes(lambda: assert_refused(path, content, "incomplete or damaged")) < 2**20
+
+
+def test_a_gzip_file_is_not_unpacked_beyond_the_budget_nor_beyond_what_is_announced(path):
+    small = gzip.compress(idx_header(100, 1000) + bytes(10**5))
+    path.write_bytes(small)
+    with pytest.raises(ValueError, match="100,000 bytes; with max_bytes=100000 they are unpacked"):
+        read_idx(path, max_bytes=99_999)
+    assert read_idx(path, max_bytes=100_000).shape == (100, 1000)
+    bomb = gzip.compress(idx_header(1000) + bytes(10**7))
+    assert peak_bytes(lambda: assert_refused(path, bomb, "but more follow it")) < 2**21
+
+
+def test_a_gzip_file_is_unpacked_into_its_array(path):
+    content = gzip.compress(idx_header(1000, 1000) + bytes(10**6))
+    path.write_bytes(content)
+    assert peak_bytes(lambda: read_idx(path)) < 2e6
+
+
+@pytest.mark.parametrize(
+    "shape", [(1,) * 255, (0,) + (2**32 - 1,) * 3, (1,) * 65, (0,) + (1,) * 64], ids=len
+)
+def test_shapes_that_no_array_can_have_are_refused(path, shape):
+    assert_refused(path, idx_header(*shape) + bytes(1), f"header announces {len(shape)} axes")
 
 
 @settings(
