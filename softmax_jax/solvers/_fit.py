@@ -176,4 +176,14 @@ def fit_path(
         if sharp := [work for work in works if work.l1 > 0]:
             solved |= _lanes.solve(inputs, sharp, _lanes.PROXIMAL, options, len(solved))
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
-    return stacked(solved, shape)
+    return _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
+
+
+def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Solution:
+    """The solution for ``q`` classes, of one for those that have weight."""
+    if classes.size == q:
+        return solution
+    w: Any = np.zeros((*solution.params.w.shape[:-1], q))
+    b: Any = np.full((*solution.params.b.shape[:-1], q), -np.inf)
+    w[..., classes], b[..., classes] = solution.params
+    return solution._replace(params=Params(w, b))

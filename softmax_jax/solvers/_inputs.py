@@ -23,16 +23,21 @@ class Inputs(NamedTuple):
 
     problem: Problem
     """In float64, with weights ``[blocks, m, rows]`` for ``m`` weightings, and no strengths."""
+    classes: np.ndarray
+    """``[q]``: ids of the classes that have weight under some weighting; the problem has no other.
+    """
     absent: np.ndarray
-    """``[m, q]``: classes of no weight."""
+    """``[m, q]``: which of them have none under weighting ``m``."""
     initial: np.ndarray | None
     """``[q, 1 + d]``: the bias as a column in front of the weights."""
     one_hot: bool
-    """Whether each row is of one class for certain."""
+    """Whether each row of weight is of one class for certain."""
     is_wide: bool
     """Whether float32 may not hold the squares of features or offsets."""
     n: int
     q: int
+    num_classes: int
+    """With those of no weight."""
 
 
 def arrange(
@@ -77,6 +82,12 @@ def arrange(
     largest = max(largest, largest * np.abs(scale).max() + np.abs(shift).max())
 
     start = None if initial is None else _checked_initial(initial, d, q)
+    num_classes, classes = q, np.flatnonzero((class_mass > 0).any(axis=0))
+    if classes.size < num_classes:
+        q = classes.size
+        y, class_mass = _of_classes(y, classes, num_classes), class_mass[:, classes]
+        offset = None if offset is None else offset[:, classes]
+        start = None if start is None else start[classes]
     if block_size is None:
         block_size = max(_BLOCK // max(d, q), 256)
     elif block_size < 1:
@@ -109,8 +120,27 @@ def arrange(
         l1=np.zeros(0),
         active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
     )
-    one_hot = y.ndim == 1 or bool((y.max(axis=1) == 1).all())
-    return Inputs(jax.device_put(problem), class_mass == 0, start, one_hot, largest > _WIDE, n, q)
+    one_hot = y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all())
+    return Inputs(
+        problem=jax.device_put(problem),
+        classes=classes,
+        absent=class_mass == 0,
+        initial=start,
+        one_hot=one_hot,
+        is_wide=largest > _WIDE,
+        n=n,
+        q=q,
+        num_classes=num_classes,
+    )
+
+
+def _of_classes(y: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Targets with the classes numbered anew; of no meaning for rows that weigh nothing."""
+    if y.ndim == 2:
+        return y[:, classes]
+    number = np.zeros(num_classes, np.int32)
+    number[classes] = np.arange(classes.size)
+    return number[y]
 
 
 def _rounded_up(n: int) -> int:
