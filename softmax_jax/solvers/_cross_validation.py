@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,20 +34,23 @@ class CrossValidation(NamedTuple):
     accuracy: np.ndarray
     """``[*grid]``: the share of held-out rows predicted correctly."""
     accuracy_error: np.ndarray
+    score: np.ndarray | None
+    """``[*grid]``: mean of the user's score over the folds; None, as is all of it, without one."""
+    score_error: np.ndarray | None
     fold_loss: np.ndarray
     """``[folds, *grid]``: the mean loss of each fold's held-out rows."""
     fold_accuracy: np.ndarray
+    fold_score: np.ndarray | None
     fold_weight: np.ndarray
     """``[folds]``: the weight of the held-out rows that were scored."""
-    fold_status: np.ndarray
-    """``[folds, *grid]``, as is ``fold_reason``: see `Solution`."""
-    fold_reason: np.ndarray
-    path: Solution
-    """``[*grid]``: the fits of all rows."""
+    folds: Solution
+    """``[folds, *grid]``: the fits to the rows that each fold trains on."""
+    path: Solution | None
+    """``[*grid]``: the fits to all rows; None without ``refit``."""
     best: tuple[int, ...]
-    """Where in the grid the loss is least: ``l2[best]``, ``l1[best]``."""
+    """Where in the grid the loss is least, or the score largest: ``l2[best]``, ``l1[best]``."""
     one_standard_error: tuple[int, ...]
-    """Where the penalty is strongest among losses within one standard error of the least."""
+    """Where the penalty is strongest among those within one standard error of the best."""
 
 
 def cross_validate(
@@ -58,6 +61,8 @@ def cross_validate(
     l1: Any = 0.0,
     folds: int | np.ndarray | Iterable[tuple[Any, Any]] = 5,
     seed: int = 0,
+    score: Callable[[Params, np.ndarray], float] | None = None,
+    refit: bool = True,
     num_classes: int | None = None,
     sample_weight: Any = None,
     class_weight: Any = None,
@@ -98,6 +103,11 @@ def cross_validate(
         rows of a group in the same one, and a negative number for a row that is never held out. Or
         pairs of row indices, ``(training, held out)``, such as scikit-learn's splitters yield.
       seed: of the shuffle, where ``folds`` is a number; the same seed gives the same folds.
+      score: ``score(params, rows)`` of parameters for ``x`` as it is given, ``w: [d, q]``, and the
+        indices of rows that were held out of their fit: a number, the larger the better. It takes
+        the place of the loss in the choice, and NaN is the worst. It is called once for each fold
+        and strength, folds in the outer loop.
+      refit: whether to fit all rows too.
       num_classes: ``q``, if more than there are in ``y``.
       sample_weight: ``[n]``, in training and in scores.
       class_weight: as `fit` takes it, in training and in scores, so that what is validated is what
@@ -116,7 +126,8 @@ def cross_validate(
 
     Warns:
       UserWarning: if a fold holds out rows of a class of which it has none to train on. Whatever
-        the strength, their loss is infinite; they take no part in the scores.
+        the strength, their loss is infinite; they take no part in the scores. With a ``score`` it
+        is called with them too, and there is no warning.
     """
     _fork.refuse_broken_process()
     l2, l1 = np.broadcast_arrays(
@@ -130,32 +141,40 @@ def cross_validate(
     if len(weights) > 1:
         raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")
     train, test = _splits(folds, y, weights[0], seed)
-    _drop_what_cannot_be_scored(train, test, y, q)
+    _refuse_a_single_class(train, y, q)
+    if score is None:
+        _drop_what_cannot_be_scored(train, test, y, q)
     solution = fit_path(
         x,
         y,
         l2=l2,
         l1=l1,
         num_classes=q,
-        sample_weight=np.vstack([train, weights]),
+        sample_weight=np.vstack([train, weights]) if refit else train,
         offset=offset,
         scale=scale,
         shift=shift,
         **options,
     )
-    path = jax.tree.map(lambda a: a[-1], solution)
-    solution = jax.tree.map(lambda a: a[:-1], solution)
+    path = jax.tree.map(lambda a: a[-1], solution) if refit else None
+    solution = jax.tree.map(lambda a: a[: len(train)], solution)
     params = _for_stored_features(solution.params, scale, shift)
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
     size = min(most, max(_BLOCK // max(d, l2.size * q), 1))
-    scores = [_score(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
-    weight = np.array([np.ravel(score.weight)[0] for score in scores])
-    loss = np.stack([score.negative_log_likelihood / score.weight for score in scores])
-    accuracy = np.stack([score.correct / score.weight for score in scores])
+    sums = [_measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
+    weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
+    loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
+    accuracy = np.stack([fold.correct / fold.weight for fold in sums])
     mean_loss, loss_error = _mean_and_error(loss, weight)
     mean_accuracy, accuracy_error = _mean_and_error(accuracy, weight)
-    best, one_standard_error = _choices(l2, l1, mean_loss, loss_error)
+    fold_score = mean_score = score_error = None
+    if score is None:
+        best, one_standard_error = _choices(l2, l1, mean_loss, loss_error)
+    else:
+        fold_score = _scored(score, params, test)
+        mean_score, score_error = _mean_and_error(fold_score, weight)
+        best, one_standard_error = _choices(l2, l1, -mean_score, score_error)
     return CrossValidation(
         l2=l2,
         l1=l1,
@@ -163,11 +182,13 @@ def cross_validate(
         loss_error=loss_error,
         accuracy=mean_accuracy,
         accuracy_error=accuracy_error,
+        score=mean_score,
+        score_error=score_error,
         fold_loss=loss,
         fold_accuracy=accuracy,
+        fold_score=fold_score,
         fold_weight=weight,
-        fold_status=solution.status,
-        fold_reason=solution.reason,
+        folds=solution,
         path=path,
         best=best,
         one_standard_error=one_standard_error,
@@ -243,17 +264,21 @@ def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     return train, test
 
 
+def _refuse_a_single_class(train: np.ndarray, y: np.ndarray, q: int) -> None:
+    for fold, weights in enumerate(train):
+        present = _inputs.mass_of_classes(y, weights, q) > 0
+        if present.sum() < 2:
+            raise ValueError(
+                f"folds: all rows that fold {fold} trains on are of class {np.argmax(present)}; "
+                "there is nothing to tell apart: give fewer folds, or others"
+            )
+
+
 def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarray, q: int) -> None:
     """Sets to zero, in ``test``, the weight of rows whose class has none in ``train``."""
     absent = np.stack([_inputs.mass_of_classes(y, weights, q) == 0 for weights in train])
     if not absent.any():
         return
-    for fold, classes in enumerate(absent):
-        if (~classes).sum() < 2:
-            raise ValueError(
-                f"folds: all rows that fold {fold} trains on are of class {np.argmin(classes)}; "
-                "there is nothing to tell apart: give fewer folds, or others"
-            )
     hopeless = absent[:, y] if y.ndim == 1 else absent @ (y > 0).T
     hopeless &= test > 0
     if not hopeless.any():
@@ -285,7 +310,17 @@ def _for_stored_features(params: Params, scale: Any, shift: Any) -> Params:
     return Params(w, b)
 
 
-def _score(
+def _scored(
+    score: Callable[[Params, np.ndarray], float], params: Params, test: np.ndarray
+) -> np.ndarray:
+    """``[folds, *grid]``: what the user's function makes of every fit."""
+    scores = np.empty(params.b.shape[:-1])
+    for at in np.ndindex(*scores.shape):
+        scores[at] = score(Params(params.w[at], params.b[at]), np.flatnonzero(test[at[0]]))
+    return scores
+
+
+def _measured(
     x: Any,
     y: np.ndarray,
     offset: Any,
@@ -330,16 +365,18 @@ def _measure(
 
 
 def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the folds, and its standard error."""
+    """Mean over the folds, and its standard error; no number where one of them is infinite."""
     share = weight / weight.sum()
     mean = np.tensordot(share, values, 1)
-    return mean, np.sqrt(np.tensordot(share, (values - mean) ** 2, 1) / (len(share) - 1))
+    with np.errstate(invalid="ignore"):
+        return mean, np.sqrt(np.tensordot(share, (values - mean) ** 2, 1) / (len(share) - 1))
 
 
 def _choices(
     l2: np.ndarray, l1: np.ndarray, loss: np.ndarray, error: np.ndarray
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where the loss is least, and where the penalty is strongest within a standard error."""
+    loss, error = np.where(np.isnan(loss), np.inf, loss), np.nan_to_num(error)
     strongest_first = np.lexsort((-l2.ravel(), -l1.ravel()))
     loss, error = loss.ravel()[strongest_first], error.ravel()[strongest_first]
     best = np.argmin(loss)

@@ -83,14 +83,14 @@ def test_a_loop_of_single_fits_gives_the_same_curve(iris, kind):
     np.testing.assert_allclose(found.loss, np.average(loss, axis=0, weights=weight), rtol=1e-5)
     np.testing.assert_allclose(found.accuracy, np.average(hits, axis=0, weights=weight), rtol=1e-6)
     assert found.best == (int(np.argmin(found.loss)),)
-    assert (found.fold_status == solvers.CERTIFIED).all()
+    assert (found.folds.status == solvers.CERTIFIED).all()
 
 
 def test_a_grid_of_two_dimensions(iris):
     l2, l1 = np.array([[1e-3], [1e-1]]), np.array([0.0, 1e-2])
     found = cross_validate(*iris, l2=l2, l1=l1)
     assert found.l2.shape == found.l1.shape == found.loss.shape == found.path.gap.shape == (2, 2)
-    assert found.fold_loss.shape == found.fold_status.shape == (FOLDS, 2, 2)
+    assert found.fold_loss.shape == found.folds.gap.shape == (FOLDS, 2, 2)
     for at in np.ndindex(2, 2):
         alone = cross_validate(*iris, l2=found.l2[at], l1=found.l1[at])
         np.testing.assert_allclose(alone.fold_loss, found.fold_loss[(slice(None), *at)], rtol=1e-5)
@@ -242,6 +242,46 @@ def test_the_types_of_jax_stay_as_they_were(iris):
     cross_validate(*iris)
     assert jnp.asarray(0.5).dtype == jnp.float32
     assert not jax.config.jax_enable_x64
+
+
+def test_a_score_takes_the_place_of_the_loss(iris):
+    x, y = iris
+    seen = []
+
+    def hits(params, rows):
+        seen.append(rows)
+        return np.mean((x[rows] @ params.w + params.b).argmax(axis=1) == y[rows])
+
+    found, by_loss = cross_validate(x, y, score=hits), cross_validate(x, y)
+    np.testing.assert_allclose(found.fold_score, by_loss.fold_accuracy)
+    np.testing.assert_allclose(found.score, by_loss.accuracy)
+    np.testing.assert_allclose(found.score_error, by_loss.accuracy_error)
+    np.testing.assert_array_equal(found.fold_loss, by_loss.fold_loss)
+    np.testing.assert_array_equal(np.reshape(seen, (FOLDS, len(L2), -1))[:, 0], seen[:: len(L2)])
+    np.testing.assert_array_equal(seen[0], np.flatnonzero(HELD_OUT[0]))
+    assert by_loss.score is None
+    wanted = iter([0.1, 0.4, np.nan, 0.5, 0.3, 0.9, 0.3, 0.2, 0.9])
+    found = cross_validate(x, y, score=lambda params, rows: next(wanted))
+    # Of equal scores the stronger penalty; what is not a number is the worst.
+    assert found.best == (1,)
+
+
+def test_a_score_sees_rows_of_classes_that_their_fold_cannot_train_on(iris):
+    x, y = iris
+    by_class = [(np.flatnonzero(y != k), np.flatnonzero(y == k)) for k in range(Q)]
+    found = cross_validate(x, y, folds=by_class, score=lambda params, rows: -len(set(y[rows])))
+    np.testing.assert_array_equal(found.fold_score, -np.ones((FOLDS, len(L2))))
+    assert (found.loss == np.inf).all()
+    np.testing.assert_array_equal(found.fold_accuracy, np.zeros((FOLDS, len(L2))))
+
+
+def test_without_refit_the_folds_are_the_same(iris):
+    found, both = cross_validate(*iris, refit=False), cross_validate(*iris)
+    assert found.path is None
+    assert_same(found, both, rtol=1e-6)
+    assert found.folds.params.w.shape == (FOLDS, len(L2), D, Q)
+    for name in ("status", "reason"):
+        np.testing.assert_array_equal(getattr(found.folds, name), getattr(both.folds, name))
 
 
 HALVES = (range(75), range(75, N))

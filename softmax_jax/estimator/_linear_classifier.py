@@ -1,0 +1,217 @@
+"""What both estimators share: input, predictions, and the form of the weights."""
+
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from softmax_jax.estimator._arrays import (
+    Place,
+    dtype_of_weights,
+    place_of,
+    to_numpy,
+    without_bfloat16,
+)
+from softmax_jax.model import Params
+from softmax_jax.solvers import CERTIFIED, NOT_CERTIFIED, Solution, _inputs
+
+# Rows at a time, when features are multiplied as the widest floats.
+_BLOCK = 8192
+
+
+class LinearClassifier(ClassifierMixin, BaseEstimator):
+    """``classes_``, ``coef_`` and ``intercept_``, and what is predicted with them."""
+
+    class_weight: Any
+    grouped: bool
+    tol: float
+    classes_: Any
+    coef_: Any
+    intercept_: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
+
+    def decision_function(self, X: Any) -> Any:
+        """``[n, q]`` logits; for two classes ``[n]``, the log odds of ``classes_[1]``."""
+        logits = self._logits(X)
+        logits = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return self._in_the_type_of_the_weights(logits)
+
+    def predict(self, X: Any) -> Any:
+        """``[n]``: the most probable labels."""
+        logits = self._logits(X)
+        place = place_of(logits)
+        best = to_numpy(place.namespace.argmax(logits, axis=1))
+        labels = to_numpy(self.classes_)[best]
+        return labels if labels.dtype.kind in "OUS" else place.put(labels)
+
+    def predict_proba(self, X: Any) -> Any:
+        """``[n, q]`` probabilities, with the classes in the order of ``classes_``."""
+        log_probabilities = self._log_probabilities(X)
+        probabilities = place_of(log_probabilities).namespace.exp(log_probabilities)
+        return self._in_the_type_of_the_weights(probabilities)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """``[n, q]``: their logarithms, in nats."""
+        return self._in_the_type_of_the_weights(self._log_probabilities(X))
+
+    def sparsify(self) -> Self:
+        """Makes ``coef_`` a SciPy sparse matrix, which is smaller where ``l1`` left few weights."""
+        check_is_fitted(self)
+        self.coef_ = scipy.sparse.csr_matrix(to_numpy(self.coef_))
+        return self
+
+    def densify(self) -> Self:
+        """Makes ``coef_`` a NumPy array again after `sparsify`."""
+        check_is_fitted(self)
+        if scipy.sparse.issparse(self.coef_):
+            self.coef_ = self.coef_.toarray()
+        return self
+
+    def _checked(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        """Features, and class ids for NumPy; sets ``classes_``."""
+        X, y = validate_data(self, without_bfloat16(X), y, accept_sparse="csr", dtype="numeric")
+        check_classification_targets(y)
+        classes, ids = np.unique(to_numpy(y), return_inverse=True)
+        self.classes_ = place_of(y).put(classes)
+        return X, ids
+
+    def _weights(self, ids: np.ndarray, sample_weight: Any) -> dict[str, Any]:
+        """Both kinds of weights as the solvers take them."""
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(to_numpy(sample_weight), ids, dtype=np.float64)
+        class_weight = self.class_weight
+        if class_weight is not None and not isinstance(class_weight, str):
+            classes = to_numpy(self.classes_)
+            class_weight = compute_class_weight(class_weight, classes=classes, y=classes[ids])
+        return {"sample_weight": sample_weight, "class_weight": class_weight}
+
+    def _set_weights(self, params: Params, X: Any) -> None:
+        """In the type that belongs to features ``X``, and where those lie."""
+        place, dtype = place_of(X), dtype_of_weights(X)
+        self.coef_ = place.put(np.ascontiguousarray(params.w.T, dtype))
+        self.intercept_ = place.put(np.asarray(params.b, dtype))
+
+    def _keep(
+        self,
+        solution: Solution,
+        l2: float,
+        l1: float,
+        X: Any,
+        ids: np.ndarray,
+        weights: dict[str, Any],
+    ) -> Solution:
+        """Takes the weights over; returns the solution with the objective of these.
+
+        That is another one, if they were rounded to float32.
+        """
+        self._set_weights(solution.params, X)
+        bound = solution.objective - solution.gap
+        if dtype_of_weights(X) == np.float32 or solution.passes == 0:
+            objective = self._objective(l2, l1, X, ids, weights)
+            gap = max(objective - bound, 0.0)
+            solution = solution._replace(objective=objective, gap=gap, relative_gap=gap / objective)
+            if solution.status == CERTIFIED and solution.relative_gap > self.tol:
+                solution = solution._replace(
+                    status=NOT_CERTIFIED,
+                    reason=f"with the weights in float32, as the features are, the gap is {gap:.1e}"
+                    " nats: centre the features, or give them as float64",
+                )
+        self.objective_ = float(solution.objective)
+        self.gap_ = float(solution.gap)
+        self.status_ = str(solution.status)
+        return solution
+
+    def _objective(
+        self, l2: float, l1: float, X: Any, ids: np.ndarray, weights: dict[str, Any]
+    ) -> float:
+        """F of the weights as they are, in float64."""
+        w, b = model_params(self.coef_, self.intercept_)
+        share = _inputs.checked_weights(**weights, y=ids, n=len(ids), q=len(b))[0]
+        rows = np.flatnonzero(share)
+        X = to_numpy(X)
+        logits = _products(X, w, place_of(ids)) + b
+        losses = -_log_softmax(logits, np)[rows, ids[rows]]
+        sizes = np.linalg.norm(w, axis=1) if self.grouped else np.abs(w)
+        penalty = l2 / 2 * np.sum(w * w) + l1 * np.sum(sizes)
+        return float(np.average(losses, weights=share[rows]) + penalty)
+
+    def _logits(self, X: Any) -> Any:
+        """``[n, q]`` in the widest floats, as products with large features lose digits."""
+        check_is_fitted(self)
+        X = validate_data(
+            self, without_bfloat16(X), accept_sparse="csr", dtype="numeric", reset=False
+        )
+        place = place_of(X)
+        _refuse_another_place(place, self.coef_)
+        intercept = place.namespace.astype(self.intercept_, place.widest_float)
+        return _products(X, self.coef_.T, place) + intercept[None, :]
+
+    def _log_probabilities(self, X: Any) -> Any:
+        logits = self._logits(X)
+        return _log_softmax(logits, place_of(logits).namespace)
+
+    def _in_the_type_of_the_weights(self, a: Any) -> Any:
+        return place_of(a).namespace.astype(a, self.intercept_.dtype, copy=False)
+
+
+def _products(x: Any, w: Any, place: Place) -> Any:
+    """``x w`` in the widest floats and dense, where either may be sparse; a block at a time."""
+    n, dtype = x.shape[0], place.widest_float
+
+    def wide(a: Any) -> Any:
+        if scipy.sparse.issparse(a):
+            return a.astype(dtype)
+        return place.namespace.astype(a, dtype, copy=False)
+
+    w = wide(w)
+    blocks = (x[first : min(first + _BLOCK, n), :] for first in range(0, n, _BLOCK))
+    products = [wide(block) @ w for block in blocks]
+    dense = [part.toarray() if scipy.sparse.issparse(part) else part for part in products]
+    return place.namespace.concat(dense)
+
+
+def _log_softmax(logits: Any, xp: Any) -> Any:
+    below = logits - xp.max(logits, axis=1, keepdims=True)
+    return below - xp.log(xp.sum(xp.exp(below), axis=1, keepdims=True))
+
+
+def _refuse_another_place(place: Place, weights: Any) -> None:
+    fitted = place_of(weights)
+    # Without array_api_dispatch all places are NumPy's, even where the weights are not.
+    is_numpys = scipy.sparse.issparse(weights) or isinstance(weights, np.ndarray)
+    if fitted != place or place.is_numpy != is_numpys:
+        raise ValueError(
+            f"X: an array of {place.namespace.__name__} on {place.device}, but the weights are "
+            f"{type(weights).__name__} on {fitted.device}: give features of the kind that the "
+            "estimator was fitted to, with scikit-learn's array_api_dispatch as it was then"
+        )
+
+
+def model_params(coef: Any, intercept: Any) -> Params:
+    """``coef_`` and ``intercept_`` as float64 parameters of the model."""
+    w: Any = np.asarray(coef.toarray() if scipy.sparse.issparse(coef) else to_numpy(coef)).T
+    b: Any = to_numpy(intercept)
+    return Params(w.astype(np.float64), b.astype(np.float64))
+
+
+def warn_unless_certified(*solutions: Solution) -> None:
+    """For each a solution, or arrays of them."""
+    status = np.concatenate([np.ravel(solution.status) for solution in solutions])
+    reason = np.concatenate([np.ravel(solution.reason) for solution in solutions])
+    failed = np.flatnonzero(status != CERTIFIED)
+    if failed.size:
+        which = "the solution" if status.size == 1 else f"{failed.size} of {status.size} solutions"
+        warnings.warn(
+            f"{which}: {status[failed[0]]} ({reason[failed[0]]})", ConvergenceWarning, stacklevel=3
+        )
