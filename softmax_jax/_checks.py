@@ -1,6 +1,7 @@
 """Checks of features and targets at the door; each message names the place and a remedy."""
 
 import numbers
+import operator
 import os
 from typing import Any
 
@@ -19,10 +20,13 @@ def as_array(a: Any, where: str) -> Any:
     (dtype object) become those of the type that NumPy finds for them, float64 beyond 64 bits.
 
     Raises:
-      ValueError: if rows differ in length, or an entry of an object array is not a number.
+      ValueError: if rows differ in length, an entry of an object array is not a number, or one of
+        a masked array is masked.
     """
     if isinstance(a, jax.Array):
         return a
+    if np.ma.is_masked(a):
+        raise ValueError(f"{where}: there are masked entries; drop these rows or fill the gaps")
     try:
         array = np.asarray(a)
     except ValueError as e:
@@ -43,6 +47,18 @@ def _numbers_of_objects(a: np.ndarray, where: str) -> np.ndarray:
     found = np.array(a.tolist())
     # Integers beyond 64 bits stay objects.
     return found.astype(np.float64) if found.dtype.kind == "O" else found
+
+
+def checked_count(value: Any, name: str, at_least: int = 1) -> int:
+    """Returns an integer of any type as int.
+
+    Raises:
+      ValueError: if it is none, such as 2.5, 2.0, True or "2", or is less than ``at_least``.
+    """
+    is_integer = not isinstance(value, bool | np.bool_) and hasattr(value, "__index__")
+    if not is_integer or getattr(value, "ndim", 0) > 0 or operator.index(value) < at_least:
+        raise ValueError(f"{name}: {value!r}; expected an integer, {at_least} or more")
+    return operator.index(value)
 
 
 def is_real(a: np.ndarray) -> bool:
@@ -67,9 +83,15 @@ def refuse_not_finite(x: np.ndarray, where: str) -> None:
 
 
 def checked_targets(
-    targets: np.ndarray, rows: int, where: str, dtype: type = np.float32
+    targets: Any, rows: int, where: str, dtype: type[np.floating[Any]] = np.float32
 ) -> np.ndarray:
-    """Class ids as int32, or probabilities as ``dtype``."""
+    """Class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
+
+    Integers ``[rows, 1]`` are class ids too, as Keras ships them.
+    """
+    targets = np.asarray(as_array(targets, where))
+    if targets.shape == (rows, 1) and targets.dtype.kind in "ui":
+        targets = targets[:, 0]
     if targets.ndim not in (1, 2) or len(targets) != rows:
         raise ValueError(
             f"{where}: targets of shape {targets.shape} for {rows} rows; expected class ids "
@@ -103,6 +125,39 @@ def checked_targets(
             f"{targets[row].sum()}; they must be non-negative and sum to 1"
         )
     return probabilities
+
+
+def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) -> int:
+    """Returns q for checked targets: one more than the largest class id unless it is given.
+
+    Raises:
+      ValueError: if ids go beyond ``num_classes``; or if it is not given and the largest id is not
+        below the number of rows, as an id by mistake would cost memory and time for q classes.
+    """
+    rows = len(targets)
+    num_classes = None if num_classes is None else checked_count(num_classes, "num_classes")
+    found = int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1]
+    if targets.ndim == 2:
+        if num_classes not in (None, found):
+            raise ValueError(
+                f"{where}: probabilities of {found} classes, but num_classes is {num_classes}"
+            )
+        return found
+    row = int(np.argmax(targets))
+    if num_classes is None:
+        if found > max(rows, 2):
+            raise ValueError(
+                f"{where}: row {row} has class id {targets[row]}, which makes more classes than "
+                f"the {rows} rows: give num_classes={found} if there are that many, or number the "
+                "classes, with np.unique(labels, return_inverse=True) for example"
+            )
+        return found
+    if found > num_classes:
+        raise ValueError(
+            f"{where}: row {row} has class id {targets[row]}, but num_classes is {num_classes}, "
+            f"with ids 0 to {num_classes - 1}"
+        )
+    return num_classes
 
 
 def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
-from softmax_jax._checks import checked_targets
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs, _settings
@@ -135,8 +134,7 @@ def cross_validate(
     )
     x, _ = _inputs.checked_x(x)
     n, d = x.shape
-    y = checked_targets(np.asarray(y), n, "y", np.float64)
-    q = _inputs.number_of_classes(y, num_classes)
+    y, q = _inputs.checked_y(y, n, num_classes)
     weights = _inputs.checked_weights(sample_weight, class_weight, y, n, q)
     if len(weights) > 1:
         raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")

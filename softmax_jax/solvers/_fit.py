@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_jax import _fork
+from softmax_jax import _checks, _fork
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings
 from softmax_jax.solvers._solution import Progress, Solution, stacked
@@ -39,10 +39,11 @@ def fit(
         probabilities = model.probabilities(solution.params, pixels / 255)
 
     Args:
-      x: ``[n, d]`` features as they are stored: uint8, bfloat16, floats; NumPy, JAX or SciPy
-        sparse. They become floating-point numbers, and sparse rows dense ones, a block at a time.
-        If there are several blocks, one shuffled copy is made, as stored.
-      y: class ids ``[n]``, integers from 0, or probabilities ``[n, q]``.
+      x: ``[n, d]`` features as they are stored: uint8, bfloat16, floats, of any byte order; NumPy,
+        JAX, SciPy sparse, lists or frames. They become floating-point numbers, and sparse rows
+        dense ones, a block at a time. If there are several blocks, one shuffled copy is made, as
+        stored.
+      y: class ids ``[n]`` or ``[n, 1]``, integers from 0, or probabilities ``[n, q]``.
       l2: strength of the squared penalty; see `conventions` for those of other packages.
       l1: strength of the absolute penalty.
       sample_weight: ``[n]`` weights ``s_i >= 0``; None means 1.
@@ -101,7 +102,8 @@ def fit_path(
       l1: strengths.
       grouped: let l1 penalise the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
-      num_classes: q, by default one more than the largest class id.
+      num_classes: q, by default one more than the largest class id; more classes than rows have to
+        be said here.
       sample_weight: ``[n]``, or ``[m, n]`` for m weightings, which become the first axis of the
         results: folds with zeros for what is left out, or draws of a bootstrap.
       class_weight: factors on the weights of rows, ``[q]``, or ``"balanced"`` for ones that give
@@ -134,8 +136,7 @@ def fit_path(
         raise ValueError(f"method: {method!r}; expected one of {', '.join(SMOOTH_METHODS)}")
     if method == "logits-free" and offset is not None:
         raise ValueError("offset: the method 'logits-free' takes none; choose another method")
-    if lanes < 1:
-        raise ValueError(f"lanes: {lanes}; expected 1 or more")
+    lanes = _checks.checked_count(lanes, "lanes")
     if not max_passes >= 1:
         raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
     if not 0 < tol < math.inf:

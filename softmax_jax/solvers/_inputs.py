@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._checks import checked_targets, is_real, per_feature, refuse_not_finite
+from softmax_jax import _checks
+from softmax_jax._checks import is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
 from softmax_jax.solvers._problem import Problem, SparseBlocks
 
@@ -56,8 +57,7 @@ def arrange(
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
     x, largest = checked_x(x)
     n, d = x.shape
-    y = checked_targets(np.asarray(y), n, "y", np.float64)
-    q = number_of_classes(y, num_classes)
+    y, q = checked_y(y, n, num_classes)
     if y.ndim == 2:
         y = y / y.sum(axis=1, keepdims=True)
     weights = checked_weights(sample_weight, class_weight, y, n, q)
@@ -90,8 +90,8 @@ def arrange(
         start = None if start is None else start[classes]
     if block_size is None:
         block_size = max(_BLOCK // max(d, q), 256)
-    elif block_size < 1:
-        raise ValueError(f"block_size: {block_size}; expected 1 or more")
+    else:
+        block_size = _checks.checked_count(block_size, "block_size")
     blocks = -(-n // min(block_size, n))
     rows = _rounded_up(-(-n // blocks))
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
@@ -165,8 +165,10 @@ def checked_x(x: Any) -> tuple[Any, float]:
     """Features as CSR, a JAX array where they were one, or NumPy; and the largest in size."""
     if _is_sparse(x):
         x = x.tocsr()
-    elif not isinstance(x, jax.Array):
-        x = np.asarray(x)
+        data = _checks.as_array(x.data, "x, stored values")
+        x = x if data is x.data else type(x)((data, x.indices, x.indptr), shape=x.shape)
+    else:
+        x = _checks.as_array(x, "x")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"x: shape {x.shape}; expected [n, d] with at least one row and one feature"
@@ -198,25 +200,16 @@ def _largest(a: Any, numpy: Any) -> float:
     return float(np.maximum(np.abs(float(numpy.min(a))), np.abs(float(numpy.max(a)))))
 
 
-def number_of_classes(y: np.ndarray, num_classes: int | None) -> int:
-    """q, as given or as the targets have it."""
-    found = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
-    if num_classes is None:
-        num_classes = found
-    if num_classes < 2:
+def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
+    """Class ids as int32, or probabilities as float64; and the number of classes."""
+    y = _checks.checked_targets(y, n, "y", np.float64)
+    q = _checks.number_of_classes(y, num_classes, "y")
+    if q < 2:
         raise ValueError(
-            f"y: {num_classes} class; there is nothing to tell apart: give rows of two classes at "
-            "least, or num_classes"
+            f"y: {q} class; there is nothing to tell apart: give rows of two classes at least, or "
+            "num_classes"
         )
-    if y.ndim == 2 and found != num_classes:
-        raise ValueError(f"y: probabilities of {found} classes, but num_classes is {num_classes}")
-    if found > num_classes:
-        row = int(np.argmax(y >= num_classes))
-        raise ValueError(
-            f"y: row {row} has class id {y[row]}, but num_classes is {num_classes}, with ids 0 to "
-            f"{num_classes - 1}"
-        )
-    return num_classes
+    return y, q
 
 
 def checked_weights(
