@@ -24,7 +24,10 @@ _MOST_DOWNLOADED = 2**26
 class _GreyImages(tfds.core.GeneratorBasedBuilder):
     """Grey 8-bit images with one of ten labels."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.1.0": "With digests of the prepared files."}
+    SHA256: ClassVar[dict[str, str]]
+    """Of the images and labels for training, and of those for testing; see `content_digests`."""
     SHAPE: tuple[int, int]
     NAMES: tuple[str, ...]
     HOMEPAGE: str
@@ -65,6 +68,12 @@ class SoftmaxJaxDigits(_GreyImages):
     SHAPE = (8, 8)
     NAMES = tuple("0123456789")
     LARGEST_PIXEL = 16
+    SHA256: ClassVar[dict[str, str]] = {
+        "train images": "c7d866edd7dd55767b097a8bbe48258c90f47027388ef42c6c2cc89aa7e9c8bd",
+        "train labels": "c5a5ba04f14f293a77624c91f41bdd7f73b6495ef0ed7d8cf890d5b6633908cf",
+        "test images": "32db2c93c6aa3f03e1880d61f36dc1cb08ef2b7f6cf899a762ba8dc555b36538",
+        "test labels": "ac864e225e221996a9a38cd498500277d4906ed30da1f7949514933cb09738ad",
+    }
     HOMEPAGE = "https://archive.ics.uci.edu/dataset/80"
     CITATION = "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998."
 
@@ -85,8 +94,6 @@ class _IdxImages(_GreyImages):
 
     SHAPE = (28, 28)
     URL: str
-    SHA256: ClassVar[dict[str, str]]
-    """Of the elements of each published file, see `content_digests`."""
 
     def __init__(self, *, folder: str | os.PathLike[str] = "", **kwargs):
         """Takes the folder of the files, if they need not be downloaded, and what TFDS takes."""
@@ -95,7 +102,6 @@ class _IdxImages(_GreyImages):
 
     def _split_generators(self, dl_manager):
         arrays = self.read_folder(self._folder) if self._folder else self._download(dl_manager)
-        self.info.metadata["sha256"] = content_digests(arrays)
         return {
             split: self._generate_examples(
                 arrays[f"{prefix}-images-idx3-ubyte"], arrays[f"{prefix}-labels-idx1-ubyte"]
@@ -159,8 +165,11 @@ class _IdxImages(_GreyImages):
 
 
 def content_digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    """SHA-256 of the elements of each array: the same however a file was compressed."""
-    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+    """SHA-256 of the elements of each array as uint8: the same however a file was compressed."""
+    return {
+        name: hashlib.sha256(array.astype(np.uint8, order="C", copy=False).data).hexdigest()
+        for name, array in arrays.items()
+    }
 
 
 class SoftmaxJaxMnist(_IdxImages):

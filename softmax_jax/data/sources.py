@@ -5,15 +5,18 @@ import io
 import os
 import pathlib
 import queue
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from softmax_jax.data.classroom import classroom
 from softmax_jax.data.dataset import Dataset, from_arrays
 from softmax_jax.data.npz import MAX_BYTES, read_npz
+from softmax_jax.data.prepared import load_prepared, write_digests
 
 NAMES = ("classroom", "digits", "mnist", "fashion_mnist")
 FOLDER_VARIABLE = "SOFTMAX_JAX_DATA"
@@ -44,11 +47,11 @@ def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MA
     if name == "classroom":
         return classroom()
     if name in NAMES:
-        return _load_builder(name, folder, data_dir)
+        return _load_builder(name, folder, data_dir, max_bytes)
     if name.endswith(".npz"):
         return load_npz(name, max_bytes=max_bytes)
     if pathlib.Path(name, "dataset_info.json").is_file():
-        return load_prepared(name)
+        return load_prepared(name, max_bytes=max_bytes)
     raise ValueError(
         f"unknown data set {name!r}; expected one of {', '.join(NAMES)}, the path of an existing "
         ".npz file, or a folder prepared by TFDS (one with a dataset_info.json)"
@@ -80,52 +83,6 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dat
         )
 
 
-def load_prepared(directory: str | os.PathLike[str]) -> Dataset:
-    """Reads the ``train`` and ``test`` splits of a data set that TFDS has prepared.
-
-    It must be stored as ArrayRecord, with features ``image`` (an array of one shape) and ``label``
-    (a class). TensorFlow is not needed.
-
-    Raises:
-      ValueError: if it is stored or shaped otherwise.
-      OSError: if the folder holds no data set.
-    """
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(os.fspath(directory))
-    features = builder.info.features
-    if "image" not in features or "label" not in features:
-        raise ValueError(
-            f"{directory} has the features {', '.join(features)}; expected 'image' and 'label'"
-        )
-    if not isinstance(features["label"], tfds.features.ClassLabel):
-        raise ValueError(f"{directory}: 'label' is {features['label']}; expected a ClassLabel")
-    if None in features["image"].shape:
-        raise ValueError(
-            f"{directory}: 'image' has the shape {features['image'].shape}; all images must have "
-            "one and the same"
-        )
-    if builder.info.file_format.value != "array_record":
-        raise ValueError(
-            f"{directory} is stored as {builder.info.file_format.value}, which needs TensorFlow; "
-            "prepare it with file_format='array_record'"
-        )
-    arrays = []
-    for split in ("train", "test"):
-        if split not in builder.info.splits:
-            raise ValueError(f"{directory} has no split {split!r}")
-        source = builder.as_data_source(split=split)
-        rows = source.__getitems__(range(len(source)))
-        arrays += [np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows])]
-    largest = (builder.info.metadata or {}).get("largest_pixel", 255)
-    with _naming(directory):
-        return from_arrays(
-            *arrays,
-            class_names=features["label"].names,
-            scale=1 / largest if arrays[0].dtype == np.uint8 else 1.0,
-        )
-
-
 @contextlib.contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Puts the path before the message of a ValueError."""
@@ -135,7 +92,7 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{os.fspath(path)}: {e}") from e
 
 
-def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
+def _load_builder(name: str, folder: str, data_dir: str, max_bytes: int) -> Dataset:
     from softmax_jax.data import builders
 
     cls = {
@@ -148,24 +105,43 @@ def _load_builder(name: str, folder: str, data_dir: str) -> Dataset:
         folder = str(candidate) if os.environ.get(FOLDER_VARIABLE) and candidate.is_dir() else ""
 
     source = {"folder": folder} if name != "digits" else {}
-    builder = cls(data_dir=data_dir or None, file_format="array_record", **source)
-    if not builder.data_path.joinpath("dataset_info.json").exists():
+    expected = cls.SHA256
+    if folder:
+        # The same checks as when TFDS writes, before it begins to.
+        expected = builders.content_digests(cls.read_folder(folder))
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    prepared = pathlib.Path(root, cls.name, str(cls.VERSION)).expanduser()
+    if not prepared.exists():
         if name != "digits" and not folder:
-            _check_reachable(name, f"{cls.URL}{next(iter(cls.SHA256))}.gz", builder.data_path)
-        if folder:
-            cls.read_folder(folder)  # the same checks, before TFDS begins to write
+            _check_reachable(name, f"{cls.URL}{next(iter(cls.SHA256))}.gz", prepared)
+        _prepare(cls, prepared, source)
+    dataset = load_prepared(prepared, max_bytes=max_bytes)
+    arrays = dict(zip(cls.SHA256, (*dataset.train, *dataset.test), strict=True))
+    if builders.content_digests(arrays) != expected:
+        raise ValueError(
+            f"{prepared} was prepared from other data than {folder or 'the published'}; give the "
+            f"folder of those, another data_dir, or remove {prepared}"
+        )
+    return dataset
+
+
+def _prepare(cls: Any, final: pathlib.Path, source: dict[str, str]) -> None:
+    """Prepares under a name of its own, so that another process may be at the same."""
+    root = final.parent.parent
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{cls.name}.incomplete.", dir=root) as temporary:
+        builder = cls(data_dir=temporary, file_format="array_record", **source)
         # What TFDS prints speaks of a download whether there is one or not; its bars tell enough.
-        show_bars = name != "digits"  # which take a tenth of a second
+        show_bars = cls.name != "softmax_jax_digits"  # which take a tenth of a second
         with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
-            builder.download_and_prepare()
-    if name != "digits":
-        expected = builders.content_digests(cls.read_folder(folder)) if folder else cls.SHA256
-        if dict(builder.info.metadata["sha256"]) != expected:
-            raise ValueError(
-                f"{builder.data_path} was prepared from other data than {folder or 'the published'}"
-                f"; give the folder of those, another data_dir, or remove {builder.data_path}"
-            )
-    return load_prepared(builder.data_path)
+            builder.download_and_prepare(download_dir=root / "downloads")
+        write_digests(pathlib.Path(builder.data_path))
+        final.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(builder.data_path, final)
+        except OSError:
+            if not final.exists():  # by another process, which came first
+                raise
 
 
 @contextlib.contextmanager

@@ -1,6 +1,4 @@
-import json
 import pickle
-import shutil
 import socket
 import time
 
@@ -9,7 +7,7 @@ import pytest
 
 from softmax_jax import data
 from softmax_jax.data import builders
-from softmax_jax.data.sources import load_npz, load_prepared
+from softmax_jax.data.sources import load_npz
 
 X = np.random.default_rng(0).uniform(size=(6, 4)).astype(np.float32)
 IDS = np.array([0, 1, 2, 0, 1, 2])
@@ -19,55 +17,6 @@ ARRAYS = {"x_train": X, "y_train": IDS, "x_test": X[:3], "y_test": IDS[:3]}
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "some.npz"
-
-
-@pytest.fixture
-def prepared_digits(data_dir, tmp_path):
-    """A copy of the prepared digits, to damage."""
-    data.load("digits", data_dir=data_dir)
-    source = builders.SoftmaxJaxDigits(data_dir=data_dir, file_format="array_record").data_path
-    return shutil.copytree(source, tmp_path / "prepared")
-
-
-@pytest.fixture
-def prepare(tmp_path):
-    """A function that has TFDS prepare rows of the given features in both splits or in train."""
-    import tensorflow_datasets as tfds
-
-    def run(features, rows, splits=("train", "test")):
-        with tfds.core.registered.skip_registration():
-
-            class Rows(tfds.core.GeneratorBasedBuilder):
-                """Rows as given."""
-
-                VERSION = tfds.core.Version("1.0.0")
-
-                def _info(self):
-                    return tfds.core.DatasetInfo(
-                        builder=self,
-                        features=tfds.features.FeaturesDict(features(tfds.features)),
-                        disable_shuffling=True,
-                    )
-
-                def _split_generators(self, dl_manager):
-                    return {split: self._generate_examples() for split in splits}
-
-                def _generate_examples(self):
-                    yield from enumerate(rows)
-
-        builder = Rows(data_dir=str(tmp_path), file_format="array_record")
-        builder.download_and_prepare()
-        return str(builder.data_path)
-
-    return run
-
-
-def image_and_class(features):
-    image = features.Tensor(shape=(3,), dtype=np.float32)
-    return {"image": image, "label": features.ClassLabel(names=["cat", "dog"])}
-
-
-ROWS = [{"image": np.full(3, i, np.float32), "label": i % 2} for i in range(4)]
 
 
 def test_classroom_has_a_name():
@@ -228,55 +177,3 @@ def test_a_bad_npz_file_is_refused_by_name(path, write):
     write[1](path)
     with pytest.raises(ValueError, match=path.name):
         load_npz(path)
-
-
-def test_a_folder_prepared_by_tfds_is_read(prepare):
-    dataset = data.load(prepare(image_and_class, ROWS))
-    np.testing.assert_array_equal(dataset.train.x, [[i] * 3 for i in range(4)])
-    assert dataset.test.targets.tolist() == [0, 1, 0, 1]
-    assert dataset.class_names == ("cat", "dog")
-    assert dataset.scale == 1
-
-
-def test_prepared_digits_are_read_by_their_folder(prepared_digits, data_dir):
-    dataset = data.load(str(prepared_digits))
-    np.testing.assert_array_equal(dataset.train.x, data.load("digits", data_dir=data_dir).train.x)
-    assert dataset.scale == 1 / 16
-
-
-def test_prepared_data_without_image_or_label_is_refused(prepare):
-    folder = prepare(lambda features: {"text": np.int32}, [{"text": 1}])
-    with pytest.raises(ValueError, match="has the features text; expected 'image' and 'label'"):
-        load_prepared(folder)
-
-
-def test_prepared_data_without_a_test_split_is_refused(prepare):
-    folder = prepare(image_and_class, ROWS, splits=("train",))
-    with pytest.raises(ValueError, match="no split 'test'"):
-        load_prepared(folder)
-
-
-def test_prepared_labels_that_are_no_classes_are_refused(prepare):
-    folder = prepare(lambda features: {**image_and_class(features), "label": np.int64}, ROWS)
-    with pytest.raises(ValueError, match="label"):
-        load_prepared(folder)
-
-
-def test_prepared_images_of_several_shapes_are_refused(prepare):
-    def features_of_any_length(features):
-        image = features.Tensor(shape=(None,), dtype=np.float32)
-        return {**image_and_class(features), "image": image}
-
-    rows = [{"image": np.zeros(i + 1, np.float32), "label": i % 2} for i in range(4)]
-    folder = prepare(features_of_any_length, rows)
-    with pytest.raises(ValueError, match=r"rows.*image"):
-        load_prepared(folder)
-
-
-def test_prepared_data_that_needs_tensorflow_is_refused(prepared_digits):
-    info = prepared_digits / "dataset_info.json"
-    content = json.loads(info.read_text())
-    content["fileFormat"] = "tfrecord"
-    info.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"stored as tfrecord.*file_format='array_record'"):
-        load_prepared(prepared_digits)
