@@ -12,7 +12,7 @@ import numpy as np
 from softmax_jax import _fork, metrics
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs, _settings
+from softmax_jax.solvers import _inputs, _settings, _strengths
 from softmax_jax.solvers._fit import fit_path
 from softmax_jax.solvers._solution import Solution
 
@@ -94,8 +94,9 @@ def cross_validate(
     Args:
       x: ``[n, d]`` features, as `fit` takes them.
       y: class ids ``[n]`` or probabilities ``[n, q]``.
-      l2: strengths, of any shape that broadcasts with ``l1``: together they are the grid.
-      l1: strengths.
+      l2: strengths, of any shape that broadcasts with ``l1``: together they are the grid; or
+        ``"auto"``, see `fit_path`.
+      l1: strengths; or ``"auto"``.
       folds: how many, at least 2: rows are shuffled and dealt out so that each class is spread as
         evenly as it goes (for probabilities, the most probable class). A class of a single row is
         never held out. Or an integer array ``[n]`` with the fold that holds out each row, any two
@@ -129,9 +130,7 @@ def cross_validate(
         is called with them too, and there is no warning.
     """
     _fork.refuse_broken_process()
-    l2, l1 = np.broadcast_arrays(
-        _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
-    )
+    l2, l1 = _strengths.checked(l2, l1)
     x, _ = _inputs.checked_x(x)
     n, d = x.shape
     y, q = _inputs.checked_y(y, n, num_classes)
@@ -154,6 +153,7 @@ def cross_validate(
         shift=shift,
         **options,
     )
+    l2, l1 = solution.l2[0], solution.l1[0]
     path = jax.tree.map(lambda a: a[-1], solution) if refit else None
     solution = jax.tree.map(lambda a: a[: len(train)], solution)
     params = _for_stored_features(solution.params, scale, shift)

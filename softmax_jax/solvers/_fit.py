@@ -9,7 +9,7 @@ import numpy as np
 
 from softmax_jax import _checks, _fork
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings
+from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings, _strengths
 from softmax_jax.solvers._solution import Progress, Solution, stacked
 
 SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
@@ -63,9 +63,10 @@ def fit(
       RuntimeError: in a process that was forked after its parent had used JAX, which would wait
         for ever there.
     """
-    return fit_path(
-        x, y, l2=float(l2), l1=float(l1), sample_weight=sample_weight, tol=tol, **options
-    )
+    for name, strength in (("l2", l2), ("l1", l1)):
+        if isinstance(strength, str) or np.ndim(strength) > 0:
+            raise ValueError(f"{name}: {strength!r}; expected a number; fit_path takes several")
+    return fit_path(x, y, l2=l2, l1=l1, sample_weight=sample_weight, tol=tol, **options)
 
 
 def fit_path(
@@ -89,7 +90,7 @@ def fit_path(
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
-    """Solves a grid of strengths, and of weightings, as `fit` does a single one.
+    r"""Solves a grid of strengths, and of weightings, as `fit` does a single one.
 
     Strengths are taken from strong to weak. Each problem stops on its own certificate, and the next
     goes on from where its neighbour stands, and further along the way from the neighbour before.
@@ -98,8 +99,13 @@ def fit_path(
     Args:
       x: see `fit`.
       y: see `fit`.
-      l2: strengths of any shape, broadcast with ``l1``: ``l2[:, None], l1[None]`` makes a grid.
-      l1: strengths.
+      l2: strengths of any shape, broadcast with ``l1``: ``l2[:, None], l1[None]`` makes a grid. Or
+        ``"auto"`` for 22 of them, along the last axis of the results: from
+        :math:`50 \|G\|^2 / F_0` on, where the features explain at most a hundredth of the loss,
+        down to 1e-7 of that. :math:`F_0` and :math:`G` are the loss at W = 0 and its gradient in W.
+      l1: strengths; or ``"auto"``, if l2 is not: from :math:`\max_{ij} |G_{ij}|` on (grouped,
+        :math:`\max_i \|G_i\|`), the least at which W = 0 is the solution, down to 1e-3 of that, or
+        1e-2 where there are fewer rows than features.
       grouped: let l1 penalise the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
       num_classes: q, by default one more than the largest class id; more classes than rows have to
@@ -128,7 +134,8 @@ def fit_path(
         caller's JAX settings.
 
     Returns:
-      A `Solution` of arrays with the axes of the grid in front. See `fit`, also for the errors.
+      A `Solution` of arrays with the axes of the grid in front, and its strengths. See `fit`, also
+      for the errors.
     """
     _fork.refuse_broken_process()
     began = time.perf_counter()
@@ -141,9 +148,7 @@ def fit_path(
         raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
     if not 0 < tol < math.inf:
         raise ValueError(f"tol: {tol}; expected a positive number")
-    l2, l1 = np.broadcast_arrays(
-        _inputs.checked_strength(l2, "l2"), _inputs.checked_strength(l1, "l1")
-    )
+    l2, l1 = _strengths.checked(l2, l1)
     if callback is not None:
         callback = _settings.under_present_settings(callback)
     with _settings.held():
@@ -159,6 +164,7 @@ def fit_path(
             initial=initial,
             block_size=block_size,
         )
+        l2, l1 = _strengths.grid(l2, l1, inputs, grouped=grouped)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
         works = [
             _lanes.Work(((m,) if several else ()) + at, m, float(l2[at]), float(l1[at]), 0.7 * tol)
@@ -177,7 +183,8 @@ def fit_path(
         if sharp := [work for work in works if work.l1 > 0]:
             solved |= _lanes.solve(inputs, sharp, _lanes.PROXIMAL, options, len(solved))
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
-    return _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
+    solution = _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
+    return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
 
 
 def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Solution:

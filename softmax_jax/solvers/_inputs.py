@@ -149,14 +149,6 @@ def _rounded_up(n: int) -> int:
     return -(-n // step) * step
 
 
-def checked_strength(value: Any, name: str) -> np.ndarray:
-    """Non-negative and finite float64 of any shape."""
-    strength = np.asarray(value, np.float64)
-    if strength.size == 0 or not (np.isfinite(strength) & (strength >= 0)).all():
-        raise ValueError(f"{name}: {value}; expected finite numbers, 0 or more")
-    return strength
-
-
 def _is_sparse(x: Any) -> bool:
     return hasattr(x, "tocsr")
 

@@ -56,6 +56,9 @@ class Solution(NamedTuple):
     passes: Any
     """Passes over all rows that have weight: forward and back."""
     history: Any
+    l2: Any = None
+    """The strengths of the penalty."""
+    l1: Any = None
 
 
 def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) -> Solution:

@@ -1,0 +1,133 @@
+r"""Strengths of the penalty: as they are given, or a path from the largest of any use.
+
+At :math:`W = 0` with its best bias, let the loss be :math:`F_0` and its gradient in the weights
+:math:`G`. Without offsets the predictions there are the shares of the classes, and
+:math:`G = X^\top S (1 \bar y^\top - Y)`. As the loss is convex,
+
+.. math:: F(W, b) \ge F_0 + \langle G, W \rangle + \frac{l_2}{2} \|W\|^2 + l_1 \|W\|_1.
+
+So :math:`W = 0` is the solution from :math:`l_1 = \max_{jk} |G_{jk}|` on, whatever l2 is, and not
+below it; with ``grouped`` that is the largest norm of a row. With l2 alone no strength is large
+enough for that, but the objective is at least :math:`F_0 - \|G\|^2 / (2 l_2)`: from
+:math:`l_2 = \|G\|^2 / (2 \epsilon F_0)` on, features explain no more than the share
+:math:`\epsilon` of the loss. Both keep their meaning if features come in other units.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax.solvers import _certificate, _problem
+from softmax_jax.solvers._inputs import Inputs
+from softmax_jax.solvers._problem import Problem
+
+AUTO = "auto"
+NUMBER = 22
+# The strongest l2 explains at most this share of the loss.
+_SHARE = 0.01
+# The weakest strengths, as shares of the strongest: three a decade for l2, and seven for l1, whose
+# solutions change faster. With fewer rows than features l1 below a hundredth explains all of them.
+_WEAKEST_L2 = 1e-7
+_WEAKEST_L1 = 1e-3
+_WEAKEST_L1_OF_FEW_ROWS = 1e-2
+# The bias of a class of no weight.
+_NEVER = -1e30
+# Above the largest l1, so that rounding in float32 leaves no weights there.
+_MARGIN = 1e-6
+
+
+def checked(l2: Any, l1: Any) -> tuple[np.ndarray | str, np.ndarray | str]:
+    """Each as non-negative and finite float64 of any shape, or ``auto``, if only one is.
+
+    Raises:
+      ValueError: if they are something else.
+    """
+    l2, l1 = _checked(l2, "l2"), _checked(l1, "l1")
+    if isinstance(l2, str) and isinstance(l1, str):
+        raise ValueError("l2, l1: both are 'auto'; give numbers for one of them")
+    return l2, l1
+
+
+def _checked(value: Any, name: str) -> np.ndarray | str:
+    if isinstance(value, str) and value == AUTO:
+        return AUTO
+    try:
+        strength = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        strength = np.zeros(0)
+    if strength.size == 0 or not (np.isfinite(strength) & (strength >= 0)).all():
+        raise ValueError(f"{name}: {value}; expected finite numbers, 0 or more")
+    return strength
+
+
+def grid(
+    l2: np.ndarray | str, l1: np.ndarray | str, inputs: Inputs, *, grouped: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both with the shape of the grid; ``auto`` is its last axis, from strong to weak.
+
+    For several weightings, that of the one with the largest.
+    """
+    if isinstance(l2, str) or isinstance(l1, str):
+        largest_l2, largest_l1 = _largest(inputs, grouped=grouped)
+        if isinstance(l2, str):
+            l2, l1 = _path(largest_l2, _WEAKEST_L2), np.asarray(l1)[..., None]
+        else:
+            few = inputs.n < inputs.problem.d
+            weakest = _WEAKEST_L1_OF_FEW_ROWS if few else _WEAKEST_L1
+            l2, l1 = np.asarray(l2)[..., None], _path(largest_l1, weakest)
+    l2, l1 = np.broadcast_arrays(l2, l1)
+    return l2, l1
+
+
+def _path(largest: float, weakest: float) -> np.ndarray:
+    # Where no feature has to do with the classes, any strength will do.
+    return np.geomspace(1, weakest, NUMBER) * (largest if 0 < largest < np.inf else 1)
+
+
+def _largest(inputs: Inputs, *, grouped: bool) -> tuple[float, float]:
+    """Of l2 and of l1, the largest over the weightings."""
+    largest = []
+    for m, absent in enumerate(inputs.absent):
+        problem = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
+        loss, g = jax.device_get(_without_weights(problem, absent))
+        sizes = np.asarray(_certificate.sizes(g, grouped))
+        share = _SHARE * np.where(loss > 0, loss, np.inf)
+        largest.append((np.sum(g * g) / (2 * share), (1 + _MARGIN) * sizes.max()))
+    l2, l1 = np.max(largest, axis=0)
+    return float(l2), float(l1)
+
+
+@jax.jit
+def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss and the gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
+    q = absent.size
+    total = _problem.mass(problem)
+    never = jnp.where(absent, _NEVER, 0.0)[None]
+
+    def add_target(j, share):
+        s = _problem.weights(problem, j, total)[:, None]
+        return share + jnp.sum(s * _problem.targets(problem, j, q), axis=-1)
+
+    if problem.offset is None:
+        share = _problem.over_blocks(problem, add_target, jnp.zeros((1, q), problem.dtype))
+        bias = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), never)
+    else:
+        logits = problem.offset[:, None] + never[None, ..., None]
+        bias = never + _certificate._best_bias(problem, logits)
+
+    def add(j, carry):
+        o = jnp.broadcast_to(bias[..., None], (1, q, problem.rows))
+        if problem.offset is not None:
+            o = o + _problem.block_of(problem.offset, j)[None]
+        p, below, log_z = _problem.softmax(o)
+        y, s = _problem.targets(problem, j, q), _problem.weights(problem, j, total)
+        terms = log_z - _problem.over_classes(y * below)
+        r = s[:, None] * (p - y)
+        loss = carry[0] + jnp.sum(s * terms)
+        return loss, carry[1] + _problem.transposed_product(r, _problem.features(problem, j))
+
+    zero = jnp.zeros((1, q, 1 + problem.d), problem.dtype)
+    loss, g = _problem.over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
+    return loss, g[..., 1:]
