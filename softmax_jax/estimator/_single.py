@@ -115,7 +115,7 @@ class SoftmaxRegression(LinearClassifier):
         weights = self._weights(ids, sample_weight)
         initial = self._start(before, X.shape[1]) if self.warm_start else None
         if self.max_passes == 0:
-            q = _inputs.number_of_classes(ids, None)
+            _, q = _inputs.checked_y(ids, len(ids), None)
             solution = _not_begun(initial or _zeros(X.shape[1], q))
         else:
             solution = solvers.fit(
