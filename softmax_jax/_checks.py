@@ -87,10 +87,10 @@ def checked_targets(
 ) -> np.ndarray:
     """Class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
 
-    Integers ``[rows, 1]`` are class ids too, as Keras ships them.
+    One column, ``[rows, 1]``, are class ids too, as Keras ships them.
     """
     targets = np.asarray(as_array(targets, where))
-    if targets.shape == (rows, 1) and targets.dtype.kind in "ui":
+    if targets.shape == (rows, 1):
         targets = targets[:, 0]
     if targets.ndim not in (1, 2) or len(targets) != rows:
         raise ValueError(
@@ -140,7 +140,7 @@ def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) 
     if targets.ndim == 2:
         if num_classes not in (None, found):
             raise ValueError(
-                f"{where}: probabilities of {found} classes, but num_classes is {num_classes}"
+                f"{where}: probabilities of {found} classes, but there are {num_classes}"
             )
         return found
     row = int(np.argmax(targets))
@@ -154,8 +154,8 @@ def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) 
         return found
     if found > num_classes:
         raise ValueError(
-            f"{where}: row {row} has class id {targets[row]}, but num_classes is {num_classes}, "
-            f"with ids 0 to {num_classes - 1}"
+            f"{where}: row {row} has class id {targets[row]}, but there are {num_classes} "
+            f"classes, with ids 0 to {num_classes - 1}"
         )
     return num_classes
 

@@ -1,14 +1,25 @@
 """A data set in memory, and the checks it passes at the door."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._checks import checked_targets, is_real, refuse_not_finite
+from softmax_jax._checks import (
+    as_array,
+    checked_targets,
+    is_real,
+    number_of_classes,
+    refuse_not_finite,
+)
 
-# More would be a mistake, an id of another table for example, and exhaust the memory.
-_MOST_UNNAMED_CLASSES = 2**24
+_COMPACT = ("uint8", "float16", "bfloat16", "float32")  # stay as they are
+# float32 has all integers up to this.
+_LARGEST_EXACT = 2**24
+# What float32 may change of a feature, of its spread; 8 bits of it stay, as many as pixels have.
+_MOST_CHANGE = 2.0**-8
+# Beyond this, the spread itself is no more than rounding of float64.
+_ROUNDING = 2.0**-48
 
 
 class Split(NamedTuple):
@@ -31,44 +42,56 @@ class Dataset(NamedTuple):
 
 
 def from_arrays(
-    train_x: np.ndarray,
-    train_targets: np.ndarray,
-    test_x: np.ndarray,
-    test_targets: np.ndarray,
+    train_x: Any,
+    train_targets: Any,
+    test_x: Any,
+    test_targets: Any,
     *,
     class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
     scale: float = 1.0,
 ) -> Dataset:
     """Checks four arrays and makes them a `Dataset`.
 
+    Lists, data frames, other byte orders and arrays of Python numbers are taken as NumPy has them.
+
     Args:
       train_x: ``[n, d]`` features, or ``[n, height, width]`` images; uint8, float16, bfloat16,
         float32 stay as they are, other numbers become float32.
-      train_targets: class ids ``[n]``, integers from 0; or probabilities ``[n, q]``.
+      train_targets: class ids ``[n]`` or ``[n, 1]``, integers from 0; or probabilities ``[n, q]``.
       test_x: as ``train_x``.
       test_targets: as ``train_targets``.
       class_names: one name a class; by default as many numbers as there are classes.
+      num_classes: by default the number of names, or one more than the largest class id, which
+        then must be below the number of rows of its split.
       scale: see `Dataset`.
 
     Raises:
       ValueError: on any defect; the message names the split, the first row at fault and a remedy.
+        One is a feature of which float32 loses more than 2^-8 of its spread (the standard
+        deviation, or the interquartile range where that is smaller and not zero), such as a time
+        of day in seconds since 1970.
+
+    Example:
+      >>> from softmax_jax import data
+      >>> x = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+      >>> data.from_arrays(x, [0, 1, 1], x, [0, 1, 1], class_names=["cat", "dog"]).train.targets
+      array([0, 1, 1], dtype=int32)
     """
     if not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    train_x, test_x = np.asarray(train_x), np.asarray(test_x)
-    image_shape = None
-    if train_x.ndim == 3:
-        image_shape = (train_x.shape[1], train_x.shape[2])
-    splits = []
-    for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
-        x = _checked_features(x, name)
-        splits.append(Split(x, checked_targets(np.asarray(targets), len(x), name)))
-    train, test = splits
+    train_x, test_x = _checked_shape(train_x, "train"), _checked_shape(test_x, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
             f"train has {_counted(train_x)} a row and test {_counted(test_x)}; both splits must be "
             "cut from the same table"
         )
+    image_shape = (train_x.shape[1], train_x.shape[2]) if train_x.ndim == 3 else None
+    splits = []
+    for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
+        x = _checked_features(x.reshape(len(x), -1), name)
+        splits.append(Split(x, checked_targets(targets, len(x), name)))
+    train, test = splits
     if train.x.dtype != test.x.dtype:
         raise ValueError(
             f"train features are {train.x.dtype} and test features {test.x.dtype}; give both the "
@@ -76,7 +99,7 @@ def from_arrays(
         )
     if train.targets.ndim != test.targets.ndim:
         raise ValueError("one split has class ids and the other probabilities; give both the same")
-    names = _checked_class_names(class_names, train, test)
+    names = _checked_class_names(class_names, num_classes, train, test)
     return Dataset(train, test, names, scale=scale, image_shape=image_shape)
 
 
@@ -84,7 +107,8 @@ def _counted(x: np.ndarray) -> str:
     return f"{x.shape[1]} features" if x.ndim == 2 else f"{x.shape[1]} x {x.shape[2]} pixels"
 
 
-def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
+def _checked_shape(x: Any, split: str) -> np.ndarray:
+    x = np.asarray(as_array(x, split))
     if x.ndim not in (2, 3) or x.size == 0:
         raise ValueError(
             f"{split}: features of shape {x.shape}; expected [n, d], or images [n, height, width], "
@@ -92,44 +116,67 @@ def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
         )
     if not is_real(x):
         raise ValueError(f"{split}: features of type {x.dtype}; expected real numbers")
-    x = x.reshape(len(x), -1)
-    if x.dtype.name not in ("uint8", "float16", "bfloat16", "float32"):
-        refuse_not_finite(x, split)
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32)
-    refuse_not_finite(x, split)
     return x
 
 
+def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
+    """``[n, d]`` as it is, or in float32."""
+    if x.dtype.name in _COMPACT:
+        refuse_not_finite(x, split)
+        return x
+    with np.errstate(over="ignore"):
+        stored = x.astype(np.float32)
+    if x.dtype.kind not in "biu" or max(-int(x.min()), int(x.max())) > _LARGEST_EXACT:
+        largest = np.maximum(stored.max(axis=0), -stored.min(axis=0)).astype(np.float64)
+        if not np.isfinite(largest).all():
+            refuse_not_finite(x, split)
+            refuse_not_finite(stored, split)
+        _refuse_lost_digits(x, stored, largest, split)
+    return stored
+
+
+def _refuse_lost_digits(x: np.ndarray, stored: np.ndarray, largest: np.ndarray, split: str) -> None:
+    """Raises a ValueError if float32 cannot tell the values of a feature apart."""
+    # Rounding moves a number by 2^-24 of it at most, so that a few rows tell which features need a
+    # look at all rows.
+    few = x[:: len(x) // 256 + 1].astype(np.float64)
+    for column in np.flatnonzero(2.0**-24 * largest > _MOST_CHANGE / 4 * _spread(few)):
+        exact = x[:, column].astype(np.float64)
+        change = np.abs(exact - stored[:, column]).max()
+        spread = float(_spread(exact))
+        varies = exact.min() < exact.max() and spread > _ROUNDING * largest[column]
+        if varies and change > _MOST_CHANGE * spread:
+            raise ValueError(
+                f"{split}: feature {column} varies by {spread:.3g} around "
+                f"{np.median(exact):.10g}, of which float32 changes {change:.1g}; subtract its "
+                "mean, or standardise the features, first"
+            )
+
+
+def _spread(x: np.ndarray) -> np.ndarray:
+    """Standard deviation, or interquartile range if that is smaller and not 0, along axis 0."""
+    lower, upper = np.quantile(x, (0.25, 0.75), axis=0)
+    deviation = x.std(axis=0)
+    return np.where(upper > lower, np.minimum(upper - lower, deviation), deviation)
+
+
 def _checked_class_names(
-    class_names: Sequence[str] | None, train: Split, test: Split
+    class_names: Sequence[str] | None, num_classes: int | None, train: Split, test: Split
 ) -> tuple[str, ...]:
-    counts = []
-    for split in (train, test):
-        ids = split.targets.ndim == 1
-        counts.append(int(split.targets.max()) + 1 if ids else split.targets.shape[1])
-    if class_names is None and max(counts) > _MOST_UNNAMED_CLASSES:
-        raise ValueError(
-            f"the largest class id is {max(counts) - 1}; number the classes from 0 without gaps, "
-            "with np.unique(labels, return_inverse=True) for example, or give class_names"
-        )
-    if class_names is None:
-        class_names = [str(i) for i in range(max(counts))]
-    q = len(class_names)
+    if class_names is not None:
+        if num_classes not in (None, len(class_names)):
+            raise ValueError(f"{len(class_names)} class_names, but num_classes is {num_classes}")
+        num_classes = len(class_names)
+    q = number_of_classes(train.targets, num_classes, "train")
+    if num_classes is None and test.targets.ndim == 1 and test.targets.max() >= q:
+        q = number_of_classes(test.targets, None, "test")
+    else:
+        number_of_classes(test.targets, q, "test")
     if q < 2:
         raise ValueError("there is a single class, so there is nothing to tell apart")
-    for split, count, name in ((train, counts[0], "train"), (test, counts[1], "test")):
-        if split.targets.ndim == 2 and count != q:
-            raise ValueError(f"{name}: probabilities of {count} classes, but there are {q}")
-        if count > q:
-            row = int(np.argmax(split.targets >= q))
-            raise ValueError(
-                f"{name}: row {row} has class id {split.targets[row]}, but there are {q} classes, "
-                f"with ids 0 to {q - 1}"
-            )
     if train.targets.ndim == 1 and np.all(train.targets == train.targets[0]):
         raise ValueError(
             f"train: all {len(train.targets)} rows are of class {train.targets[0]}; training needs "
             "rows of two classes at least"
         )
-    return tuple(class_names)
+    return tuple(class_names) if class_names is not None else tuple(map(str, range(q)))

@@ -133,7 +133,7 @@ def test_cross_validation_has_the_same_door(problem):
         ({"y": np.array([0, 1, 2**63, 1], np.uint64)}, "row 2 has class id 9223372036854775808"),
         ({"y": np.array([0, 2**24, 0, 1])}, "row 1 has class id 16777216, which makes more"),
         ({"y": np.array([0, 2**31 - 1, 0, 1])}, "than the 4 rows: give num_classes=2147483648"),
-        ({"y": np.array([0, 4, 0, 1]), "num_classes": 4}, "class id 4, but num_classes is 4"),
+        ({"y": np.array([0, 4, 0, 1]), "num_classes": 4}, "class id 4, but there are 4"),
         ({"y": np.array([[0.0], [1], [0], [1]])}, "row 0 are not probabilities"),
         ({"y": [[0, 1], [1]]}, "y: not an array"),
         ({"y": ["a", "b", "a", "b"]}, "class ids of type <U1"),

@@ -392,7 +392,7 @@ NAN_AT_3_1 = np.where(np.arange(8).reshape(4, 2) == 7, np.nan, 1.0)
         (dict(y=np.array([0, 1, 1])), "targets of shape"),
         (dict(y=np.array([0, -1, 1, 1])), "class id -1"),
         (dict(y=np.array([0.0, 1, 1, 0])), "expected integers"),
-        (dict(num_classes=1), "num_classes is 1"),
+        (dict(num_classes=1), "but there are 1 classes"),
         (dict(y=np.zeros(4, int)), "1 class"),
         (dict(y=np.array([0, 1, 2, 1]), num_classes=2), "row 2 has class id 2"),
         (dict(y=np.full((4, 2), 0.7)), "must be non-negative and sum to 1"),
