@@ -134,7 +134,7 @@ def test_cross_validation_has_the_same_door(problem):
         ({"y": np.array([0, 2**24, 0, 1])}, "row 1 has class id 16777216, which makes more"),
         ({"y": np.array([0, 2**31 - 1, 0, 1])}, "than the 4 rows: give num_classes=2147483648"),
         ({"y": np.array([0, 4, 0, 1]), "num_classes": 4}, "class id 4, but there are 4"),
-        ({"y": np.array([[0.0], [1], [0], [1]])}, "row 0 are not probabilities"),
+        ({"y": np.array([[0.0], [1], [0], [1]])}, "class ids of type float64"),
         ({"y": [[0, 1], [1]]}, "y: not an array"),
         ({"y": ["a", "b", "a", "b"]}, "class ids of type <U1"),
         ({"y": np.array(["a", 1, 0, 1], object)}, r"y: entry \[0\] is 'a'"),
