@@ -228,7 +228,12 @@ def print_unless_loop_is_closed(kind: Any, error: BaseException, trace: Any) -> 
 
 def load(source: settings.Data) -> data.Dataset:
     """The data set, with a line that says what it is, and names that can be written and drawn."""
-    dataset = data.load(source.name, folder=source.folder, data_dir=source.data_dir)
+    dataset = data.load(
+        source.name,
+        folder=source.folder,
+        data_dir=source.data_dir,
+        max_bytes=int(source.memory * 2**30),
+    )
     dataset = dataset._replace(class_names=tuple(map(printable, dataset.class_names)))
     num_train, num_features = dataset.train.x.shape
     print(

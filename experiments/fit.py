@@ -6,7 +6,7 @@ r"""Solves softmax regression to a certified optimum, for one strength of regula
     python experiments/fit.py --config=experiments/configs/path_fashion_mnist.py \
         --config.data.folder=FOLDER --workdir=DIR
 
-Every l2 is paired with every l1. The settings are data.name, data.folder, data.data_dir, l2, l1,
+Every l2 is paired with every l1. The settings are those of data but validation, l2, l1,
 grouped, tol and max_passes; see `Fit` in experiments/settings.py for what they mean.
 
 The workdir, a new or an empty folder, gets config.json, path.jsonl (a row a pair of strengths),

@@ -34,6 +34,12 @@ class Data:
     validation: str = ""
     """Of `Train` only: a share like ``10%``, or a number like ``500 rows``, of the training
     examples, drawn by the seed of the run, that are not trained on; see ``patience``."""
+    memory: float = 4.0
+    """GiB that a compressed file may unpack to; one that is not may always be read."""
+
+    def __post_init__(self):
+        in_range = 0 <= self.memory < 2**20
+        _require(in_range, "data.memory", self.memory, "0 or more, and below 2**20")
 
     @property
     def title(self) -> str:

@@ -1,8 +1,10 @@
 import pathlib
 
+import numpy as np
 import pytest
 
 import driver
+import settings
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -26,3 +28,12 @@ def test_a_failure_leaves_the_older_file_and_no_other(tmp_path, monkeypatch):
         driver.write_atomically(path, b"newer")
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_compressed_data_are_unpacked_as_far_as_config_data_memory_says(tmp_path, capsys):
+    path, x, labels = tmp_path / "zeros.npz", np.zeros((1000, 100)), np.arange(1000) % 2
+    np.savez_compressed(path, x_train=x, y_train=labels, x_test=x, y_test=labels)
+    with pytest.raises(ValueError, match=r"zeros\.npz .* a larger max_bytes allows it"):
+        driver.load(settings.Data(name=str(path), memory=1e-3))
+    assert len(driver.load(settings.Data(name=str(path))).train.x) == 1000
+    assert "1,000 training and 1,000 test examples" in capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_there_are_configs():
 
 def test_settings_survive_the_config():
     made = settings.Train(
-        data=settings.Data(name="mnist", folder="somewhere", data_dir="elsewhere"),
+        data=settings.Data(name="mnist", folder="somewhere", data_dir="elsewhere", memory=0.5),
         seed=3,
         duration="4 epochs",
         batch_size=5,
@@ -94,7 +94,7 @@ def test_settings_survive_the_config():
 
 def test_settings_of_a_fit_survive_the_config():
     made = settings.Fit(
-        data=settings.Data(name="mnist", folder="somewhere", data_dir="elsewhere"),
+        data=settings.Data(name="mnist", folder="somewhere", data_dir="elsewhere", memory=0.5),
         l2=(0.0, 0.5),
         l1=(0.25,),
         grouped=True,
@@ -157,6 +157,7 @@ def test_an_integer_serves_as_a_float():
         ({"sweep": {"l2": (-1,)}}, "config.sweep.l2=-1.0: it must be 0 or more"),
         ({"sweep": {"init_seed": (-1,)}}, "config.sweep.init_seed=-1: it must be 0 or more"),
         ({"sweep": {"mode": "zap"}}, "choose one of product, zip (did you mean 'zip'?)"),
+        ({"data": {"memory": -1}}, "config.data.memory=-1.0: it must be 0 or more"),
         ({"sweep": {"memory": 0}}, "config.sweep.memory=0.0: it must be positive"),
         (
             {"sweep": {"mode": "zip", "l2": (0, 1), "init_seed": (0, 1, 2)}},
