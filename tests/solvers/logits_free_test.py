@@ -57,14 +57,15 @@ def test_a_start_close_by_takes_few_passes():
 def test_it_is_taken_where_logits_are_too_many(monkeypatch):
     x, y, options = made(0)
     kept = solvers.fit(x, y, l2=1e-2, **options)
-    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 5)
+    # A logit for each row and class that has weight: there are four.
+    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 4)
     calls = []
     solve = _logits_free.solve
     monkeypatch.setattr(_logits_free, "solve", lambda *a: calls.append(a) or solve(*a))
     found = solvers.fit(x, y, l2=1e-2, **options)
     assert calls
     assert found.objective == pytest.approx(kept.objective, rel=1e-4)
-    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 5 + 1)
+    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 4 + 1)
     calls.clear()
     solvers.fit(x, y, l2=1e-2, **options)
     assert not calls
