@@ -418,6 +418,20 @@ def test_any_score(iris, scoring):
     np.testing.assert_allclose(model.score(x, y), get_scorer(scoring)(model, x, y))
 
 
+def test_scores_know_classes_that_held_out_rows_lack(iris):
+    x, y = iris
+    ids = np.where(y == "setosa", -1, IDS)
+    only_two = [(np.flatnonzero(ids != k), np.flatnonzero(ids == k)) for k in range(3)]
+    model = SoftmaxRegressionCV(l2=1e-2, cv=only_two, scoring="neg_log_loss").fit(x, y)
+    np.testing.assert_allclose(-model.scores_, model.cross_validation_.fold_loss, rtol=1e-6)
+    # For two classes the larger is the one that counts.
+    model = SoftmaxRegressionCV(l2=1e-2, cv=IDS, scoring="neg_brier_score").fit(x, y == "setosa")
+    for fold, (w, score) in enumerate(zip(model.coefs_paths_, model.scores_, strict=True)):
+        rows = np.arange(fold, N, 3)
+        p = scipy.special.softmax(x[rows] @ w[:, :-1].T + w[:, -1], axis=1)[:, 1]
+        np.testing.assert_allclose(-score, np.mean((p - (y[rows] == "setosa")) ** 2))
+
+
 def test_groups(iris):
     x, y = iris
     groups = np.random.default_rng(0).permutation(N) // 10

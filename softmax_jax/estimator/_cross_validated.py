@@ -1,5 +1,7 @@
 """`SoftmaxRegressionCV`."""
 
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -193,14 +195,29 @@ class SoftmaxRegressionCV(LinearClassifier):
         """The scorer as `solvers.cross_validate` calls it."""
         if self.scoring is None:
             return None
-        scorer = self._scorer()
+        classes = to_numpy(self.classes_)
+        scorer = _with_labels(self._scorer(), classes)
 
         def score(model: Params, rows: np.ndarray) -> float:
             fitted = SoftmaxRegression()
-            fitted.classes_ = to_numpy(self.classes_)
+            fitted.classes_ = classes
             fitted.n_features_in_ = X.shape[1]
             fitted.coef_, fitted.intercept_ = model.w.T, model.b
             held_out = _check_method_params(X, params, indices=rows)
             return scorer(fitted, X[rows], labels[rows], **held_out)
 
         return score
+
+
+def _with_labels(scorer: Any, classes: np.ndarray) -> Any:
+    """A scorer told of all classes, of which held-out rows may lack some."""
+    function = getattr(scorer, "_score_func", None)
+    known = () if function is None else inspect.signature(function).parameters
+    if "labels" not in known:
+        return scorer
+    options = {"labels": classes}
+    if "pos_label" in known and len(classes) == 2:
+        options["pos_label"] = classes[1]
+    scorer = copy.copy(scorer)
+    scorer._kwargs = options | scorer._kwargs
+    return scorer
