@@ -3,7 +3,7 @@
 TFDS's own MNIST builders need TensorFlow to encode images. These write raw pixels as ArrayRecord
 files, which `tfds.data_source` reads by random access. Importing this module registers them with
 TFDS under the names ``softmax_jax_digits``, ``softmax_jax_mnist`` and
-``softmax_jax_fashion_mnist``, apart from TFDS's own.
+``softmax_jax_fashion_mnist``, apart from TFDS's own. What they prepare has digests of its files.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from softmax_jax.data.idx import read_idx
+from softmax_jax.data.prepared import write_digests
 
 # More than 60,000 images have; 47 MB.
 _MOST_DOWNLOADED = 2**26
@@ -52,6 +53,9 @@ class _GreyImages(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(largest_pixel=self.LARGEST_PIXEL),
             disable_shuffling=True,
         )
+
+    def _post_download_and_prepare_hook(self) -> None:
+        write_digests(pathlib.Path(self.data_path))
 
     def _generate_examples(self, images, labels) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):

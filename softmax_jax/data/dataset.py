@@ -179,4 +179,4 @@ def _checked_class_names(
             f"train: all {len(train.targets)} rows are of class {train.targets[0]}; training needs "
             "rows of two classes at least"
         )
-    return tuple(class_names) if class_names is not None else tuple(map(str, range(q)))
+    return tuple(map(str, range(q) if class_names is None else class_names))

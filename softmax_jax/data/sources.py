@@ -16,7 +16,7 @@ import numpy as np
 from softmax_jax.data.classroom import classroom
 from softmax_jax.data.dataset import Dataset, from_arrays
 from softmax_jax.data.npz import MAX_BYTES, read_npz
-from softmax_jax.data.prepared import load_prepared, write_digests
+from softmax_jax.data.prepared import load_prepared
 
 NAMES = ("classroom", "digits", "mnist", "fashion_mnist")
 FOLDER_VARIABLE = "SOFTMAX_JAX_DATA"
@@ -42,6 +42,7 @@ def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MA
       FileNotFoundError: if files are missing.
       ConnectionError: if a download is needed and its host cannot be reached, within seconds.
     """
+    name, folder, data_dir = map(os.fspath, (name, folder, data_dir))
     if folder and name not in ("mnist", "fashion_mnist"):
         raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist, not for {name!r}")
     if name == "classroom":
@@ -135,7 +136,6 @@ def _prepare(cls: Any, final: pathlib.Path, source: dict[str, str]) -> None:
         show_bars = cls.name != "softmax_jax_digits"  # which take a tenth of a second
         with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
             builder.download_and_prepare(download_dir=root / "downloads")
-        write_digests(pathlib.Path(builder.data_path))
         final.parent.mkdir(exist_ok=True)
         try:
             os.rename(builder.data_path, final)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softmax_jax import data
-from softmax_jax.data import builders, prepared, sources
+from softmax_jax.data import builders, prepared
 from softmax_jax.data.prepared import DIGESTS, load_prepared, write_digests
 
 
@@ -213,6 +213,13 @@ def test_other_data_in_the_place_of_digits_is_refused(tmp_path, idx_arrays, writ
         data.load("digits", data_dir=str(tmp_path / "tfds"))
 
 
+def test_what_tfds_itself_prepares_is_taken(tmp_path):
+    builders.SoftmaxJaxDigits(
+        data_dir=str(tmp_path), file_format="array_record"
+    ).download_and_prepare()
+    assert len(data.load("digits", data_dir=tmp_path).train.x) == 1438
+
+
 def test_digests_are_those_of_sha256sum(prepared_digits):
     for line in (prepared_digits / DIGESTS).read_text().splitlines():
         digest, name = line.split("  ")
@@ -350,7 +357,7 @@ def test_what_another_process_prepared_meanwhile_is_taken(tmp_path, monkeypatch)
         (finished / ".mark").touch()
         write_digests(folder)
 
-    monkeypatch.setattr(sources, "write_digests", after_another)
+    monkeypatch.setattr(builders, "write_digests", after_another)
     assert len(data.load("digits", data_dir=str(tmp_path)).train.x) == 1438
     (finished,) = (tmp_path / "softmax_jax_digits").iterdir()
     assert (finished / ".mark").exists()

@@ -72,7 +72,7 @@ def test_a_host_out_of_reach_is_reported_within_seconds(tmp_path, monkeypatch, n
 
 def test_npz_arrays_are_read(path):
     np.savez(path, **ARRAYS)
-    dataset = data.load(str(path))
+    dataset = data.load(path)
     np.testing.assert_array_equal(dataset.train.x, X)
     np.testing.assert_array_equal(dataset.train.targets, IDS)
     np.testing.assert_array_equal(dataset.test.x, X[:3])
