@@ -300,7 +300,7 @@ def compiled(run: Run, state: TrainState) -> Programs:
     batch_size = run.config.batch_size
     if len(run.members) == 1:
         epoch = training.make_epoch(run.optimizer, batch_size=batch_size)
-        measure = training.measure_blocks
+        measure = jax.jit(training.measure_blocks)
     else:
         epoch = training.make_sweep(
             run.optimizer, batch_size=batch_size, shared_order=run.shared_order

@@ -1,11 +1,13 @@
 """Checks of features and targets at the door; each message names the place and a remedy."""
 
+import decimal
 import numbers
 import operator
 import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # float32 probabilities of a million classes still sum to one this well.
@@ -27,8 +29,12 @@ def as_array(a: Any, where: str) -> Any:
         return a
     if np.ma.is_masked(a):
         raise ValueError(f"{where}: there are masked entries; drop these rows or fill the gaps")
+    if hasattr(a, "tocsr"):
+        raise ValueError(f"{where}: a sparse matrix; give {where}.toarray()")
     try:
         array = np.asarray(a)
+    except jax.errors.TracerArrayConversionError:
+        return jnp.asarray(a)  # a list of what a transformation traces
     except ValueError as e:
         raise ValueError(f"{where}: not an array: {e}") from e
     if array.dtype.kind == "O":
@@ -39,9 +45,86 @@ def as_array(a: Any, where: str) -> Any:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def as_real(a: Any, where: str) -> jax.Array:
+    """Returns real numbers as a JAX array, converted on the host before JAX would cut them.
+
+    The door of features, parameters, logits and weights. What JAX has already, traced values
+    included, passes through as it is, integers too; anything else goes by `as_array`. There,
+    64-bit integers, which JAX would wrap to 32 bits, and float64 become float32, or stay 64 bits
+    wide as float64 under ``jax_enable_x64``. NaN and infinities pass.
+
+    Raises:
+      ValueError: if they are no real numbers (text, complex numbers, dates), or as `as_array`.
+    """
+    array = as_array(a, where)
+    if not (
+        jnp.issubdtype(array.dtype, jnp.floating)
+        or jnp.issubdtype(array.dtype, jnp.integer)
+        or array.dtype == bool
+    ):
+        raise ValueError(f"{where}: type {array.dtype}; expected real numbers")
+    return array if isinstance(array, jax.Array) else jax.device_put(_of_float_width(array))
+
+
+def _of_float_width(a: np.ndarray) -> np.ndarray:
+    """64-bit numbers as the widest floating-point type that JAX is set to."""
+    if a.dtype.kind not in "uif" or a.dtype.itemsize < 8:
+        return a
+    with np.errstate(over="ignore"):
+        return a.astype(jax.dtypes.canonicalize_dtype(np.float64), copy=False)
+
+
+def is_known(a: Any) -> bool:
+    """Whether values can be looked at: false for what is traced or lies on other hosts too."""
+    if isinstance(a, jax.core.Tracer):
+        return False
+    return not isinstance(a, jax.Array) or a.is_fully_addressable
+
+
+def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
+    """Returns class ids of any integer type and shape as a JAX array, each in [0, num_classes).
+
+    The door of class ids. Host arrays become int32 after the check. JAX arrays are looked at on
+    the host and pass as they are. Traced values pass unseen (and int64 host arrays that are
+    arguments of the caller's own ``jax.jit`` are wrapped to int32 before anything sees them):
+    those who use them give NaN for ids out of range, by `known_ids`.
+
+    Raises:
+      ValueError: if the type is no integer, or an id is out of range; names the first such row.
+    """
+    array = as_array(labels, where)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"{where}: class ids must be integers, got {array.dtype}: use .astype('int32'), or "
+            "np.unique(labels, return_inverse=True) to number the classes"
+        )
+    if is_known(array) and array.size:
+        values = np.asarray(array)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= num_classes:
+            bad = (values < 0) | (values >= num_classes)
+            at = ", ".join(map(str, np.unravel_index(int(np.argmax(bad)), bad.shape)))
+            hint = (
+                "; they seem to start at 1: subtract it" if low > 0 and high == num_classes else ""
+            )
+            raise ValueError(
+                f"{where}: class ids must lie in [0, {num_classes}) for {num_classes} classes, got "
+                f"{values[bad][0]} at row [{at}]{hint}"
+            )
+    return array if isinstance(array, jax.Array) else jax.device_put(array.astype(np.int32))
+
+
+def known_ids(ids: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Returns ids as int32, 0 for those out of [0, num_classes); and which are in range."""
+    if ids.dtype.itemsize < 4:
+        ids = ids.astype(jnp.int32)  # small types cannot hold what they are compared with
+    valid = (ids >= 0) & (ids < num_classes)
+    return jnp.where(valid, ids, 0).astype(jnp.int32), valid
+
+
 def _numbers_of_objects(a: np.ndarray, where: str) -> np.ndarray:
     for place, entry in np.ndenumerate(a):
-        if not isinstance(entry, numbers.Real):
+        if not isinstance(entry, numbers.Real | decimal.Decimal | np.bool_):
             at = ", ".join(map(str, place))
             raise ValueError(f"{where}: entry [{at}] is {entry!r}; expected numbers")
     found = np.array(a.tolist())

@@ -37,15 +37,18 @@ def log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     q = logits.shape[-1]
     m = jnp.max(logits, axis=-1)
     top = jnp.broadcast_to(m[..., None], logits.shape)
+    # Impossible classes are taken out of the sums, where their infinities would cancel to NaN.
+    is_impossible = jnp.isneginf(logits)
+    logits = jnp.where(is_impossible, top, logits)
     gap = logits - top
     # What the subtraction rounded away (Knuth's TwoSum): exp would multiply it by |gap|.
     back = logits - gap
     lost = (logits - (gap + back)) + (back - top)
 
     high, low = _exp(gap, lost)
-    attains = gap == 0
-    high = jnp.where(attains, 0, high)
-    low = jnp.where(attains, 0, low)
+    attains = (gap == 0) & ~is_impossible
+    high = jnp.where(attains | is_impossible, 0, high)
+    low = jnp.where(attains | is_impossible, 0, low)
     ties = jnp.sum(attains, axis=-1, dtype=logits.dtype) - 1
 
     # Error-free splitting (Rump, Ogita and Oishi 2008): with M a power of two above the sum, the

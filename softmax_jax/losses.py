@@ -8,11 +8,14 @@ The surprisals carry their closed-form derivative as a `jax.custom_jvp`, so that
 the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes follow from it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from softmax_jax import model
+from softmax_jax._checks import as_array, as_ids, as_real, known_ids
+from softmax_jax._dtypes import at_least_float32
 from softmax_jax._log_normalizer import log_normalizer
 from softmax_jax.model import Params
 
@@ -34,17 +37,17 @@ def cross_entropy(
       logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
         class: the loss is ``inf`` where the target gives it weight, and 0 · inf counts as 0.
       targets: class ids ``[...]`` (integers), or probabilities ``[..., q]``.
-      label_smoothing: ``ε`` in [0, 1): targets become ``(1 - ε) y + ε / q``.
+      label_smoothing: ``ε`` in [0, 1]: targets become ``(1 - ε) y + ε / q``.
 
     Returns:
       ``[...]`` losses. NaN where the largest logit is not finite: NaN, ``+inf`` or all ``-inf``.
 
     Raises:
       ValueError: on shapes that do not fit, on class ids outside [0, q), and on ``ε`` outside
-        [0, 1). Under a jax transformation values cannot raise: there, an id out of range gives
+        [0, 1]. Under a jax transformation values cannot raise: there, an id out of range gives
         NaN for its own row, in the loss and in its gradient.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(as_real(logits, "logits"))
     y = distribution(logits, targets, label_smoothing)
     surprisal = _surprisals(logits)
     impossible_and_irrelevant = (y == 0) & jnp.isinf(surprisal)
@@ -61,7 +64,7 @@ def cross_entropy_gradient(
     the error of the prediction, as in linear regression. (Times ``Σ_k y_k`` on the softmax, for
     targets that do not sum to one.)
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(as_real(logits, "logits"))
     y = distribution(logits, targets, label_smoothing)
     mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
     return mass * jax.nn.softmax(logits, axis=-1) - y
@@ -76,7 +79,7 @@ def cross_entropy_hessian(logits: jax.Array) -> jax.Array:
     the covariance of the predicted class: positive semi-definite, so the loss is convex, and the
     same for every target that sums to one, hence no ``targets`` argument.
     """
-    p = jax.nn.softmax(_at_least_float32(logits), axis=-1)
+    p = jax.nn.softmax(at_least_float32(as_real(logits, "logits")), axis=-1)
     identity = jnp.eye(p.shape[-1], dtype=p.dtype)
     return jnp.einsum("...i,ij->...ij", p, identity) - jnp.einsum("...i,...j->...ij", p, p)
 
@@ -103,7 +106,7 @@ def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[ja
     return weights, jnp.where(total == 0, 1, total)
 
 
-def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: jax.Array | None) -> jax.Array:
+def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: Any) -> jax.Array:
     """The weight of each value, in the type of ``values``; 1 where ``weights`` is None.
 
     Raises:
@@ -111,6 +114,7 @@ def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: jax.Array | No
     """
     if weights is None:
         return jnp.ones_like(values)
+    weights = as_real(weights, "weights")
     if weights.shape != values.shape:
         raise ValueError(
             f"weights of shape {weights.shape} for {values.shape} examples; give one weight each"
@@ -120,7 +124,8 @@ def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: jax.Array | No
 
 def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> jax.Array:
     """Elastic net ``l2/2 |W|² + l1 |W|_1`` on the weights; the bias is never penalised."""
-    w = _at_least_float32(w)
+    w = at_least_float32(as_real(w, "w"))
+    l2, l1 = jnp.asarray(l2, w.dtype), jnp.asarray(l1, w.dtype)
     return 0.5 * l2 * jnp.sum(w * w) + l1 * jnp.sum(jnp.abs(w))
 
 
@@ -174,6 +179,7 @@ def objective_gradient(
 
     At a zero weight the l1 part is the subgradient 0.
     """
+    x = as_real(x, "x")
     scores = model.logits(params, x)
     error = cross_entropy_gradient(scores, targets, label_smoothing=label_smoothing)
     weights, total = _weights_and_total(error[:, 0], weights)
@@ -181,50 +187,44 @@ def objective_gradient(
     # X^T R as the transpose of R^T X, which XLA's CPU backend computes in half the time; without
     # the barrier its simplifier turns the one into the other.
     data_part = jax.lax.optimization_barrier(residual.T @ x.astype(error.dtype)).T
-    w = _at_least_float32(params.w)
-    w_gradient = data_part + l2 * w
-    if not (isinstance(l1, float) and l1 == 0):
-        w_gradient += l1 * jnp.sign(w)
-    return Params(
-        w=w_gradient.astype(params.w.dtype),
-        b=jnp.sum(residual, axis=0).astype(params.b.dtype),
-    )
+    w, b = as_real(params.w, "params.w"), as_real(params.b, "params.b")
+    w_gradient = data_part + jnp.asarray(l2, data_part.dtype) * w.astype(data_part.dtype)
+    if not (isinstance(l1, int | float) and l1 == 0):
+        w_gradient += jnp.asarray(l1, data_part.dtype) * jnp.sign(w).astype(data_part.dtype)
+    return Params(w=w_gradient.astype(w.dtype), b=jnp.sum(residual, axis=0).astype(b.dtype))
 
 
-def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: jax.Array) -> bool:
-    """True where ``targets`` are class ids, False where they are probabilities.
+def as_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> jax.Array:
+    """Targets of either kind, checked, as a JAX array: ids ``[...]`` or probabilities ``[..., q]``.
+
+    Integers ``[..., 1]`` are class ids too, as Keras ships them.
 
     Raises:
       ValueError: if they are neither, or if concrete class ids lie outside [0, q).
     """
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits need a last axis of classes, got shape {logits.shape}")
+    targets = as_array(targets, "targets")
     if targets.shape == logits.shape:
-        return False
-    if targets.shape != logits.shape[:-1]:
+        return as_real(targets, "targets")
+    rows = logits.shape[:-1]
+    if targets.shape == (*rows, 1) and jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = targets.reshape(rows)
+    if targets.shape != rows:
         raise ValueError(
             f"targets of shape {targets.shape} fit logits of shape {logits.shape} neither as class "
-            f"ids, of shape {logits.shape[:-1]}, nor as probabilities, of shape {logits.shape}"
+            f"ids, of shape {rows}, nor as probabilities, of shape {logits.shape}"
         )
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(
-            f"class ids must be integers, got {targets.dtype}: use labels.astype('int32'), or give "
-            f"probabilities of shape {logits.shape}"
-        )
-    q = logits.shape[-1]
-    if not isinstance(targets, jax.core.Tracer) and targets.size:
-        # By NumPy: under a transformation of something else, jnp would trace it.
-        ids = np.asarray(targets)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= q:
-            raise ValueError(
-                f"class ids must lie in [0, {q}) for {q} classes, got {low if low < 0 else high}"
-            )
-    return True
+    return as_ids(targets, logits.shape[-1], "targets")
+
+
+def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> bool:
+    """True where ``targets``, checked by `as_targets`, are class ids; False for probabilities."""
+    return as_targets(logits, targets).ndim < logits.ndim
 
 
 def distribution(
-    logits: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array = 0.0
+    logits: jax.Array, targets: Any, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
     """Targets of either kind as (smoothed) probabilities ``[..., q]``, in the type of the logits.
 
@@ -233,25 +233,24 @@ def distribution(
     Raises:
       ValueError: as `cross_entropy`.
     """
-    targets = jnp.asarray(targets)
+    targets = as_targets(logits, targets)
     q = logits.shape[-1]
-    if are_labels(logits, targets):
-        # uint8 cannot hold the 256 that its ids are compared with.
-        targets = targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
-        y = jax.nn.one_hot(targets, q, dtype=logits.dtype)
-        y = jnp.where(((targets >= 0) & (targets < q))[..., None], y, jnp.nan)
+    if targets.ndim < logits.ndim:
+        ids, valid = known_ids(targets, q)
+        y = jnp.where(valid[..., None], jax.nn.one_hot(ids, q, dtype=logits.dtype), jnp.nan)
     else:
         y = targets.astype(logits.dtype)
     check_label_smoothing(label_smoothing)
     if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing == 0:
         return y
+    label_smoothing = jnp.asarray(label_smoothing, y.dtype)
     return (1 - label_smoothing) * y + label_smoothing / q
 
 
 def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
-    """Raises a ValueError for a value, not under a transformation, outside [0, 1)."""
-    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    """Raises a ValueError for a value, not under a transformation, outside [0, 1]."""
+    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
 
 
 @jax.custom_jvp
@@ -273,8 +272,3 @@ def _(primals, tangents):
     surprisal = _surprisals(logits)
     mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
     return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
-
-
-def _at_least_float32(a: jax.Array) -> jax.Array:
-    a = jnp.asarray(a)
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))

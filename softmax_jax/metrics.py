@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
+from softmax_jax._checks import as_real, checked_count, known_ids
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 
@@ -45,14 +46,14 @@ def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
     Raises:
       ValueError: if ``k`` is not positive, or as `losses.are_labels`.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = checked_count(k, "k")
+    logits = as_real(logits, "logits")
+    targets = losses.as_targets(logits, targets)
     if k == 1:
         chosen = jnp.argmax(logits, axis=-1)[..., None]
     else:
         # Adding zero makes -0 a 0, which top_k would put below it, unlike argmax.
         chosen = jax.lax.top_k(logits + 0, min(k, logits.shape[-1]))[1]
-    losses.are_labels(logits, targets)
     return jnp.where(_predicts_nothing(logits), 0, hits(chosen, targets))
 
 
@@ -66,14 +67,19 @@ def hits(chosen: jax.Array, targets: jax.Array | SparseTargets) -> jax.Array:
       targets: class ids ``[...]``, probabilities ``[..., q]``, or `head.SparseTargets`.
     """
     if isinstance(targets, SparseTargets):
-        ids = targets.ids[..., None]
-        is_hit = jnp.any((ids == chosen[..., None, :]) & (ids >= 0), axis=-1)
+        is_hit = jnp.any(_same(chosen[..., None, :], targets.ids[..., None]), axis=-1)
         return jnp.sum(jnp.where(is_hit, targets.weights, 0), axis=-1, dtype=jnp.float32)
     if targets.ndim < chosen.ndim:
-        is_hit = (chosen == targets[..., None]) & (chosen >= 0)
-        return jnp.any(is_hit, axis=-1).astype(jnp.float32)
+        return jnp.any(_same(chosen, targets[..., None]), axis=-1).astype(jnp.float32)
     given = jnp.take_along_axis(targets, jnp.maximum(chosen, 0), axis=-1)
     return jnp.sum(jnp.where(chosen >= 0, given, 0), axis=-1, dtype=jnp.float32)
+
+
+def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
+    """Where the chosen classes are those of the ids; `model.ABSTAIN` is none."""
+    if ids.dtype.itemsize < 4:
+        ids = ids.astype(jnp.int32)  # small types cannot hold what they are compared with
+    return (chosen.astype(ids.dtype) == ids) & (chosen >= 0)
 
 
 def accuracy(
@@ -115,11 +121,13 @@ def measure(
     Raises:
       ValueError: on shapes that do not fit, or as `losses.cross_entropy`.
     """
+    logits = as_real(logits, "logits")
+    targets = losses.as_targets(logits, targets)
     loss = losses.cross_entropy(logits, targets)
     weights = losses.weights_of(loss, weights)
 
     def total(values):
-        return jnp.sum(jnp.where(weights == 0, 0, weights * values))
+        return jnp.sum(jnp.where(weights == 0, 0, weights * values.astype(weights.dtype)))
 
     return Metrics(
         weight=jnp.sum(weights),
@@ -163,7 +171,7 @@ def measure_head(
     weights = losses.weights_of(out.loss, weights)
 
     def total(values):
-        return jnp.sum(jnp.where(weights == 0, 0, weights * values))
+        return jnp.sum(jnp.where(weights == 0, 0, weights * values.astype(weights.dtype)))
 
     # |p - y|² = Σ p² - 2 p_y + 1
     squared_error = out.collision - 2 * jnp.exp(-out.loss) + 1
@@ -178,13 +186,15 @@ def measure_head(
 
 
 def _confusion(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    q = logits.shape[-1]
-    predicted = jax.nn.one_hot(
-        jnp.where(_predicts_nothing(logits), -1, jnp.argmax(logits, axis=-1)), q
+    q, kind = logits.shape[-1], weights.dtype
+    chosen = jnp.where(_predicts_nothing(logits), -1, jnp.argmax(logits, axis=-1))
+    true = losses.as_targets(logits, targets)
+    if true.ndim < logits.ndim:
+        ids, valid = known_ids(true, q)
+        true = jax.nn.one_hot(jnp.where(valid, ids, -1), q)
+    return jnp.einsum(
+        "n,ni,nj->ij", weights, true.astype(kind), jax.nn.one_hot(chosen, q, dtype=kind)
     )
-    if losses.are_labels(logits, targets):
-        targets = jax.nn.one_hot(targets, q)
-    return jnp.einsum("n,ni,nj->ij", weights, targets, predicted)
 
 
 def _predicts_nothing(logits: jax.Array) -> jax.Array:

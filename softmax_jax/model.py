@@ -10,6 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._checks import as_real
+from softmax_jax._dtypes import accumulation_type
+
 ABSTAIN = -1
 """What `predict` answers where it does not commit itself to a class."""
 
@@ -42,7 +45,7 @@ def init(
             "num_features and num_classes must be at least 1, "
             f"got {num_features} features and {num_classes} classes"
         )
-    w = scale * jax.random.normal(key, (num_features, num_classes), dtype)
+    w = jnp.asarray(scale, dtype) * jax.random.normal(key, (num_features, num_classes), dtype)
     return Params(w=w, b=jnp.zeros((num_classes,), dtype))
 
 
@@ -51,23 +54,28 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``.
-      x: ``[..., d]`` features; integers, such as uint8 pixels, are read as the numbers they are.
+      x: ``[..., d]`` features: arrays, lists or data frames of real numbers. Integers of any size
+        are read as the numbers they are. (An int64 host array that is an argument of the caller's
+        own ``jax.jit`` is wrapped to int32 before anything sees it.)
 
     Returns:
       ``[..., q]`` logits in float32 at least: bfloat16 inputs are multiplied as such and summed
       in float32. On a GPU or TPU ``jax_default_matmul_precision`` rules the products of float32.
 
     Raises:
-      ValueError: if the last axis of ``x`` is not ``d`` long.
+      ValueError: if the last axis of ``x`` is not ``d`` long, or ``x`` is no array of real numbers.
     """
-    if x.ndim == 0 or x.shape[-1] != params.w.shape[0]:
+    w, b, x = as_real(params.w, "params.w"), as_real(params.b, "params.b"), as_real(x, "x")
+    if x.ndim == 0 or x.shape[-1] != w.shape[0]:
         raise ValueError(
-            f"x has shape {x.shape}, but the last axis must hold the {params.w.shape[0]} features "
-            f"that w, of shape {params.w.shape}, was made for"
+            f"x has shape {x.shape}, but the last axis must hold the {w.shape[0]} features "
+            f"that w, of shape {w.shape}, was made for"
         )
-    dtype = jnp.promote_types(jnp.result_type(x, params.w), jnp.float32)
-    scores = jnp.matmul(x, params.w, preferred_element_type=dtype)
-    return scores + jnp.broadcast_to(params.b.astype(dtype), scores.shape)
+    dtype = accumulation_type(x, w)
+    if x.dtype != w.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        x, w = x.astype(dtype), w.astype(dtype)
+    scores = jnp.matmul(x, w, preferred_element_type=dtype)
+    return scores + jnp.broadcast_to(b.astype(dtype), scores.shape)
 
 
 def probabilities(params: Params, x: jax.Array) -> jax.Array:

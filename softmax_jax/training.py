@@ -11,9 +11,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from softmax_jax import head, losses, metrics, model
+from softmax_jax._checks import (
+    as_array,
+    as_ids,
+    as_real,
+    checked_count,
+    is_known,
+)
+from softmax_jax._dtypes import at_least_float32
 from softmax_jax._permutation import permutation
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
@@ -90,10 +99,13 @@ def init(
     if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
         raise ValueError(f"l2 must not be negative, got {l2}")
     losses.check_label_smoothing(label_smoothing)
+    params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
+    with jax.numpy_dtype_promotion("standard"):  # as optax expects
+        opt_state = optimizer.init(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         key=jax.random.key(0) if key is None else key,
         learning_rate=jnp.asarray(learning_rate, jnp.float32),
         l2=jnp.asarray(l2, jnp.float32),
@@ -103,10 +115,18 @@ def init(
 
 
 def features(batch: Batch) -> jax.Array:
-    """``x * scale + shift`` as the model sees it: floating point, float32 for integers."""
-    x = batch.x
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(jnp.float32)
+    """``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
+
+    Formed in float32 at least: float16 and bfloat16 features that have no scale and no shift keep
+    their type, all others become float32 (or float64 under ``jax_enable_x64``). Host arrays of
+    float64 or of integers of 32 bits and more are formed by NumPy in float64, so that a shift takes
+    away a large offset, of a date for example, before float32 would round it.
+    """
+    batch = _formed_on_host(batch)
+    x = as_real(batch.x, "x")
+    if batch.scale is None and batch.shift is None and jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    x = at_least_float32(x)
     if batch.scale is not None:
         x = x * _like_rows_of(x, batch.scale)
     if batch.shift is not None:
@@ -114,16 +134,74 @@ def features(batch: Batch) -> jax.Array:
     return x
 
 
-def _like_rows_of(x: jax.Array, value: float | jax.Array) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:
+    return jnp.broadcast_to(as_real(value, "scale, shift").astype(x.dtype), x.shape)
 
 
-def make_update(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+def _formed_on_host(batch: Batch) -> Batch:
+    """The batch with wide host features formed in float64; any other as it is."""
+    scale, shift = batch.scale, batch.shift
+    if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
+        return batch
+    x = as_array(batch.x, "x")
+    is_wide = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
+    if not is_wide or (scale is None and shift is None):
+        return batch._replace(x=x)
+    formed = x.astype(np.float64)
+    if scale is not None:
+        formed *= np.asarray(scale, np.float64)
+    if shift is not None:
+        formed += np.asarray(shift, np.float64)
+    return batch._replace(x=formed, scale=None, shift=None)
+
+
+class Program:
+    """A jitted function of a state and a batch, which are made fit for JAX before it sees them.
+
+    Host arrays become JAX arrays of the same numbers: 64-bit integers are not wrapped, class ids
+    are looked at. What JAX has already passes as it is; an id out of range in it makes the loss
+    NaN, and so the step diverges.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._jitted = jax.jit(function)
+
+    def __call__(self, state: TrainState, batch: Batch, *stop: Any) -> Any:
+        """Runs it."""
+        return self._jitted(state, _admitted(state.params, batch, look=False), *stop)
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """See `jax.jit`."""
+        return self._jitted.lower(*arguments)
+
+
+def _admitted(params: Params, batch: Batch, *, look: bool) -> Batch:
+    """The batch as JAX arrays; class ids that JAX has already are checked if told to ``look``."""
+    batch = _formed_on_host(batch)
+    x, targets, q = as_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
+    if isinstance(targets, head.SparseTargets):
+        if not isinstance(targets.ids, jax.Array):
+            targets = targets._replace(ids=as_ids(targets.ids, q, "targets.ids"))
+        targets = targets._replace(weights=as_real(targets.weights, "targets.weights"))
+    elif look or not isinstance(targets, jax.Array):
+        targets = as_array(targets, "targets")
+        if x.shape[:1] == targets.shape[:1]:  # the others are told of below
+            logits = jax.ShapeDtypeStruct((*x.shape[:-1], q), jnp.float32)
+            targets = losses.as_targets(logits, targets)
+    return Batch(
+        x,
+        targets,
+        None if batch.weights is None else as_real(batch.weights, "weights"),
+        *(a if a is None or jnp.isscalar(a) else as_real(a, "scale, shift") for a in batch[3:]),
+    )
+
+
+def make_update(optimizer: optax.GradientTransformation) -> Program:
     """``update(state, batch) -> (state, metrics)``, jitted: one step of any optax optimiser.
 
     Call it once and keep the result; it compiles once for each batch shape.
     """
-    return jax.jit(partial(_update, optimizer))
+    return Program(partial(_update, optimizer))
 
 
 def _update(
@@ -137,9 +215,10 @@ def _update(
         gradient, step_metrics = _gradient_of_large_head(state, batch, strategy)
     else:
         gradient, step_metrics = _gradient(state, batch)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: (state.learning_rate * u).astype(u.dtype), updates)
-    params = optax.apply_updates(state.params, updates)
+    with jax.numpy_dtype_promotion("standard"):  # as optax expects
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: (state.learning_rate * u).astype(u.dtype), updates)
+        params = optax.apply_updates(state.params, updates)
     is_finite = jnp.isfinite(step_metrics.loss)
     for array in params:
         is_finite &= jnp.all(jnp.isfinite(array))
@@ -212,7 +291,7 @@ def _weight(batch: Batch) -> jax.Array:
     return jnp.sum(batch.weights, dtype=jnp.float32)
 
 
-def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> jax.stages.Wrapped:
+def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> Program:
     """``epoch(state, data, stop) -> (state, metrics)``, jitted: a pass over ``data``, one program.
 
     From ``state.step`` on, to the end of the epoch that it is in, or to ``stop`` if that is sooner.
@@ -228,12 +307,12 @@ def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> j
       ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
         have no rows or not equally many.
     """
-    return jax.jit(_make_epoch(optimizer, batch_size))
+    return Program(_make_epoch(optimizer, batch_size))
 
 
 def make_sweep(
     optimizer: optax.GradientTransformation, *, batch_size: int, shared_order: bool
-) -> jax.stages.Wrapped:
+) -> Program:
     r"""`make_epoch` for many states at once, stacked by `stack`; the metrics get an axis in front.
 
     With a shared order, the members of the sweep see the same minibatch at the same time, and one
@@ -242,7 +321,7 @@ def make_sweep(
     axes = sweep_axes(shared_order)
     # Under vmap a sweep over a large head would do its work in both ways.
     epoch = _make_epoch(optimizer, batch_size, strategy="recompute")
-    return jax.jit(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
+    return Program(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
 
 
 def sweep_axes(shared_order: bool) -> TrainState:
@@ -261,8 +340,7 @@ def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
 def _make_epoch(
     optimizer: optax.GradientTransformation, batch_size: int, strategy: str = "auto"
 ) -> Callable:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = checked_count(batch_size, "batch_size")
 
     def epoch(state, data, stop=None):
         n = _num_examples(data)
@@ -319,6 +397,8 @@ def evaluate(
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
+    Arrays on the host are read as the numbers they are, see `features`.
+
     Each block is summed on the device in float32, and the blocks on the host in float64. Metrics
     of further data, on this host or another, are added by `metrics.merge`.
 
@@ -334,15 +414,14 @@ def evaluate(
       `Metrics` of NumPy float64 sums.
 
     Raises:
-      ValueError: if the arrays of ``data`` have no rows or not equally many, or ``block_size`` is
-        not positive.
+      ValueError: if the arrays of ``data`` have no rows or not equally many, class ids are outside
+        [0, q), or ``block_size`` is not a positive integer.
     """
     return metrics.total(
         measure_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
     )
 
 
-@partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
 def measure_blocks(
     params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
@@ -351,9 +430,17 @@ def measure_blocks(
     Returns:
       `Metrics` with a leading axis of blocks, for `metrics.total`.
     """
+    block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
+    params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
+    data = _admitted(params, data, look=True)
+    return _measured_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
+
+
+@partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
+def _measured_blocks(
+    params: Params, data: Batch, *, block_size: int, k: int, confusion: bool
+) -> Metrics:
     n = _num_examples(data)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
     q = params.w.shape[1]
     block_size = min(block_size, n)
     by_head = block_size * q > head.LARGE and data.targets.ndim == 1 and not confusion

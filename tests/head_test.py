@@ -411,7 +411,7 @@ def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
         ({"class_weights": np.ones(4)}, "class_weights of shape"),
         ({"extras": ("perplexity",)}, "extras: choose some of nats"),
         ({"strategy": "fast"}, "strategy: choose one of auto"),
-        ({"label_smoothing": 1.0}, "label_smoothing must lie"),
+        ({"label_smoothing": 1.1}, "label_smoothing must lie"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"soft_cap": -1.0}, "soft_cap must be positive"),
         ({"k": 0}, "k must be at least 1"),

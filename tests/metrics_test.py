@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_are_refused(logits, labels, shape):
 
 
 def test_k_must_be_positive(logits, labels):
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="k: 0; expected an integer, 1 or more"):
         metrics.correct(logits, labels, k=0)
 
 

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
 from softmax_jax import head, losses, metrics, model, training
+from softmax_jax.model import Params
 from softmax_jax.training import Batch
 
 OPTIMIZERS = {
@@ -96,7 +98,7 @@ class TestEveryOptimizer:
             return s
 
         assert count_compilations(run) >= 2
-        assert update._cache_size() == epoch._cache_size() == 1
+        assert update._jitted._cache_size() == epoch._jitted._cache_size() == 1
         assert count_compilations(run) == 0
 
 
@@ -133,7 +135,7 @@ def test_strengths_and_learning_rate_are_arrays_of_the_state(params, data, count
         for rate, l2 in ((0.1, 0.0), (0.7, 0.5))
     ]
     after = [update(state, data)[0] for state in states]
-    assert update._cache_size() == 1
+    assert update._jitted._cache_size() == 1
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     swept, _ = jax.vmap(update, in_axes=(0, None))(stacked, data)
     for i in range(2):
@@ -312,10 +314,38 @@ class TestFeatures:
         batch = Batch(x, jnp.zeros(2, jnp.int32), scale=1 / 255, shift=jnp.array([0.0, -1.0]))
         np.testing.assert_allclose(training.features(batch), [[0, 0], [0.2, -0.6]], atol=1e-6)
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-    def test_floating_point_features_keep_their_type(self, dtype):
-        batch = Batch(jnp.ones((2, 2), dtype), jnp.zeros(2, jnp.int32), scale=2.0)
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    def test_floating_point_features_without_a_unit_keep_their_type(self, dtype):
+        batch = Batch(jnp.ones((2, 2), dtype), jnp.zeros(2, jnp.int32))
         assert training.features(batch).dtype == dtype
+
+    def test_float16_features_are_scaled_beyond_its_range(self):
+        z = np.random.default_rng(0).normal(size=(200, 3))
+        x = (6000 * z).astype(np.float16)
+        labels = np.arange(200) % 2
+        params = Params(jnp.array([[1e-5, 0], [2e-5, 0], [0, 1e-5]]), jnp.array([0.0, 0.1]))
+        logits = 20 * x.astype(np.float64) @ np.asarray(params.w, np.float64) + np.asarray(params.b)
+        nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
+        for features in (x, jnp.asarray(x)):
+            measured = training.evaluate(params, Batch(features, labels, scale=20.0))
+            assert abs(measured.negative_log_likelihood / 200 - nats) < 1e-6
+
+    @pytest.mark.parametrize("on_device", [False, True])
+    def test_bfloat16_features_are_centred_to_their_last_digit(self, on_device):
+        rng = np.random.default_rng(1)
+        x = (300 + 10 * rng.normal(size=(500, 3))).astype(jnp.bfloat16)
+        labels = rng.integers(2, size=500)
+        params = Params(jnp.array([[1.0, -1], [2, 0], [0, 1]]), jnp.array([0.0, 0.1]))
+        logits = (x.astype(np.float64) - 300) / 10 @ np.asarray(params.w, np.float64) + np.asarray(params.b)
+        nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(500), labels].mean()
+        batch = Batch(jnp.asarray(x) if on_device else x, labels, scale=0.1, shift=-30.0)
+        measured = training.evaluate(params, batch)
+        assert abs(measured.negative_log_likelihood / 500 - nats) < 1e-5
+
+    def test_a_float64_offset_is_taken_away_in_float64(self):
+        z = np.random.default_rng(2).normal(size=(50, 2))
+        batch = Batch(1e9 + z, np.zeros(50, int), scale=np.array([2.0, 1.0]), shift=[-2e9, -1e9])
+        np.testing.assert_allclose(training.features(batch), z * [2, 1], atol=1e-6)
 
 
 class TestEvaluate:
@@ -363,7 +393,7 @@ def test_arrays_of_unequal_or_no_rows_are_refused(params, data, changes):
         training.make_epoch(optimizer, batch_size=20)(training.init(params, optimizer), bad)
 
 
-@pytest.mark.parametrize("options", [{"l2": -1.0}, {"label_smoothing": 1.0}, {"l2": np.nan}])
+@pytest.mark.parametrize("options", [{"l2": -1.0}, {"label_smoothing": 1.1}, {"l2": np.nan}])
 def test_bad_strengths_are_refused(params, options):
     with pytest.raises(ValueError, match="must"):
         training.init(params, optax.sgd(0.1), **options)
@@ -402,11 +432,11 @@ class TestLargeHeads:
             monkeypatch.setattr(head, "LARGE", 10)
             for module in (head, metrics):
                 monkeypatch.setattr(module, "linear_cross_entropy", counted)
-            training.measure_blocks.clear_cache()
+            training._measured_blocks.clear_cache()
             return calls
 
         yield switch
-        training.measure_blocks.clear_cache()
+        training._measured_blocks.clear_cache()
 
     @pytest.mark.parametrize("soft", [False, True])
     def test_an_epoch_is_the_same(self, params, data, large, soft):

@@ -1,0 +1,16 @@
+"""Types in which to compute, said explicitly: implicit promotion may be forbidden (strict)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def accumulation_type(*arrays: jax.Array | jax.ShapeDtypeStruct) -> Any:
+    """The type of sums over ``arrays``: float64 if any of them is of it, float32 else."""
+    return jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32
+
+
+def at_least_float32(a: jax.Array) -> jax.Array:
+    """``a`` itself if it is float32 or float64; narrower types and integers as float32."""
+    return a.astype(accumulation_type(a))

@@ -1,0 +1,236 @@
+"""What users have for arrays, at the doors of model, losses, metrics and training."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+import scipy.sparse
+import scipy.special
+
+from softmax_jax import _checks, losses, metrics, model, training
+from softmax_jax.model import Params
+from softmax_jax.training import Batch
+
+# Milliseconds since 1970: beyond 32 bits.
+DATES = np.array([[1_600_000_000_000], [1_700_000_000_000], [-1_600_000_000_000]])
+PER_DATE = Params([[1e-12, 0.0]], [0, 0])
+DATE_LABELS = np.array([0, 1, 0])
+
+
+def date_losses():
+    logits = np.stack([DATES[:, 0] * 1e-12, np.zeros(3)], axis=1)
+    return -scipy.special.log_softmax(logits, axis=1)[np.arange(3), DATE_LABELS]
+
+
+class TestLargeIntegers:
+    """Integers beyond 32 bits are the numbers that they are."""
+
+    @pytest.mark.parametrize("x", [DATES, DATES.tolist(), DATES.astype(object)])
+    def test_logits_of_dates_in_milliseconds(self, x):
+        np.testing.assert_allclose(
+            model.logits(PER_DATE, x), [[1.6, 0], [1.7, 0], [-1.6, 0]], rtol=1e-6
+        )
+
+    def test_unsigned(self):
+        x = np.array([[2**64 - 1]], np.uint64)
+        np.testing.assert_allclose(model.logits(PER_DATE, x)[0, 0], 2.0**64 * 1e-12, rtol=1e-6)
+
+    def test_beyond_64_bits(self):
+        np.testing.assert_allclose(model.logits(PER_DATE, [[10**25]])[0, 0], 1e13, rtol=1e-6)
+
+    def test_logits_are_float64_where_that_is_enabled(self):
+        with jax.enable_x64(True):
+            logits = model.logits(PER_DATE, DATES)
+        assert logits.dtype == jnp.float64
+        np.testing.assert_allclose(logits[:, 0], [1.6, 1.7, -1.6], rtol=1e-15)
+
+    def test_objective_and_its_gradient(self):
+        mean = date_losses().mean()
+        np.testing.assert_allclose(losses.objective(PER_DATE, DATES, DATE_LABELS), mean, rtol=1e-6)
+        p = scipy.special.softmax(np.stack([DATES[:, 0] * 1e-12, np.zeros(3)], axis=1), axis=1)
+        expected = DATES[:, 0] @ (p - np.eye(2)[DATE_LABELS]) / 3
+        gradient = losses.objective_gradient(PER_DATE, DATES, DATE_LABELS)
+        np.testing.assert_allclose(gradient.w[0], expected, rtol=1e-5)
+
+    def test_evaluation(self):
+        measured = training.evaluate(PER_DATE, Batch(DATES, DATE_LABELS))
+        np.testing.assert_allclose(measured.negative_log_likelihood, date_losses().sum(), rtol=1e-6)
+
+    def test_a_shift_takes_an_offset_away_before_it_is_rounded(self):
+        start = 1_600_000_000_000
+        batch = Batch(start + np.arange(3)[:, None], DATE_LABELS, scale=2.0, shift=-2.0 * start)
+        np.testing.assert_array_equal(training.features(batch), [[0], [2], [4]])
+
+    def test_training(self):
+        optimizer = optax.sgd(0.1)
+        params = Params(jnp.zeros((1, 2)), jnp.zeros(2))
+        batch = Batch(DATES, DATE_LABELS, scale=1e-12)
+        narrow = Batch((DATES * 1e-12).astype(np.float32), DATE_LABELS)
+        states = [
+            training.make_epoch(optimizer, batch_size=3)(training.init(params, optimizer), b)[0]
+            for b in (batch, narrow)
+        ]
+        np.testing.assert_allclose(states[0].params.w, states[1].params.w, rtol=1e-6)
+        assert np.abs(states[0].params.w).min() > 1e-3
+
+
+IDS = [2**32, -(2**32) + 1, 2**40 + 1, -1, 3]
+
+
+class TestClassIds:
+    """Refused beyond [0, q) in every integer type."""
+
+    @pytest.mark.parametrize("wrong", IDS)
+    def test_loss_gradient_and_scores(self, wrong):
+        logits, labels = np.zeros((2, 3), np.float32), np.array([0, wrong])
+        message = rf"\[0, 3\) for 3 classes, got {wrong} at row \[1\]"
+        for function in (
+            losses.cross_entropy,
+            losses.cross_entropy_gradient,
+            metrics.correct,
+            metrics.accuracy,
+            metrics.squared_error,
+            metrics.measure,
+        ):
+            with pytest.raises(ValueError, match=message):
+                function(logits, labels)
+
+    @pytest.mark.parametrize("wrong", IDS)
+    def test_objective_evaluation_and_training(self, wrong):
+        params = Params(np.zeros((1, 3), np.float32), np.zeros(3, np.float32))
+        x, labels = np.ones((2, 1), np.float32), np.array([wrong, 0])
+        optimizer = optax.sgd(0.1)
+        state = training.init(params, optimizer)
+        message = rf"\[0, 3\) for 3 classes, got {wrong} at row \[0\]"
+        for call in (
+            lambda: losses.objective(params, x, labels),
+            lambda: losses.objective_gradient(params, x, labels),
+            lambda: training.evaluate(params, Batch(x, labels)),
+            lambda: training.make_update(optimizer)(state, Batch(x, labels)),
+            lambda: training.make_epoch(optimizer, batch_size=2)(state, Batch(x, labels)),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i8"])
+    def test_ids_from_one_are_told_to_be_so_by_evaluate(self, dtype):
+        params = Params(jnp.zeros((1, 3)), jnp.zeros(3))
+        labels = np.array([1, 2, 3]).astype(dtype)
+        for ids in (labels, jnp.asarray(labels.astype("int32"))):
+            with pytest.raises(ValueError, match=r"got 3 at row \[2\]; they seem to start at 1"):
+                training.evaluate(params, Batch(jnp.ones((3, 1)), ids))
+
+    @pytest.mark.parametrize("x64", [False, True])
+    @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64"])
+    def test_an_id_out_of_range_is_nan_for_its_row_where_it_is_traced(self, dtype, x64):
+        with jax.enable_x64(x64):
+            labels = jnp.asarray(np.array([0, 200, 1]).astype(dtype))
+            loss = jax.jit(losses.cross_entropy)(jnp.zeros((3, 3), jnp.float32), labels)
+            np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+
+    def test_traced_64_bit_ids_do_not_wrap(self):
+        with jax.enable_x64(True):
+            loss = jax.jit(losses.cross_entropy)(np.zeros((2, 3)), np.array([2**32, 1]))
+        np.testing.assert_array_equal(np.isnan(loss), [True, False])
+
+    def test_one_column_of_ids_as_keras_ships_them(self):
+        logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+        labels = np.array([0, 2, 1, 1])
+        np.testing.assert_array_equal(
+            losses.cross_entropy(logits, labels[:, None]), losses.cross_entropy(logits, labels)
+        )
+        a, b = (metrics.measure(logits, y, confusion=True) for y in (labels[:, None], labels))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+        params = Params(jnp.eye(3), jnp.zeros(3))
+        a, b = (training.evaluate(params, Batch(logits, y)) for y in (labels[:, None], labels))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+X = np.array([[1.5, -2.0], [0.25, 3.0]])
+SAME_FEATURES = {
+    "big-endian": X.astype(">f4"),
+    "float64": X,
+    "longdouble": X.astype(np.longdouble),
+    "list": X.tolist(),
+    "pandas": pd.DataFrame(X, columns=["a", "b"]),
+    "pandas of objects": pd.DataFrame(X.astype(object)),
+    "objects": X.astype(object),
+    "fractions": np.array([[Fraction(3, 2), -2], [Decimal("0.25"), np.float32(3)]], object),
+    "float16": X.astype(np.float16),
+    "fortran": np.asfortranarray(X),
+    "read-only": np.broadcast_to(X, X.shape),
+    "list of arrays": [jnp.asarray(row) for row in X],
+}
+
+
+@pytest.mark.parametrize("name", SAME_FEATURES)
+def test_what_numpy_takes_is_taken(name):
+    x = SAME_FEATURES[name]
+    params = Params(np.array([[1.0, 0.5], [0.0, 1.0]], ">f8"), [0, 1])
+    expected = [[1.5, -0.25], [0.25, 4.125]]
+    np.testing.assert_array_equal(model.logits(params, x), expected)
+    labels = pd.Series([1, 0], dtype="int16")
+    loss = losses.cross_entropy(expected, labels)
+    np.testing.assert_allclose(loss, np.log1p(np.exp([1.75, 3.875])), rtol=1e-6)
+    weights = np.array([1, 3], ">i4")
+    mean = (loss[0] + 3 * loss[1]) / 4
+    np.testing.assert_allclose(
+        losses.objective(params, x, labels, weights=weights), mean, rtol=1e-6
+    )
+    measured = training.evaluate(params, Batch(x, labels, weights))
+    np.testing.assert_allclose(measured.negative_log_likelihood, 4 * mean, rtol=1e-6)
+    assert model.predict(params, x).tolist() == [0, 1]
+
+
+def test_a_matrix_is_an_array():
+    with pytest.warns(PendingDeprecationWarning):
+        x = np.matrix(X)
+    np.testing.assert_array_equal(_checks.as_real(x, "x"), X)
+    assert not isinstance(_checks.as_array(x, "x"), np.matrix)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.array([["1", "2"]]), "x: type <U1; expected real numbers"),
+        (np.array([[1.0, None]], object), r"x: entry \[0, 1\] is None; expected numbers"),
+        (np.array([[1 + 2j, 0]]), "x: type complex128"),
+        (np.array([["2020-01-01"] * 2], "M8[s]"), "x: type datetime64"),
+        ([[1.0, 2.0], [3.0]], "x: not an array"),
+        (np.ma.masked_array([[1.0, 2.0]], [[False, True]]), "x: there are masked entries"),
+        (scipy.sparse.csr_matrix(X), "x: a sparse matrix; give x.toarray"),
+    ],
+)
+def test_what_is_no_array_of_real_numbers_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        model.logits(Params(jnp.zeros((2, 2)), jnp.zeros(2)), x)
+
+
+def test_traced_values_pass_as_they_are():
+    params = model.init(jax.random.key(0), num_features=2, num_classes=2, scale=1.0)
+    x, labels = jnp.asarray(X, jnp.float32), jnp.array([0, 1])
+    expected = losses.objective_gradient(params, X, labels)
+    for gradient in (
+        jax.grad(losses.objective)(params, X, np.array([0, 1])),
+        jax.jit(jax.grad(losses.objective))(params, x, labels),
+        jax.jit(lambda p: jax.grad(losses.objective)(p, X.astype(">f4"), [0, 1]))(params),
+        jax.jit(jax.grad(lambda p, a, b: losses.objective(p, [a, b], labels)))(params, *x),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradient, expected)
+
+
+@pytest.mark.parametrize("value", [2.5, 0, True, "8"])
+def test_sizes_are_integers(value):
+    params, batch = Params(jnp.zeros((1, 2)), jnp.zeros(2)), Batch(jnp.ones((3, 1)), [0, 1, 0])
+    for name, call in {
+        "block_size": lambda: training.evaluate(params, batch, block_size=value),
+        "k": lambda: training.evaluate(params, batch, k=value),
+        "batch_size": lambda: training.make_epoch(optax.sgd(0.1), batch_size=value),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: {value!r}; expected an integer"):
+            call()
