@@ -62,7 +62,8 @@ def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MA
 def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dataset:
     """Reads ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras names them.
 
-    ``class_names`` is read too if there; uint8 features are scaled by 1/255.
+    ``class_names`` and ``num_classes`` are read too if there, see `from_arrays`; uint8 features are
+    scaled by 1/255.
 
     Args:
       path: of the file.
@@ -73,13 +74,15 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dat
       FileNotFoundError: if there is no such file.
       ValueError: if it is no ``.npz`` file, an array is missing or defective.
     """
-    keys = (*_NPZ_KEYS, "class_names")
+    keys = (*_NPZ_KEYS, "class_names", "num_classes")
     arrays = read_npz(path, keys, required=_NPZ_KEYS, max_bytes=max_bytes)
     names = arrays.get("class_names")
+    num_classes: Any = arrays.get("num_classes")
     with _naming(path):
         return from_arrays(
             *(arrays[key] for key in _NPZ_KEYS),
             class_names=None if names is None else [str(n) for n in names.ravel()],
+            num_classes=None if num_classes is None else num_classes[()],
             scale=1 / 255 if arrays["x_train"].dtype == np.uint8 else 1.0,
         )
 

@@ -90,6 +90,14 @@ def test_npz_class_names_are_read(path):
     assert load_npz(path).class_names == ("cat", "chicken", "dog")
 
 
+def test_an_npz_file_can_say_how_many_classes_there_are(path):
+    np.savez(path, **{**ARRAYS, "y_train": 3 * IDS})
+    with pytest.raises(ValueError, match=r"some\.npz: train: row 2 has .* num_classes=7 if"):
+        load_npz(path)
+    np.savez(path, **{**ARRAYS, "y_train": 3 * IDS}, num_classes=7)
+    assert load_npz(path).class_names == tuple("0123456")
+
+
 def test_npz_pixels_are_scaled(path):
     pixels = (255 * X).astype(np.uint8)
     np.savez(path, **{**ARRAYS, "x_train": pixels, "x_test": pixels[:3]})
@@ -167,6 +175,8 @@ def save_compressed_with_flipped_bytes(path):
         "object ids": saved(**{**ARRAYS, "y_test": IDS.astype(object)}),
         "object names": saved(**ARRAYS, class_names=np.array(["a", "b", "c"], object)),
         "one name": saved(**ARRAYS, class_names="abc"),
+        "classes in fractions": saved(**ARRAYS, num_classes=3.5),
+        "classes by class": saved(**ARRAYS, num_classes=[3, 3, 3]),
         "too few names": saved(**ARRAYS, class_names=["a", "b"]),
         "NaN": saved(**{**ARRAYS, "x_test": X[:3] * np.nan}),
         "float ids": saved(**{**ARRAYS, "y_train": X[:, 0]}),
