@@ -24,7 +24,7 @@ from softmax_jax._head_core import STRATEGIES as STRATEGIES
 from softmax_jax._head_sweeps import Head, Row, Spec, Targets
 from softmax_jax._head_targets import SparseTargets as SparseTargets
 from softmax_jax._head_targets import are_ids, made_targets
-from softmax_jax.model import ABSTAIN, Params
+from softmax_jax.model import ABSTAIN, Params, committed
 
 EXTRAS = ("nats", "logsumexp", "entropy", "collision", "argmax", "rank", "top_k")
 LARGE = 2**24
@@ -250,10 +250,10 @@ def predict(
       memory: see `linear_cross_entropy`.
     """
     row = _scored(params, x, 1, memory)
-    # The largest probability is exp(m - m - r); NaN fails the comparison too.
     shape = jnp.shape(x)[:-1]
+    # The largest probability is exp(m - m - r).
     confidence, classes = jnp.exp(-row.r).reshape(shape), row.top[1][:, 0].reshape(shape)
-    return jnp.where(confidence >= threshold, classes, ABSTAIN)
+    return committed(classes, confidence, threshold)
 
 
 def _scored(params: Params, x: jax.Array, k: int, memory: int | None) -> Row:

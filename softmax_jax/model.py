@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._checks import as_real
-from softmax_jax._dtypes import accumulation_type
+from softmax_jax._dtypes import accumulation_type, at_least_float32
+from softmax_jax._log_normalizer import log_normalizer
 
 ABSTAIN = -1
 """What `predict` answers where it does not commit itself to a class."""
@@ -96,13 +97,58 @@ def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0)
     Args:
       params: ``w: [d, q]``, ``b: [q]``.
       x: ``[..., d]`` features.
-      threshold: least probability, in [0, 1], on which to commit; 0 never abstains.
+      threshold: least probability, in [0, 1], on which to commit; 0 never abstains (`committed`).
 
     Returns:
       ``[...]`` int32 class ids; `ABSTAIN` (-1) below the threshold and where there is no
       prediction at all, because the logits are NaN.
     """
     scores = logits(params, x)
-    confidence = jnp.max(jax.nn.softmax(scores, axis=-1), axis=-1)
-    # A NaN confidence fails the comparison too, which is what we want of it.
-    return jnp.where(confidence >= threshold, jnp.argmax(scores, axis=-1), ABSTAIN)
+    return committed(jnp.argmax(scores, axis=-1), confidence(scores), threshold)
+
+
+def confidence(logits: jax.Array) -> jax.Array:
+    r"""The probability of the most probable class, ``max_j ŷ_j``: ``[..., q] -> [...]``.
+
+    .. math:: \max_j \hat y_j = e^{-r}, \qquad r = \log\sum_k e^{o_k - \max_l o_l}
+
+    In float32 at least. Of the same logits it is the same to the last bit whether it is jitted, as
+    part of whatever else, or not. NaN where the largest logit is not finite.
+    """
+    return _confidence(at_least_float32(as_real(logits, "logits")))
+
+
+@jax.custom_jvp
+@jax.jit
+def _confidence(logits: jax.Array) -> jax.Array:
+    # Between barriers, it is compiled into the same instructions everywhere.
+    _, r = log_normalizer(jax.lax.optimization_barrier(logits))
+    return jax.lax.optimization_barrier(jnp.exp(-r))
+
+
+@_confidence.defjvp
+def _(primals, tangents):
+    (logits,), (tangent,) = primals, tangents
+    _, slope = jax.jvp(
+        lambda o: jnp.max(jax.nn.softmax(o, axis=-1), axis=-1), (logits,), (tangent,)
+    )
+    return _confidence(logits), slope
+
+
+def committed(classes: jax.Array, confidence: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    r"""The ``classes`` where the confidence reaches the threshold, `ABSTAIN` elsewhere: ``[...]``.
+
+    Logits are known up to rounding, which depends on the order of their sums, and so on the number
+    of rows at a time and on the device. A confidence ``c`` that is below the threshold by no more
+    than that, ``c (1 + ε + 64 ε log(1 / c)) >= threshold`` with the ``ε`` of its type, is at it. So
+    a row commits at the threshold that is its own confidence, wherever that was computed.
+
+    Args:
+      classes: ``[...]`` ids.
+      confidence: ``[...]`` probabilities; NaN abstains.
+      threshold: a number, or ``[...]``.
+    """
+    kind = confidence.dtype
+    epsilon = jnp.asarray(jnp.finfo(kind).eps, kind)
+    at_most = confidence * (1 + epsilon - 64 * epsilon * jnp.log(confidence))
+    return jnp.where(at_most >= jnp.asarray(threshold, kind), classes, ABSTAIN)

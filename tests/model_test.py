@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import softmax_jax
-from softmax_jax import model
+from softmax_jax import calibration, head, model, selective
 from softmax_jax.model import ABSTAIN, Params
 
 
@@ -118,6 +119,60 @@ def test_prediction_abstains_below_the_threshold(params, x):
 def test_a_prediction_at_the_threshold_is_given():
     params = Params(w=jnp.zeros((2, 4)), b=jnp.zeros(4))
     assert model.predict(params, jnp.ones(2), threshold=0.25) == 0
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize(("d", "q"), [(5, 3), (40, 10), (7, 1000)])
+def test_rows_commit_at_their_own_confidence(d, q, uniform):
+    params = model.init(jax.random.key(q), num_features=d, num_classes=q, scale=1.0)
+    if uniform:
+        params = jax.tree.map(jnp.zeros_like, params)
+    x = jax.random.normal(jax.random.key(1), (120, d))
+    jitted = jax.jit(model.predict)
+    scores = model.logits(params, x)
+    expected = np.argmax(scores, axis=1)
+    p = scipy.special.softmax(np.asarray(scores, np.float64), axis=1).max(axis=1)
+    np.testing.assert_allclose(model.confidence(scores), p, rtol=3e-7)
+    top = calibration.top_label(scores, jnp.asarray(expected))[0]
+    for confidence in (model.confidence(scores), top, np.full(120, 1 / q) if uniform else p):
+        confidence = np.asarray(confidence)
+        curve = selective.risk_coverage(confidence, np.ones(120))
+        assert set(curve.threshold) <= set(confidence.astype(np.float64))
+        for predict in (model.predict, jitted, head.predict):
+            ids = predict(params, x, threshold=confidence.astype(np.float32))
+            np.testing.assert_array_equal(ids, expected)
+    # And one at a time, while rows clearly below abstain.
+    for i in range(0, 120, 20):
+        t = float(p[i])
+        for predict in (model.predict, jitted, head.predict):
+            ids = np.asarray(predict(params, x, threshold=t))
+            np.testing.assert_array_equal(ids != ABSTAIN, p >= t * (1 - 1e-6))
+    assert model.predict(params, x[0], threshold=1.001 * p[0]) == ABSTAIN
+
+
+def test_the_confidence_is_the_same_to_the_bit_in_any_program():
+    logits = 5 * jax.random.normal(jax.random.key(0), (300, 11))
+    eager = model.confidence(logits)
+    np.testing.assert_array_equal(jax.jit(model.confidence)(logits), eager)
+    two = jax.jit(lambda o: (model.confidence(2 * o), jnp.sum(jax.nn.softmax(o))))(logits / 2)
+    np.testing.assert_array_equal(two[0], eager)
+    np.testing.assert_array_equal(jax.vmap(model.confidence)(logits), eager)
+    one_by_one = jnp.stack([model.confidence(row) for row in logits[:5]])
+    np.testing.assert_array_equal(one_by_one, eager[:5])
+
+
+def test_the_confidence_has_the_slope_of_the_largest_probability():
+    logits = jax.random.normal(jax.random.key(0), (4, 3))
+    slope = jax.grad(lambda o: jnp.sum(model.confidence(o)))(logits)
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    top = np.eye(3)[p.argmax(axis=1)]
+    np.testing.assert_allclose(slope, p.max(axis=1, keepdims=True) * (top - p), atol=1e-6)
+
+
+def test_nothing_reaches_an_infinite_threshold():
+    params = Params(w=jnp.zeros((2, 1)), b=jnp.zeros(1))
+    assert model.predict(params, jnp.ones(2), threshold=1.0) == 0
+    assert model.predict(params, jnp.ones(2), threshold=np.inf) == ABSTAIN
 
 
 def test_prediction_abstains_where_there_is_none(params):

@@ -108,7 +108,7 @@ def test_an_update_of_sgd_is_a_step_against_the_gradient_of_the_objective(params
     data = data._replace(weights=weights)
     state = training.init(params, optimizer, l2=0.1, label_smoothing=0.2)
     after, step_metrics = training.make_update(optimizer)(state, data)
-    x = data.x / 255.0
+    x = data.x.astype(jnp.float32) / 255.0
 
     def objective(params):
         return losses.objective(
@@ -156,7 +156,7 @@ def test_an_epoch_sees_each_row_once(params, data, batch_size):
     assert after.step == len(sizes) == len(steps.loss)
     np.testing.assert_array_equal(steps.weight, sizes)
     mean = np.average(steps.loss, weights=steps.weight)
-    expected = losses.objective(params, data.x / 255.0, data.targets)
+    expected = losses.objective(params, data.x.astype(jnp.float32) / 255.0, data.targets)
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
@@ -324,7 +324,8 @@ class TestFeatures:
         x = (6000 * z).astype(np.float16)
         labels = np.arange(200) % 2
         params = Params(jnp.array([[1e-5, 0], [2e-5, 0], [0, 1e-5]]), jnp.array([0.0, 0.1]))
-        logits = 20 * x.astype(np.float64) @ np.asarray(params.w, np.float64) + np.asarray(params.b)
+        logits = 20 * x.astype(np.float64) @ np.asarray(params.w, np.float64)
+        logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
         for features in (x, jnp.asarray(x)):
             measured = training.evaluate(params, Batch(features, labels, scale=20.0))
@@ -336,7 +337,8 @@ class TestFeatures:
         x = (300 + 10 * rng.normal(size=(500, 3))).astype(jnp.bfloat16)
         labels = rng.integers(2, size=500)
         params = Params(jnp.array([[1.0, -1], [2, 0], [0, 1]]), jnp.array([0.0, 0.1]))
-        logits = (x.astype(np.float64) - 300) / 10 @ np.asarray(params.w, np.float64) + np.asarray(params.b)
+        logits = (x.astype(np.float64) - 300) / 10 @ np.asarray(params.w, np.float64)
+        logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(500), labels].mean()
         batch = Batch(jnp.asarray(x) if on_device else x, labels, scale=0.1, shift=-30.0)
         measured = training.evaluate(params, batch)
@@ -407,7 +409,7 @@ def test_no_batch(params):
 def test_wide_bfloat16_training_runs(data):
     params = model.init(jax.random.key(0), num_features=5, num_classes=3, dtype=jnp.bfloat16)
     optimizer = optax.sgd(0.1)
-    data = data._replace(x=(data.x / 255.0).astype(jnp.bfloat16), scale=None)
+    data = data._replace(x=(data.x.astype(jnp.float32) / 255.0).astype(jnp.bfloat16), scale=None)
     state, steps = training.make_epoch(optimizer, batch_size=20)(
         training.init(params, optimizer), data
     )
