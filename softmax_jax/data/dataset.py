@@ -127,37 +127,45 @@ def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = x.astype(np.float32)
     if x.dtype.kind not in "biu" or max(-int(x.min()), int(x.max())) > _LARGEST_EXACT:
-        largest = np.maximum(stored.max(axis=0), -stored.min(axis=0)).astype(np.float64)
-        if not np.isfinite(largest).all():
+        ends = stored.min(axis=0), stored.max(axis=0)
+        if not np.isfinite(ends).all():
             refuse_not_finite(x, split)
             refuse_not_finite(stored, split)
-        _refuse_lost_digits(x, stored, largest, split)
+        _refuse_lost_digits(x, stored, *ends, split)
     return stored
 
 
-def _refuse_lost_digits(x: np.ndarray, stored: np.ndarray, largest: np.ndarray, split: str) -> None:
+def _refuse_lost_digits(
+    x: np.ndarray, stored: np.ndarray, lowest: np.ndarray, highest: np.ndarray, split: str
+) -> None:
     """Raises a ValueError if float32 cannot tell the values of a feature apart."""
-    # Rounding moves a number by 2^-24 of it at most, so that a few rows tell which features need a
-    # look at all rows.
-    few = x[:: len(x) // 256 + 1].astype(np.float64)
-    for column in np.flatnonzero(2.0**-24 * largest > _MOST_CHANGE / 4 * _spread(few)):
-        exact = x[:, column].astype(np.float64)
-        change = np.abs(exact - stored[:, column]).max()
-        spread = float(_spread(exact))
-        varies = exact.min() < exact.max() and spread > _ROUNDING * largest[column]
-        if varies and change > _MOST_CHANGE * spread:
+    lowest, highest = lowest.astype(np.float64), highest.astype(np.float64)
+    largest = np.maximum(-lowest, highest)
+    # Some rows, and a lower bound of the standard deviation, tell which features need a look at
+    # all rows.
+    some = x[:: len(x) // 256 + 1].astype(np.float64)
+    between = np.subtract(*np.quantile(some, (0.75, 0.25), axis=0))
+    spread = np.where(
+        between > 0,
+        np.minimum(between, some.std(axis=0)) / 4,
+        (highest - lowest) / np.sqrt(2 * len(x)),
+    )
+    # Rounding moves a number by 2^-24 of it at most, and XLA takes the smallest for 0.
+    smallest = np.finfo(np.float32).smallest_normal
+    rounding = np.maximum(2.0**-24 * largest, smallest)
+    for column in np.flatnonzero(rounding > _MOST_CHANGE * spread):
+        exact, kept = x[:, column].astype(np.float64), stored[:, column]
+        change = np.abs(exact - np.where(np.abs(kept) < smallest, 0, kept)).max()
+        if change == 0:
+            continue
+        deviation, between = exact.std(), np.subtract(*np.quantile(exact, (0.75, 0.25)))
+        varies = min(deviation, between) if between > 0 else deviation
+        if varies > _ROUNDING * largest[column] and change > _MOST_CHANGE * varies:
             raise ValueError(
-                f"{split}: feature {column} varies by {spread:.3g} around "
+                f"{split}: feature {column} varies by {varies:.3g} around "
                 f"{np.median(exact):.10g}, of which float32 changes {change:.1g}; subtract its "
                 "mean, or standardise the features, first"
             )
-
-
-def _spread(x: np.ndarray) -> np.ndarray:
-    """Standard deviation, or interquartile range if that is smaller and not 0, along axis 0."""
-    lower, upper = np.quantile(x, (0.25, 0.75), axis=0)
-    deviation = x.std(axis=0)
-    return np.where(upper > lower, np.minimum(upper - lower, deviation), deviation)
 
 
 def _checked_class_names(

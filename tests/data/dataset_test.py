@@ -356,6 +356,14 @@ def test_float32_may_change_a_feature_by_a_256th_of_its_spread(dtype):
             from_arrays(x, labels, x, labels)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-45, 1e-160])
+def test_features_that_float32_makes_zeros_are_refused(scale):
+    labels = np.arange(500) % 3
+    with pytest.raises(ValueError, match=r"train: feature 0 varies by .* standardise"):
+        from_arrays(scale * Z, labels, scale * Z, labels)
+    from_arrays(Z, labels, 0 * Z, labels)
+
+
 def test_a_missing_value_as_0_does_not_hide_lost_digits():
     """A date in seconds: with one 0 among them, the standard deviation is that of the 0."""
     x = around(1.6e9, 2, scale=100.0)
