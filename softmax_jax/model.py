@@ -5,12 +5,13 @@ axes, so each function serves one example, a minibatch, or anything under ``jax.
 Equation numbers are those of *Dive into Deep Learning*, section 3.4.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from softmax_jax._checks import as_real
+from softmax_jax._checks import as_array, as_real
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax._log_normalizer import log_normalizer
 
@@ -62,10 +63,13 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
     Returns:
       ``[..., q]`` logits in float32 at least: bfloat16 inputs are multiplied as such and summed
       in float32. On a GPU or TPU ``jax_default_matmul_precision`` rules the products of float32.
+      Of parameters and features that are both float64 on the host, as the solvers have them, large
+      offsets are taken away in float64 first, see `centred`.
 
     Raises:
       ValueError: if the last axis of ``x`` is not ``d`` long, or ``x`` is no array of real numbers.
     """
+    params, x = centred(params, x)
     w, b, x = as_real(params.w, "params.w"), as_real(params.b, "params.b"), as_real(x, "x")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:
         raise ValueError(
@@ -77,6 +81,34 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
         x, w = x.astype(dtype), w.astype(dtype)
     scores = jnp.matmul(x, w, preferred_element_type=dtype)
     return scores + jnp.broadcast_to(b.astype(dtype), scores.shape)
+
+
+def centred(params: Params, x: Any) -> tuple[Params, Any]:
+    """Returns parameters and features of the same logits, ``(W, b + c W)`` and ``x - c``.
+
+    A feature of 1e9 + z is nothing but 1e9 in float32. Where parameters and features are on the
+    host, and products with the means ``c`` of the features are so large that float32 would change
+    logits by 1e-5, both are formed in float64. Anything else is returned as it is: a float32 bias
+    has lost these digits before.
+    """
+    if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
+        return params, x
+    w, b = as_array(params.w, "params.w"), as_array(params.b, "params.b")
+    x = as_array(x, "x")
+    if any(isinstance(a, jax.Array) for a in (w, b, x)):
+        return params, x
+    exceeds_float32 = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
+    if not exceeds_float32 or x.size == 0 or w.shape != (x.shape[-1:] + b.shape):
+        return params, x
+    rows = x.reshape(-1, x.shape[-1])
+    # A few rows tell where the others are.
+    c = rows[:: len(rows) // 256 + 1].astype(np.float64).mean(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = 2.0**-24 * np.sqrt(np.square(c[:, None] * w).sum(axis=0).max())
+        if not (1e-5 < change < np.inf):
+            return params, x
+        w = w.astype(np.float64)
+        return Params(w, b + c @ w), x - c
 
 
 def probabilities(params: Params, x: jax.Array) -> jax.Array:

@@ -397,7 +397,7 @@ def evaluate(
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
-    Arrays on the host are read as the numbers they are, see `features`.
+    Arrays on the host are read as the numbers they are, see `features` and `model.centred`.
 
     Each block is summed on the device in float32, and the blocks on the host in float64. Metrics
     of further data, on this host or another, are added by `metrics.merge`.
@@ -431,6 +431,10 @@ def measure_blocks(
       `Metrics` with a leading axis of blocks, for `metrics.total`.
     """
     block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
+    data = _formed_on_host(data)
+    if data.scale is None and data.shift is None:
+        params, x = model.centred(params, data.x)
+        data = data._replace(x=x)
     params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
     data = _admitted(params, data, look=True)
     return _measured_blocks(params, data, block_size=block_size, k=k, confusion=confusion)

@@ -234,3 +234,28 @@ def test_sizes_are_integers(value):
     }.items():
         with pytest.raises(ValueError, match=rf"{name}: {value!r}; expected an integer"):
             call()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e7, 1.6e9, 1e12])
+def test_a_fit_is_used_with_the_digits_it_was_certified_with(offset):
+    rng = np.random.default_rng(3)
+    x = offset + rng.normal(size=(500, 3))
+    w = np.array([[1.0, -1], [2, 0], [0, 1]])
+    params = Params(w, np.array([0.0, 0.1]) - offset * w.sum(axis=0))
+    exact = (x.astype(np.longdouble) @ w + params.b).astype(np.float64)
+    labels = (exact[:, 1] + rng.logistic(size=500) > exact[:, 0]).astype(int)
+    nats = -scipy.special.log_softmax(exact, axis=1)[np.arange(500), labels].mean()
+    rounding = 2e-6 + 1e-15 * offset  # of float64
+    measured = training.evaluate(params, Batch(x, labels))
+    assert abs(measured.negative_log_likelihood / 500 - nats) < rounding
+    assert abs(losses.objective(params, x, labels) - nats) < rounding
+    p = scipy.special.softmax(exact, axis=1)
+    np.testing.assert_allclose(model.probabilities(params, x), p, atol=rounding)
+    np.testing.assert_allclose(model.probabilities(params, x[7]), p[7], atol=rounding)
+    np.testing.assert_array_equal(model.predict(params, x), p.argmax(axis=1))
+
+
+def test_small_offsets_are_left_alone():
+    params = Params(np.ones((2, 2)), np.zeros(2))
+    x = 100 + np.random.default_rng(0).normal(size=(10, 2))
+    assert model.centred(params, x)[1] is x
