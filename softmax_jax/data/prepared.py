@@ -37,7 +37,8 @@ def load_prepared(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYT
 
     It must be stored as ArrayRecord, with features ``image`` (a `Tensor` of one shape) and
     ``label`` (a `ClassLabel`), and only `Tensor` and `ClassLabel` beside them. TensorFlow is not
-    needed. Images of uint8 are scaled by 1/255.
+    needed. Images of uint8 are scaled by 1/255, or by one over the ``largest_pixel`` that
+    metadata.json names.
 
     If the folder has a file `DIGESTS`, every file must be as it says; ``sha256sum * > SHA256SUMS``
     makes one. The builders of this package write it, and their folders are not read without; those
@@ -91,6 +92,7 @@ def check_digests(folder: pathlib.Path) -> None:
         if match is None:
             raise ValueError(f"{folder / DIGESTS}: {line[:80]!a} is no digest of a file")
         expected[match[2]] = match[1]
+    expected.pop(DIGESTS, None)  # of itself, if there was one already
     found = {path.name: path for path in _files(folder)}
     for name in sorted({*expected, *found}):
         if name not in found:

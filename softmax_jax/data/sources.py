@@ -26,7 +26,13 @@ _CONNECT_SECONDS = 3.0
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MAX_BYTES) -> Dataset:
+def load(
+    name: str | os.PathLike[str],
+    *,
+    folder: str | os.PathLike[str] = "",
+    data_dir: str | os.PathLike[str] = "",
+    max_bytes: int = MAX_BYTES,
+) -> Dataset:
     """Loads a data set into memory.
 
     Args:
@@ -41,8 +47,13 @@ def load(name: str, *, folder: str = "", data_dir: str = "", max_bytes: int = MA
       ValueError: on an unknown name or defective data.
       FileNotFoundError: if files are missing.
       ConnectionError: if a download is needed and its host cannot be reached, within seconds.
+
+    Example:
+      >>> from softmax_jax import data
+      >>> data.load("classroom").class_names
+      ('cat', 'chicken', 'dog')
     """
-    name, folder, data_dir = map(os.fspath, (name, folder, data_dir))
+    name, folder, data_dir = os.fspath(name), os.fspath(folder), os.fspath(data_dir)
     if folder and name not in ("mnist", "fashion_mnist"):
         raise ValueError(f"folder={folder!r} is for mnist and fashion_mnist, not for {name!r}")
     if name == "classroom":

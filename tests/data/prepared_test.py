@@ -226,6 +226,14 @@ def test_digests_are_those_of_sha256sum(prepared_digits):
         assert digest == hashlib.sha256((prepared_digits / name).read_bytes()).hexdigest()
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_digests_of_sha256sum_are_taken(prepare):
+    folder = pathlib.Path(prepare(image_and_class, ROWS))
+    for _ in range(2):
+        subprocess.run(f"sha256sum * > {DIGESTS}", shell=True, check=True, cwd=folder)
+        assert load_prepared(folder).class_names == ("cat", "dog")
+
+
 def test_a_folder_of_others_is_checked_once_it_has_digests(prepare):
     folder = pathlib.Path(prepare(image_and_class, ROWS))
     write_digests(folder)
