@@ -91,6 +91,12 @@ def cross_validate(
     Rows are scored in float64, a block at a time: ``x`` is not copied, nor densified if sparse. The
     logits of all strengths are one product.
 
+    Example:
+      >>> x, y = np.arange(20.0)[:, None], np.arange(20) // 5 % 2
+      >>> found = cross_validate(x, y, l2=[1.0, 0.1, 0.01], folds=4)
+      >>> found.loss.shape, found.path.params.w[found.best].shape
+      ((3,), (1, 2))
+
     Args:
       x: ``[n, d]`` features, as `fit` takes them.
       y: class ids ``[n]`` or probabilities ``[n, q]``.

@@ -29,14 +29,22 @@ def fit(
 
     .. math:: F(W, b) = \frac{\sum_i s_i l_i}{\sum_i s_i} + \frac{l_2}{2} \|W\|^2 + l_1 \|W\|_1
 
-    With l1 = 0 by a preconditioned quasi-Newton method (`_quasi_newton`), with l1 > 0 by an
-    accelerated proximal one (`_proximal`). Work is in float32 for all but small problems, and goes
-    on in float64 where that does not suffice; the certificate is float64 always (`_certificate`),
-    whatever JAX settings (x64, dtype promotion, transfer guard, debugging) the caller has::
+    The proof is a duality gap in float64: no parameters have an objective below ``objective - gap``
+    (Fenchel). It needs a penalty. With l2 = l1 = 0 the status says "not certified", or "infimum at
+    infinity" where the classes are separated.
 
-        solution = fit(pixels, labels, l2=1e-4, scale=1 / 255)
-        solution.status, solution.relative_gap  # 'certified', 5.8e-05
-        probabilities = model.probabilities(solution.params, pixels / 255)
+    Problems with l1 = 0 are solved by L-BFGS that starts from an approximate Hessian (Nocedal and
+    Wright, *Numerical Optimization*, algorithm 7.4), those with l1 > 0 by proximal methods (Beck
+    and Teboulle 2009). Work is in float32 for all but small problems, and goes on in float64 where
+    that does not suffice. The JAX settings of the caller (x64, dtype promotion, transfer guard,
+    debugging) change nothing in it.
+
+    Example:
+      >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+      >>> solution = fit(x, y, l2=0.1)
+      >>> solution.status
+      'certified'
+      >>> probabilities = model.probabilities(solution.params, x)
 
     Args:
       x: ``[n, d]`` features as they are stored: uint8, bfloat16, floats, of any byte order; NumPy,
@@ -47,8 +55,8 @@ def fit(
       l2: strength of the squared penalty; see `conventions` for those of other packages.
       l1: strength of the absolute penalty.
       sample_weight: ``[n]`` weights ``s_i >= 0``; None means 1.
-      tol: the solver stops at a *certified* relative gap, gap / F, of at most this. Small problems,
-        of below 10^7 multiplications a pass, go on to where rounding ends it.
+      tol: certified relative gap, gap / F, at which the solver stops. Small problems, of less than
+        10^7 multiplications a pass, go on to where rounding ends it.
       **options: the other arguments of `fit_path`.
 
     Returns:
@@ -57,9 +65,9 @@ def fit(
       sum to zero.
 
     Raises:
-      ValueError: on NaN or infinite values, shapes that do not fit, class ids out of range,
-        negative weights or strengths, no weight at all, or all of it on a single class. Nothing
-        has been compiled by then.
+      ValueError: if there are NaN or infinite values, shapes that do not fit, class ids out of
+        range, negative weights or strengths, no weight at all, or all of it on a single class.
+        Nothing has been compiled by then.
       RuntimeError: in a process that was forked after its parent had used JAX, which would wait
         for ever there.
     """
@@ -92,9 +100,15 @@ def fit_path(
 ) -> Solution:
     r"""Solves a grid of strengths, and of weightings, as `fit` does a single one.
 
-    Strengths are taken from strong to weak. Each problem stops on its own certificate, and the next
-    goes on from where its neighbour stands, and further along the way from the neighbour before.
-    Up to four weightings at a time share every pass over the rows as one wide product.
+    Strengths are taken from strong to weak. Each problem stops on its own certificate. The next one
+    goes on from there, in the direction in which the last two solutions differ. Up to four
+    weightings at a time share every pass over the rows as one wide product.
+
+    Example:
+      >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+      >>> path = fit_path(x, y, l2=[1.0, 0.1], sample_weight=np.ones((3, 4)))
+      >>> path.params.w.shape  # three weightings, two strengths, one feature, two classes
+      (3, 2, 1, 2)
 
     Args:
       x: see `fit`.
@@ -106,7 +120,7 @@ def fit_path(
       l1: strengths; or ``"auto"``, if l2 is not: from :math:`\max_{ij} |G_{ij}|` on (grouped,
         :math:`\max_i \|G_i\|`), the least at which W = 0 is the solution, down to 1e-3 of that, or
         1e-2 where there are fewer rows than features.
-      grouped: let l1 penalise the norms of the weights of each feature over the classes,
+      grouped: whether l1 penalises the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
       num_classes: q, by default one more than the largest class id; more classes than rows have to
         be said here.
