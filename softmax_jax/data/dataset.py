@@ -78,8 +78,9 @@ def from_arrays(
       >>> data.from_arrays(x, [0, 1, 1], x, [0, 1, 1], class_names=["cat", "dog"]).train.targets
       array([0, 1, 1], dtype=int32)
     """
-    if not 0 < scale < np.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    limits = np.finfo(np.float32)
+    if not float(limits.smallest_normal) <= scale <= float(limits.max):
+        raise ValueError(f"scale must be positive and finite in float32, got {scale}")
     train_x, test_x = _checked_shape(train_x, "train"), _checked_shape(test_x, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(

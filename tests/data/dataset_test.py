@@ -393,6 +393,13 @@ def test_features_that_float32_holds_are_taken(column):
     np.testing.assert_array_equal(dataset.train.x, x.astype(np.float32))
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-46, 1e-39, 1e39])
+def test_a_scale_that_float32_does_not_hold_is_refused(scale):
+    """It would make all features 0, or infinite."""
+    with pytest.raises(ValueError, match="scale must be positive and finite in float32"):
+        from_arrays(X, IDS, X, IDS, scale=scale)
+
+
 @st.composite
 def valid_arrays(draw):
     d, q = draw(st.integers(1, 5)), draw(st.integers(2, 5))
