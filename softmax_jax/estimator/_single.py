@@ -248,9 +248,12 @@ def _not_begun(params: Params) -> solvers.Solution:
     """Of which nothing is known but that the objective is not negative."""
     return solvers.Solution(
         params=params,
+        centered=params,
+        mean=np.zeros(len(params.w)),
         objective=0.0,
         gap=0.0,
         relative_gap=1.0,
+        slope=math.nan,
         status=solvers.NOT_CERTIFIED,
         reason="max_passes = 0: these are the parameters to start from",
         passes=0,

@@ -7,8 +7,9 @@ weights as shares of their sum) bound every objective from below,
 .. math:: F(W, b) \ge \sum_i s_i [H(p_i) + (p_i - y_i) \cdot a_i] - \Omega^*(-X^\top R),
 
 with the offsets :math:`a_i`. It is the free bias that asks for the zero sums. So F is first
-minimised over b alone, on kept logits, after which :math:`P = \mathrm{softmax}(O)` qualifies. The
-distance between both sides is a sum of terms that are not negative, so that nothing cancels:
+minimised over b alone, on kept logits, after which :math:`P = \mathrm{softmax}(O)` qualifies; with
+the bias held at zero it does as it is. The distance between both sides is a sum of terms that are
+not negative, so that nothing cancels:
 
 .. math:: \sum_i s_i \mathrm{KL}(p_i \,\|\, \mathrm{softmax}(o_i))
     + \Omega(W) + \langle W, G \rangle + \Omega^*(-G), \qquad G = X^\top R.
@@ -36,11 +37,14 @@ class Certificate(NamedTuple):
     """``[k]`` objectives, in nats."""
     gap: jax.Array
     """``[k]``: the minimum is not below ``value - gap``."""
+    slope: jax.Array
+    """``[k]``: the largest entry of the gradient of a smooth objective; NaN if a dual was given."""
 
 
-def penalty(w: jax.Array, l2: jax.Array, l1: jax.Array, *, grouped: bool) -> jax.Array:
+def penalty(problem: Problem, w: jax.Array, *, grouped: bool) -> jax.Array:
     """``Omega``: ``[k]`` for ``w: [k, q, d]``; grouped, a feature's weights count by their norm."""
-    return 0.5 * l2 * jnp.sum(w * w, axis=(1, 2)) + l1 * jnp.sum(sizes(w, grouped), axis=(1, 2))
+    smooth = jnp.sum(w * w, axis=1) * problem.ridge / 2
+    return jnp.sum(smooth + jnp.sum(sizes(w, grouped), axis=1) * problem.threshold, axis=-1)
 
 
 def sizes(w: jax.Array, grouped: bool) -> jax.Array:
@@ -48,22 +52,23 @@ def sizes(w: jax.Array, grouped: bool) -> jax.Array:
     return jnp.sqrt(jnp.sum(w * w, axis=1, keepdims=True)) if grouped else jnp.abs(w)
 
 
-def fenchel_young(
-    w: jax.Array, g: jax.Array, l2: jax.Array, l1: jax.Array, *, grouped: bool
-) -> jax.Array:
+def fenchel_young(problem: Problem, w: jax.Array, g: jax.Array, *, grouped: bool) -> jax.Array:
     """``Omega(W) + <W, G> + Omega*(-G)``, not negative: ``[k]``; infinite where l2 = 0 < excess.
 
     Summed over entries or groups, each of which is not negative.
     """
-    excess = jnp.maximum(sizes(g, grouped) - wide(l1), 0)
-    conjugate = jnp.where(excess == 0, 0, excess**2 / (2 * wide(l2)))
+    ridge, threshold = problem.ridge[:, None, :], problem.threshold[:, None, :]
+    excess = jnp.maximum(sizes(g, grouped) - threshold, 0)
+    conjugate = jnp.where(excess == 0, 0, excess**2 / (2 * ridge))
     wg = w * g
     inner = jnp.sum(wg, axis=1, keepdims=True) if grouped else wg
     square = jnp.sum(w * w, axis=1, keepdims=True) if grouped else w * w
-    terms = 0.5 * wide(l2) * square + wide(l1) * sizes(w, grouped) + inner + conjugate
-    smooth = (g + wide(l2) * w) ** 2 / (2 * wide(l2))
-    only_l2 = jnp.sum(smooth, axis=(1, 2))
-    return jnp.where((l1 == 0) & (l2 > 0), only_l2, jnp.sum(jnp.maximum(terms, 0), axis=(1, 2)))
+    terms = 0.5 * ridge * square + threshold * sizes(w, grouped) + inner + conjugate
+    smooth = (g + ridge * w) ** 2 / (2 * ridge)
+    only_l2 = (problem.l1 == 0) & (problem.l2 > 0)
+    return jnp.where(
+        only_l2, jnp.sum(smooth, axis=(1, 2)), jnp.sum(jnp.maximum(terms, 0), axis=(1, 2))
+    )
 
 
 def certify(
@@ -83,7 +88,11 @@ def certify(
     if dual is not None:
         # What is zero is taken for next to nothing, so that tilting can raise it.
         logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
-    bias = _best_bias(problem, logits)
+    bias = jax.lax.cond(
+        problem.intercept > 0,
+        lambda: _best_bias(problem, logits),
+        lambda: jnp.zeros(logits.shape[1:3], logits.dtype),
+    )
     logits = logits + bias[None, :, :, None]
     loss, p = _problem.loss_and_probabilities(problem, logits)
     theta, loss = theta.at[..., 0].add(bias[:k]), loss[:k]
@@ -93,17 +102,15 @@ def certify(
     g = r[..., 1:]
 
     # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
-    largest = jnp.max(sizes(g, grouped), axis=(1, 2))
-    fits = (problem.l2 > 0) | (largest <= problem.l1)
     eps = jnp.finfo(theta.dtype).eps
-    c = jnp.where(fits, 1, problem.l1 / jnp.where(largest > 0, largest, 1) * (1 - 4 * eps))
+    c = jnp.where(problem.l2 > 0, 1, (1 - 4 * eps) * share_that_fits(problem, g, grouped=grouped))
     divergence = jax.lax.cond(
         jnp.all(c == 1) & (dual is None),
         lambda: jnp.zeros_like(loss),
         lambda: _divergence(problem, logits, p, c),
     )
-    value = loss + penalty(w, problem.l2, problem.l1, grouped=grouped)
-    gap = divergence + fenchel_young(w, wide(c) * g, problem.l2, problem.l1, grouped=grouped)
+    value = loss + penalty(problem, w, grouped=grouped)
+    gap = divergence + fenchel_young(problem, w, wide(c) * g, grouped=grouped)
     # What is left of the zero sums, times how far the bias could still have to go, and rounding.
     # If that is more than rounding, nothing is known but that the objective is not negative.
     leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
@@ -114,7 +121,18 @@ def certify(
     gap = gap + leftover * reach + 16 * eps * value
     bounded = (leftover < 1e-10) & ((problem.l2 > 0) | (problem.l1 > 0))
     gap = jnp.where(bounded, jnp.minimum(gap, value), value)
-    return Certificate(theta, value, gap)
+    if dual is None:
+        slope = jnp.max(jnp.abs(g + problem.ridge[:, None, :] * w), axis=(1, 2))
+    else:
+        slope = jnp.full_like(value, jnp.nan)
+    return Certificate(theta, value, gap, slope)
+
+
+def share_that_fits(problem: Problem, g: jax.Array, *, grouped: bool) -> jax.Array:
+    """``[k]``: the largest share, up to 1, of ``g`` that the absolute penalty allows."""
+    threshold = problem.threshold[:, None, :]
+    excess = sizes(g, grouped) / jnp.where(threshold > 0, threshold, 1)
+    return 1 / jnp.maximum(jnp.max(excess, axis=(1, 2)), 1)
 
 
 def _divergence(
@@ -160,14 +178,20 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
 
     The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
     p), which never overshoots, and gets there from however far where offsets or weights are large.
+    Where they are very large, the loss is all but piecewise linear, which tells Newton's method
+    little; it is then minimised for the logits divided by a temperature, which falls to 1.
     """
     _, k, q, _ = logits.shape
+    reach = jnp.max(logits, axis=2) - jnp.min(logits, axis=2, where=logits > -1e29, initial=jnp.inf)
+    size = jnp.max(reach, axis=(0, 2))
+    hot = jnp.where(size > 1000, size / 100, 1)
     mass = _problem.mass(problem)
     eye = jnp.eye(q, dtype=logits.dtype)
 
-    def derivatives(b):
+    def derivatives(b, heat):
         def add(j, carry):
-            p, _, _ = _problem.softmax(_problem.block_of(logits, j) + b[:, :, None])
+            o = _problem.block_of(logits, j) + b[:, :, None]
+            p, _, _ = _problem.softmax(o / wide(heat))
             y = _problem.targets(problem, j, q)
             s = _problem.weights(problem, j, mass)[:, None]
             sp = s * p
@@ -179,12 +203,13 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         return _problem.over_blocks(problem, add, start)
 
     def go_on(carry):
-        _, size, last, far, i = carry
-        return (i < 60) & jnp.any((size > 1e-14) & (far | (size < 0.5 * last)))
+        _, _, size, last, far, i = carry
+        falls = far | (size < 0.5 * last) | jnp.isinf(last)
+        return (i < 300) & jnp.any((size > 1e-14) & falls)
 
     def newton(carry):
-        b, size, _, _, i = carry
-        g, h = derivatives(b)
+        b, heat, size, _, _, i = carry
+        g, h = derivatives(b, heat)
         # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat
         # along adding one number to all classes, or to some that are never confused with others.
         diagonal = jnp.einsum("kaa->ka", h)
@@ -196,7 +221,11 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         # Within a change of the logits by one the loss stays close to its quadratic model.
         length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
         step = step / jnp.maximum(1, length)
-        return b + step, jnp.sum(jnp.abs(g), axis=-1), size, length[:, 0] > 0.1, i + 1
+        b = b + heat[:, None] * step
+        is_far = length[:, 0] > 0.1
+        cooler = jnp.where(is_far, heat, jnp.maximum(heat / 3, 1))
+        rest = jnp.where(heat > 1, jnp.inf, jnp.sum(jnp.abs(g), axis=-1))
+        return b, cooler, rest, size, is_far, i + 1
 
     def add_target(j, total):
         s = _problem.weights(problem, j, mass)[:, None]
@@ -204,10 +233,11 @@ def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
 
     target = _problem.over_blocks(problem, add_target, jnp.zeros((1, q), logits.dtype))
     shares = problem.weights[:, :, None] / mass[None, :, None, None]
-    terms = jax.nn.log_softmax(logits, axis=2) + jnp.log(shares)
+    warm = logits / hot[None, :, None, None]
+    terms = jax.nn.log_softmax(warm, axis=2) + jnp.log(shares)
     reached = jax.nn.logsumexp(terms, axis=(0, 3))
     scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
     scaling = jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)
     unknown = jnp.full(k, jnp.inf, logits.dtype)
-    start = (scaling, unknown, unknown, jnp.ones(k, bool), 0)
+    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0)
     return jax.lax.while_loop(go_on, newton, start)[0]

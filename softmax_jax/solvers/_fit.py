@@ -9,7 +9,14 @@ import numpy as np
 
 from softmax_jax import _checks, _fork
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs, _lanes, _logits_free, _settings, _strengths
+from softmax_jax.solvers import (
+    _inputs,
+    _lanes,
+    _logits_free,
+    _preconditioner,
+    _settings,
+    _strengths,
+)
 from softmax_jax.solvers._solution import Progress, Solution, stacked
 
 SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
@@ -90,6 +97,8 @@ def fit_path(
     offset: Any = None,
     scale: Any = None,
     shift: Any = None,
+    fit_intercept: bool = True,
+    standardize: bool = False,
     initial: Params | None = None,
     tol: float = 1e-4,
     max_passes: float = 2000,
@@ -131,6 +140,9 @@ def fit_path(
       offset: ``[n, q]``, added to the logits.
       scale: the features are ``x * scale + shift``; numbers, or ``[d]``. None means 1 and 0.
       shift: see ``scale``.
+      fit_intercept: False holds the bias at zero, in the objective and in the bound.
+      standardize: penalise the weights of features divided by their standard deviations, weighted
+        and over all weightings; the result is for the features as given.
       initial: where to start; by default from solutions on samples of the rows.
       tol: see `fit`.
       max_passes: of each problem over all rows, after which it is given up.
@@ -177,6 +189,8 @@ def fit_path(
             shift=shift,
             initial=initial,
             block_size=block_size,
+            fit_intercept=fit_intercept,
+            standardize=standardize,
         )
         l2, l1 = _strengths.grid(l2, l1, inputs, grouped=grouped)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
@@ -195,7 +209,9 @@ def fit_path(
         elif smooth:
             solved |= _lanes.solve(inputs, smooth, _lanes.SMOOTH_METHODS[method], options, 0)
         if sharp := [work for work in works if work.l1 > 0]:
-            solved |= _lanes.solve(inputs, sharp, _lanes.PROXIMAL, options, len(solved))
+            few = (1 + inputs.problem.d) * inputs.q <= _preconditioner.CORE
+            proximal = _lanes.PROXIMAL_NEWTON if few and not grouped else _lanes.PROXIMAL
+            solved |= _lanes.solve(inputs, sharp, proximal, options, len(solved))
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     solution = _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
@@ -205,7 +221,11 @@ def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Soluti
     """The solution for ``q`` classes, of one for those that have weight."""
     if classes.size == q:
         return solution
-    w: Any = np.zeros((*solution.params.w.shape[:-1], q))
-    b: Any = np.full((*solution.params.b.shape[:-1], q), -np.inf)
-    w[..., classes], b[..., classes] = solution.params
-    return solution._replace(params=Params(w, b))
+
+    def filled(params):
+        w: Any = np.zeros((*params.w.shape[:-1], q))
+        b: Any = np.full((*params.b.shape[:-1], q), -np.inf)
+        w[..., classes], b[..., classes] = params
+        return Params(w, b)
+
+    return solution._replace(params=filled(solution.params), centered=filled(solution.centered))

@@ -10,13 +10,17 @@ import numpy as np
 from softmax_jax import _checks
 from softmax_jax._checks import is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
+from softmax_jax.solvers import _units
 from softmax_jax.solvers._problem import Problem, SparseBlocks
 
 # Numbers in a block of features: 6 MiB of float32, which leaves room in a last-level cache, and
 # enough rows to share out.
 _BLOCK = 1_600_000
-# Above this size, work is in float64: sums of squares stay below 3e38, float32's largest number.
+# Above this offset, work is in float64: sums of squares stay below 3e38, float32's largest number.
 _WIDE = 1e15
+# Where penalties of equal gradients differ by more than the square of this, float32 gradients of
+# the least penalised feature are too coarse for a certificate.
+_UNEVEN = 2.0**12
 
 
 class Inputs(NamedTuple):
@@ -28,13 +32,19 @@ class Inputs(NamedTuple):
     """``[q]``: ids of the classes that have weight under some weighting; the problem has no other.
     """
     absent: np.ndarray
-    """``[m, q]``: which of them have none under weighting ``m``."""
+    """``[m, q]``: which of them have none under weighting ``m``, where there is a bias: without
+    one, such a class is like any other.
+    """
+    entropy: np.ndarray
+    """``[m]``: of the shares of the classes, in nats: the loss without features."""
+    units: _units.Units
+    """Those of the problem's features."""
     initial: np.ndarray | None
-    """``[q, 1 + d]``: the bias as a column in front of the weights."""
+    """``[q, 1 + d]``: the bias as a column in front of the weights, for the features as given."""
     one_hot: bool
     """Whether each row of weight is of one class for certain."""
     is_wide: bool
-    """Whether float32 may not hold the squares of features or offsets."""
+    """Whether float32 may not do: large offsets, or penalties that differ by orders."""
     n: int
     q: int
     num_classes: int
@@ -53,6 +63,8 @@ def arrange(
     shift: Any,
     initial: Params | None,
     block_size: int | None,
+    fit_intercept: bool,
+    standardize: bool,
 ) -> Inputs:
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
     x, largest = checked_x(x)
@@ -77,12 +89,10 @@ def arrange(
                 f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
             )
         refuse_not_finite(offset, "offset")
-        largest = max(largest, float(np.abs(offset).max()))
     scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
-    largest = max(largest, largest * np.abs(scale).max() + np.abs(shift).max())
 
     start = None if initial is None else _checked_initial(initial, d, q)
-    num_classes, classes = q, np.flatnonzero((class_mass > 0).any(axis=0))
+    num_classes, classes = q, np.flatnonzero((class_mass > 0).any(axis=0) | (not fit_intercept))
     if classes.size < num_classes:
         q = classes.size
         y, class_mass = _of_classes(y, classes, num_classes), class_mass[:, classes]
@@ -109,10 +119,13 @@ def arrange(
     shares: Any = np.array(laid_out((weights / weights.sum(axis=1, keepdims=True)).T))
     shares.reshape(blocks * rows, -1)[n:] = 0
     targets = laid_out(y)
-    problem = Problem(
+    per_column: Any = np.ones(d)
+    stored = Problem(
         x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else laid_out(x),
-        scale=scale,
-        shift=shift,
+        center=0 * per_column,
+        scale=per_column,
+        factor=per_column,
+        intercept=jnp.asarray(fit_intercept, jnp.float64),
         targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
         weights=np.moveaxis(shares, 2, 1),
         offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
@@ -121,16 +134,32 @@ def arrange(
         active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
     )
     one_hot = y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all())
+    problem, units = _units.of_their_own(
+        jax.device_put(stored), scale, shift, largest, standardize=standardize
+    )
+    share = class_mass / class_mass.sum(axis=1, keepdims=True)
     return Inputs(
-        problem=jax.device_put(problem),
+        problem=problem,
         classes=classes,
-        absent=class_mass == 0,
+        absent=(class_mass == 0) & fit_intercept,
+        entropy=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
+        units=units,
         initial=start,
         one_hot=one_hot,
-        is_wide=largest > _WIDE,
+        is_wide=_is_wide(problem, offset),
         n=n,
         q=q,
         num_classes=num_classes,
+    )
+
+
+def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
+    """Whether the work must be in float64."""
+    factor = np.asarray(problem.factor)
+    return bool(
+        factor.max() > _UNEVEN * factor.min()
+        or not 1e-6 < factor.min() <= factor.max() < 1e6
+        or (offset is not None and np.abs(offset).max() > _WIDE)
     )
 
 

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax.model import Params
 from softmax_jax.solvers import (
     _certificate,
     _optax_lbfgs,
     _preconditioner,
     _problem,
     _proximal,
+    _proximal_newton,
     _quasi_newton,
+    _units,
 )
 from softmax_jax.solvers._certificate import Certificate
 from softmax_jax.solvers._inputs import Inputs
@@ -50,12 +51,17 @@ ROUND = 50
 # it: precision costs next to nothing then, and results of equivalent problems agree.
 SMALL = 10_000_000
 ROUNDING = 1e-18
+# Objectives below this share of the loss without features count as zero: a gap has to be small
+# against that share, as none is small against nothing.
+NEGLIGIBLE = 1e-6
+# Offsets that differ by more within a row are large.
+LARGE_OFFSET = 30
 # The bias of a class of no weight, whose probability is then exactly zero.
 NEVER = -1e30
 
 
 _SEPARATED = "the classes are separated and nothing is penalised: the loss falls to 0 as |W| grows"
-UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the last step promised less than tol"
+UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the gradient is {:.0e} at most"
 _EXHAUSTED = "no step makes progress any more in float64"
 
 
@@ -114,43 +120,60 @@ class Method(NamedTuple):
     forget: Callable
     lanes: int
     """Weightings that share a pass: a step takes 31 ms for one and 80 for four on two cores."""
-    with_scores: bool
+    scores: str
+    """Of which coordinates of rows it wants the values, if of any: components or features."""
     patience: int
     """Steps without progress after which the precision counts as exhausted."""
 
+    @property
+    def is_quasi_newton(self) -> bool:
+        """Whether its state has a preconditioner to renew, and distributions for the bound."""
+        return self.scores == "components"
 
-def _method(module: Any, *, lanes: int, with_scores: bool, patience: int) -> Method:
+
+def _method(module: Any, *, lanes: int, scores: str = "", patience: int) -> Method:
     return Method(
         start=_jit(module.start),
         advance=_jit(module.advance, donate_argnames="state", static_argnames="grouped"),
         hand_over=_jit(module.hand_over, donate_argnames="state"),
         forget=_jit(module.forget, donate_argnames="state"),
         lanes=lanes,
-        with_scores=with_scores,
+        scores=scores,
         patience=patience,
     )
 
 
-QUASI_NEWTON = _method(_quasi_newton, lanes=4, with_scores=True, patience=60)
-PROXIMAL = _method(_proximal, lanes=4, with_scores=False, patience=1000)
-OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, with_scores=False, patience=1000)
+QUASI_NEWTON = _method(_quasi_newton, lanes=4, scores="components", patience=60)
+PROXIMAL = _method(_proximal, lanes=4, patience=1000)
+PROXIMAL_NEWTON = _method(_proximal_newton, lanes=4, scores="features", patience=5)
+OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, patience=1000)
 SMOOTH_METHODS = {"quasi-newton": QUASI_NEWTON, "lbfgs": OPTAX_LBFGS}
 
 
-@partial(_jit, static_argnames=("dtype", "q", "with_scores"))
+@partial(_jit, static_argnames=("dtype", "q", "coordinates"))
 def _prepare(
-    problem: Problem, chosen: np.ndarray, *, dtype: Any, q: int, with_scores: bool
+    problem: Problem,
+    chosen: np.ndarray,
+    factor: jax.Array,
+    *,
+    dtype: Any,
+    q: int,
+    coordinates: str,
 ) -> tuple[Problem, Problem, _preconditioner.Basis, jax.Array | None]:
-    """The problem with the chosen weightings and centered features, in float64 and ``dtype``.
+    """The problem with the chosen weightings, in float64 and ``dtype``, and what goes with it.
 
     Without the rows, which stay where they are.
     """
     exact = problem._replace(weights=problem.weights[:, chosen])
     sample = min(problem.blocks, max(2, -(-_preconditioner.SAMPLE // problem.rows)))
-    centered, basis = _preconditioner.center_and_basis(_problem.cast(exact, dtype), sample)
-    z = _preconditioner.scores(centered, basis, q) if with_scores else None
-    exact = exact._replace(x=None, shift=centered.shift.astype(jnp.float64))
-    return exact, centered._replace(x=None), basis, z
+    working = _problem.cast(exact, dtype)
+    basis = _preconditioner.basis(working, sample, factor.astype(dtype))
+    z = None
+    if coordinates:
+        is_own = coordinates == "features"
+        axes = basis._replace(components=jnp.eye(exact.d, dtype=dtype)) if is_own else basis
+        z = _preconditioner.scores(working, axes, q)
+    return exact._replace(x=None), working._replace(x=None), basis, z
 
 
 @partial(_jit, static_argnames=("grouped", "with_dual"))
@@ -187,15 +210,20 @@ def solve(
     for order, work in enumerate(sorted(works, key=lambda work: (-work.l1, -work.l2))):
         work.order = order
         queues.setdefault(work.weighting, collections.deque()).append(work)
-    dtype: Any = np.float64 if inputs.is_wide else np.float32
+        if work.l2 == work.l1 == 0:
+            # There is an estimate of the gap only, by an approximate Hessian.
+            work.target /= 100
+    inputs = _from_smaller_offsets(inputs, queues, method, options, solved_before)
+    dtype: Any = np.float64 if inputs.is_wide or method is PROXIMAL_NEWTON else np.float32
     if inputs.n * inputs.problem.d * inputs.q <= SMALL:
         dtype = np.float64
-        if method is QUASI_NEWTON:
-            if _preconditioner.rank(inputs.problem.d, inputs.q) == inputs.problem.d:
+        if method.scores:
+            is_exact = _preconditioner.rank(inputs.problem.d, inputs.q) == inputs.problem.d
+            if method.is_quasi_newton and is_exact:
                 method = method._replace(patience=RENEWAL[True])
             for work in works:
-                if work.l2 > 0:
-                    work.target = min(work.target, ROUNDING)
+                work.target = min(work.target, ROUNDING)
+    start = None if inputs.initial is None else _units.to_solver(inputs.units, inputs.initial)
     solved: dict[tuple[int, ...], Solution] = {}
     weightings = sorted(queues)
     # Of one width, as far as it goes, as each width is compiled for.
@@ -205,10 +233,42 @@ def solve(
         lanes = [queues[m] for m in weightings[first : first + width]]
         if len(lanes) == 1:  # the lanes draw from one queue
             lanes = lanes * min(options.lanes if method.lanes > 1 else 1, len(lanes[0]))
-        solved |= _run(
-            inputs, lanes, dtype, method, inputs.initial, options, solved_before + len(solved)
-        )
+        solved |= _run(inputs, lanes, dtype, method, start, options, solved_before + len(solved))
     return solved
+
+
+def _from_smaller_offsets(
+    inputs: Inputs,
+    queues: Mapping[int, Sequence[Work]],
+    method: Method,
+    options: Options,
+    solved_before: int,
+) -> Inputs:
+    """With a start from the solution for a tenth of the offsets, where these are large.
+
+    Their softmax is all but a step then, from which no method learns where to go. In ``W / 10`` the
+    objective is ten times that of a tenth of the offsets and ten times l2, but for logits ten times
+    as small in the loss: a softmax at a higher temperature, and a start as good as any.
+    """
+    offset = inputs.problem.offset
+    if offset is None or inputs.initial is not None:
+        return inputs
+    if not float(jnp.max(jnp.ptp(offset, axis=1))) > LARGE_OFFSET:
+        return inputs
+    first = min((queue[0] for queue in queues.values()), key=lambda work: work.order)
+    easier = Work((), first.weighting, 10 * first.l2, first.l1, 0.01)
+    solution = solve(
+        inputs._replace(problem=inputs.problem._replace(offset=offset / 10)),
+        [easier],
+        method,
+        options._replace(tol=0.01, max_passes=max(options.max_passes / 2, 1)),
+        solved_before,
+    )[()]
+    for queue in queues.values():
+        queue[0].passes += easier.passes
+    w, b = (np.asarray(a) for a in solution.params)
+    theta = np.concatenate([np.where(np.isfinite(b), b, 0)[:, None], w.T], axis=1)
+    return inputs._replace(initial=10 * theta)
 
 
 def _run(
@@ -224,21 +284,21 @@ def _run(
     latest = [queue.popleft() for queue in queues]
     lanes: list[Work | None] = list(latest)
     weightings = sorted({work.weighting for work in latest})
+    penalised = any(work.l2 > 0 for queue in [latest, *queues] for work in queue)
     exact, problem, basis, z = _prepare(
         inputs.problem,
         np.array(weightings),
+        inputs.problem.factor if penalised else jnp.ones_like(inputs.problem.factor),
         dtype=dtype,
         q=inputs.q,
-        with_scores=method.with_scores,
+        coordinates=method.scores,
     )
     exact = exact._replace(x=inputs.problem.x)
     problem = _with_strengths(problem._replace(x=inputs.problem.x), latest, dtype)
-    mean = np.asarray(inputs.problem.shift) - np.asarray(exact.shift)
 
     theta = np.zeros((len(lanes), inputs.q, 1 + exact.d))
     if initial is not None:
         theta[:] = initial
-        theta[..., 0] += theta[..., 1:] @ mean
     absent = inputs.absent[[work.weighting for work in latest]]
     theta[absent] = 0
     theta[absent, 0] = NEVER
@@ -264,7 +324,7 @@ def _run(
             state,
             renew=renew,
             target=np.array([math.inf if work is None else work.target for work in lanes], dtype),
-            limit=np.asarray(min(RENEWAL[is_exact] if method.with_scores else ROUND, passes_left)),
+            limit=np.asarray(min(RENEWAL[is_exact] if method.scores else ROUND, passes_left)),
             stop_at_first=np.bool_(any(queues)),
             grouped=options.grouped,
         )
@@ -291,10 +351,11 @@ def _run(
                     lane,
                     weighting,
                     grouped=options.grouped,
-                    with_dual=method.with_scores,
+                    with_dual=method.is_quasi_newton and not work.l2 == work.l1 == 0,
                 )
             )
-            verdict = _verdict(certificate, work, bool(done[i]), separated, method, options)
+            floor = NEGLIGIBLE * float(inputs.entropy[work.weighting])
+            verdict = _verdict(certificate, work, bool(done[i]), separated, method, options, floor)
             if verdict is None:
                 # The estimate was a little too good, as the bias was not yet the best.
                 work.target = min(work.target, work.gap / work.value) / 2
@@ -309,7 +370,7 @@ def _run(
                 state = method.forget(state, lane)
                 continue
             if verdict == (NOT_CERTIFIED, _EXHAUSTED) and dtype == np.float32:
-                at: Any = _in_users_terms(np.asarray(certificate.theta[0]), mean)
+                at: Any = np.asarray(certificate.theta[0])
                 at = at if np.isfinite(at).all() else np.zeros_like(at)
                 work.lowest, work.least = math.inf, math.inf
                 work.idle_steps, work.restarted = 0, False
@@ -323,8 +384,22 @@ def _run(
                     solved_before + len(solved),
                 )
             else:
-                absent = inputs.absent[work.weighting]
-                solved[work.place] = to_solution(certificate, work, mean, absent, verdict)
+                if verdict == (NOT_CERTIFIED, _EXHAUSTED) and work.l2 == work.l1 == 0:
+                    verdict = NOT_CERTIFIED, UNBOUNDED.format(certificate.slope[0])
+                if verdict[0] == NOT_CERTIFIED:
+                    nothing = jax.device_get(
+                        _certify(
+                            _with_strengths(exact, [work], np.float64),
+                            state._replace(theta=_without_weights(state.theta)),
+                            lane,
+                            weighting,
+                            grouped=options.grouped,
+                            with_dual=False,
+                        )
+                    )
+                    if not certificate.value[0] <= nothing.value[0]:
+                        certificate = nothing
+                solved[work.place] = to_solution(inputs, certificate, work, verdict)
             lanes[i] = None
             if queues[i]:
                 # From the nearest in strength, which is the one that was begun last.
@@ -342,6 +417,12 @@ def _run(
     return solved
 
 
+def _without_weights(theta: jax.Array) -> jax.Array:
+    """Zero, but for classes of no weight."""
+    bias = jnp.where(theta[..., 0] < NEVER / 2, NEVER, 0)
+    return jnp.zeros_like(theta).at[..., 0].set(bias.astype(theta.dtype))
+
+
 def _with_strengths(problem: Problem, works: Sequence[Work], dtype: Any) -> Problem:
     return problem._replace(
         l2=np.array([work.l2 for work in works], dtype),
@@ -354,7 +435,7 @@ def _started(
 ) -> Any:
     """At ``theta``, with a preconditioner yet to come: it is that of where the problems stand."""
     state = method.start(problem, z, theta)
-    if not method.with_scores:
+    if not method.is_quasi_newton:
         return state
     return method.advance(
         problem,
@@ -401,7 +482,7 @@ def _warm_up(
             _started(part, basis, z, theta, method, options),
             renew=everyone,
             target=np.full(len(works), 0.02, problem.dtype),
-            limit=np.asarray(WARM_UP if method.with_scores else ROUND),
+            limit=np.asarray(WARM_UP if method.scores else ROUND),
             stop_at_first=np.bool_(False),
             grouped=options.grouped,
         )
@@ -453,50 +534,49 @@ def _verdict(
     separated: bool,
     method: Method,
     options: Options,
+    floor: float,
 ) -> tuple[str, str] | None:
     """Status and reason, or None if the work is to go on."""
-    if work.l2 == work.l1 == 0:
-        if separated:
-            return AT_INFINITY, _SEPARATED
-        if work.gap <= work.target * work.value:
-            return NOT_CERTIFIED, UNBOUNDED
-    elif certificate.gap[0] <= options.tol * certificate.value[0]:
+    unbounded = work.l2 == work.l1 == 0
+    if unbounded and separated:
+        return AT_INFINITY, _SEPARATED
+    if not unbounded and certificate.gap[0] <= options.tol * max(
+        float(certificate.value[0]), floor
+    ):
         return CERTIFIED, ""
+    promises = work.gap <= work.target * work.value
+    if unbounded and promises:
+        return NOT_CERTIFIED, UNBOUNDED.format(certificate.slope[0])
     if work.passes >= options.max_passes:
         return NOT_CERTIFIED, f"max_passes = {options.max_passes:g} are used up"
-    promises = work.target > 0 and work.gap <= work.target * work.value
     if work.idle_steps >= method.patience or (done and not promises):
         return NOT_CERTIFIED, _EXHAUSTED
     return None
 
 
-def _in_users_terms(theta: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Parameters for the features as they were before they were centered."""
-    theta = np.array(theta, np.float64)
-    theta[:, 0] -= theta[:, 1:] @ mean
-    return theta
-
-
 def to_solution(
-    certificate: Certificate,
-    work: Work,
-    mean: np.ndarray,
-    absent: np.ndarray,
-    verdict: tuple[str, str],
+    inputs: Inputs, certificate: Certificate, work: Work, verdict: tuple[str, str]
 ) -> Solution:
     """What `fit` returns of a problem, for the features and biases as users have them."""
-    theta = _in_users_terms(np.asarray(certificate.theta[0]), mean)
-    w: Any = theta[:, 1:].T
-    b: Any = theta[:, 0]
-    # One number may be added to all biases; the choice is that they sum to zero.
-    b = np.where(absent, -np.inf, b - b[~absent].mean())
-    value, gap = float(certificate.value[0]), float(certificate.gap[0])
+    params, centered, error = _units.to_users(
+        inputs.units,
+        np.asarray(certificate.theta[0], np.float64),
+        ~inputs.absent[work.weighting],
+        fit_intercept=bool(inputs.problem.intercept > 0),
+        centered=work.l1 == 0,
+    )
+    # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
+    # its square at most, as the second derivative is a variance under the predictions.
+    value, gap = float(certificate.value[0]), float(certificate.gap[0]) + error**2 / 2
     columns = np.array(work.history, np.float64).T
     return Solution(
-        params=Params(w=w, b=b),
+        params=params,
+        centered=centered,
+        mean=inputs.units.mean,
         objective=value,
         gap=gap,
-        relative_gap=gap / value if value > 0 else 0.0,
+        relative_gap=gap / max(value, NEGLIGIBLE * float(inputs.entropy[work.weighting])),
+        slope=float(certificate.slope[0]),
         status=verdict[0],
         reason=verdict[1],
         passes=work.passes,

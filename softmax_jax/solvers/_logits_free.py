@@ -13,8 +13,9 @@ the difference,
     Q = \bar y + \frac{1 - \epsilon}{\epsilon} (\bar y - \bar p),
 
 with the smallest ε for which Q is not negative,
-:math:`\epsilon = \max_j (\bar p_j - \bar y_j)^+ / \bar p_j`. For centered features
-:math:`X^\top S Q = 0`, so with :math:`G = X^\top S (P - Y)` and :math:`G_Y = X^\top S Y`
+:math:`\epsilon = \max_j (\bar p_j - \bar y_j)^+ / \bar p_j`; a bias that is held at zero needs no
+mixing. For centered features :math:`X^\top S Q = 0`, so with :math:`G = X^\top S (P - Y)` and
+:math:`G_Y = X^\top S Y`
 
 .. math:: F^* \ge \sum_i s_i H(p'_i) - \frac{1}{2 l_2} \|X^\top S (P' - Y)\|^2
     \ge (1 - \epsilon) \sum_i s_i H(p_i) + \epsilon H(Q)
@@ -33,7 +34,7 @@ import optax
 
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
-from softmax_jax.solvers import _lanes, _problem
+from softmax_jax.solvers import _lanes, _problem, _units
 from softmax_jax.solvers._certificate import Certificate
 from softmax_jax.solvers._inputs import Inputs
 from softmax_jax.solvers._problem import Problem
@@ -75,12 +76,13 @@ def solve(
     """Solutions by place; see `_lanes.solve`."""
     solved: dict[tuple[int, ...], Solution] = {}
     for m in sorted({work.weighting for work in works}):
+        # The bound needs features of mean zero.
         rows = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
-        mean = np.asarray(_mean(rows))
-        exact = rows._replace(shift=rows.shift - mean)
+        exact, units = _units.centered(rows, inputs.units, _mean(rows))
+        own_inputs = inputs._replace(problem=exact, units=units)
         problem = _problem.cast(exact, jnp.float64 if inputs.is_wide else jnp.float32)
         absent = inputs.absent[m]
-        params = _started(inputs, mean, problem.dtype)
+        params = _started(own_inputs, problem.dtype)
         nothing = Params(jnp.zeros((problem.d, inputs.q)), jnp.zeros(inputs.q))
         # With constant predictions and centered features, the gradient is that of the targets.
         none, _ = _measured(exact, nothing, absent)
@@ -89,16 +91,17 @@ def solve(
             params, certificate, verdict = _solved(
                 problem, exact, params, -none.gradient.w, absent, work, options, len(solved)
             )
-            solved[work.place] = _lanes.to_solution(certificate, work, mean, absent, verdict)
+            solved[work.place] = _lanes.to_solution(own_inputs, certificate, work, verdict)
     return solved
 
 
-def _started(inputs: Inputs, mean: np.ndarray, dtype: Any) -> Params:
-    """Zero, or the start that was given, for centered features."""
+def _started(inputs: Inputs, dtype: Any) -> Params:
+    """Zero, or the start that was given."""
     d, q = inputs.problem.d, inputs.q
-    theta = np.zeros((q, 1 + d)) if inputs.initial is None else inputs.initial
-    w = theta[:, 1:].T
-    return Params(jnp.asarray(w, dtype), jnp.asarray(theta[:, 0] + mean @ w, dtype))
+    if inputs.initial is None:
+        return Params(jnp.zeros((d, q), dtype), jnp.zeros(q, dtype))
+    theta = _units.to_solver(inputs.units, inputs.initial)
+    return Params(jnp.asarray(theta[:, 1:].T, dtype), jnp.asarray(theta[:, 0], dtype))
 
 
 def _solved(
@@ -113,28 +116,31 @@ def _solved(
 ) -> tuple[Params, Certificate, tuple[str, str]]:
     """The last iterate, its certificate, status and reason."""
     is_wide = problem.dtype == jnp.float64
-    l2 = np.asarray(work.l2, problem.dtype)
+    problem = problem._replace(l2=np.array([work.l2], problem.dtype))
+    exact = exact._replace(l2=np.array([work.l2]))
     with jax.enable_x64(is_wide):
         state = _State(params, _OPTIMIZER.init(params))
     target = work.target
     while True:
         # The line search would widen the parameters where float64 is there.
         with jax.enable_x64(is_wide):
-            state, value, gap, tries = _step(problem, state, absent, l2)
+            state, value, gap, tries = _step(problem, state, absent)
         looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
         _lanes.look([work], looked, tries[None], 1.0, options, solved)
         reason = None
         if work.passes >= options.max_passes:
             reason = f"max_passes = {options.max_passes:g} are used up"
         elif work.idle_steps >= _PATIENCE:
-            reason = _lanes.UNBOUNDED if work.l2 == 0 else "no step makes progress any more"
+            reason = "no step makes progress any more"
         if reason is None and not work.gap <= target * work.value:
             continue
-        certificate, passes = _certified(exact, state.params, targets_gradient, absent, work.l2)
+        certificate, passes = _certified(exact, state.params, targets_gradient, absent)
         work.passes += passes
         if certificate.gap[0] <= options.tol * certificate.value[0]:
             return state.params, certificate, (CERTIFIED, "")
         if reason is not None:
+            if work.l2 == 0:
+                reason = _lanes.UNBOUNDED.format(certificate.slope[0])
             return state.params, certificate, (NOT_CERTIFIED, reason)
         target /= 4
 
@@ -179,6 +185,7 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
 
     def add(j, carry):
         (loss, entropy), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, j)
+        gradient = gradient._replace(b=gradient.b * problem.intercept)
         return jax.tree.map(jnp.add, carry, _Pass(loss, gradient, entropy))
 
     zero = jnp.zeros((), problem.dtype)
@@ -189,14 +196,15 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
 
 @jax.jit
 def _step(
-    problem: Problem, state: _State, absent: jax.Array, l2: jax.Array
+    problem: Problem, state: _State, absent: jax.Array
 ) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
     """One of L-BFGS; value and estimated gap before it, and how many passes it took."""
+    ridge = problem.ridge[0][:, None]
 
     def evaluate(params):
         found = _over_rows(problem, params, absent, exact=False)
-        w = found.gradient.w + l2 * params.w
-        value = found.loss + l2 / 2 * jnp.sum(params.w**2)
+        w = found.gradient.w + ridge * params.w
+        value = found.loss + jnp.sum(ridge * params.w**2) / 2
         return value, Params(w, found.gradient.b)
 
     @jax.custom_vjp
@@ -211,7 +219,7 @@ def _step(
     )
     params = optax.apply_updates(state.params, updates)
     tries = optax.tree.get(optimizer, "info").num_linesearch_steps
-    return _State(params, optimizer), value, jnp.sum(gradient.w**2) / (2 * l2), tries
+    return _State(params, optimizer), value, jnp.sum(gradient.w**2 / (2 * ridge)), tries
 
 
 @jax.jit
@@ -234,7 +242,7 @@ def _mean_targets(problem: Problem, q: int) -> jax.Array:
 
 
 def _certified(
-    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray, l2: float
+    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray
 ) -> tuple[Certificate, int]:
     """With the bias moved so that means agree better, and how many passes it took."""
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
@@ -242,12 +250,12 @@ def _certified(
     best, lowest, passes = None, np.inf, 0
     while passes < _SCALINGS:
         found, move = _measured(exact, params, absent)
-        value, gap = _bound(found, params, mean_y, targets_gradient, np.float64(l2))
+        value, gap, slope = _bound(exact, found, params, mean_y, targets_gradient)
         passes += 1
         is_better = best is None or float(gap) < 0.7 * lowest
         if is_better:
             theta = jnp.concatenate([params.b[:, None], params.w.T], axis=1)
-            best, lowest = Certificate(theta[None], value[None], gap[None]), float(gap)
+            best, lowest = Certificate(theta[None], value[None], gap[None], slope[None]), float(gap)
             params = params._replace(b=params.b + move)
         else:
             break
@@ -257,10 +265,12 @@ def _certified(
 
 @jax.jit
 def _bound(
-    found: _Pass, params: Params, mean_y: jax.Array, targets_gradient: jax.Array, l2: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Objective and gap; the gap is the objective where nothing is known."""
-    value = found.loss + l2 / 2 * jnp.sum(params.w**2)
+    problem: Problem, found: _Pass, params: Params, mean_y: jax.Array, targets_gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Objective, gap and slope; the gap is the objective where nothing is known."""
+    ridge = problem.ridge[0][:, None]
+    value = found.loss + jnp.sum(ridge * params.w**2) / 2
+    slope = jnp.max(jnp.abs(found.gradient.w + ridge * params.w))
     excess = found.gradient.b
     mean_p = mean_y + excess
     share = jnp.where(excess > 0, excess / jnp.where(mean_p > 0, mean_p, 1), 0)
@@ -270,6 +280,6 @@ def _bound(
     other = jnp.maximum(other, 0)
     entropy_of_other = -jnp.sum(jax.scipy.special.xlogy(other, other))
     g = (1 - mix) * found.gradient.w - mix * targets_gradient
-    dual = (1 - mix) * found.entropy + mix * entropy_of_other - jnp.sum(g**2) / (2 * l2)
+    dual = (1 - mix) * found.entropy + mix * entropy_of_other - jnp.sum(g**2 / (2 * ridge))
     gap = value - dual + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-    return value, jnp.where(jnp.isfinite(gap), jnp.clip(gap, 0, value), value)
+    return value, jnp.where(jnp.isfinite(gap), jnp.clip(gap, 0, value), value), slope

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from softmax_jax.solvers import _problem
-from softmax_jax.solvers._problem import Problem, dot, wide, without_bias
+from softmax_jax.solvers._problem import Problem
 
 _OPTIMIZER = optax.lbfgs(memory_size=10)
 
@@ -59,9 +59,10 @@ def advance(
         logits = _problem.logits(problem, theta)
         loss, probabilities = _problem.loss_and_probabilities(problem, logits)
         gradient = _problem.gradient(problem, probabilities)
-        w = without_bias(theta)
-        value = loss + problem.l2 / 2 * dot(w, w)
-        return value[0], gradient + wide(problem.l2) * w
+        w = theta[..., 1:]
+        slope = problem.ridge[:, None, :] * w
+        value = loss + jnp.sum(slope * w, axis=(1, 2)) / 2
+        return value[0], gradient.at[..., 1:].add(slope)
 
     @jax.custom_vjp
     def objective(theta):
@@ -77,8 +78,7 @@ def advance(
     def step(carry):
         state, passes = carry
         value, gradient = value_and_grad(state.theta, state=state.optimizer)
-        g = without_bias(gradient)
-        gap = dot(g, g) / (2 * problem.l2)
+        gap = _problem.dual_dot(problem, gradient, gradient) / 2
         done = gap <= target * value
         updates, optimizer = _OPTIMIZER.update(
             gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective

@@ -1,7 +1,7 @@
 r"""An approximate inverse of the Hessian: exact where the curvature is, Kronecker elsewhere.
 
 The Hessian of the mean loss is :math:`\sum_i s_i (\mathrm{diag}(p_i) - p_i p_i^\top) \otimes x_i
-x_i^\top`. In the principal components of the features
+x_i^\top`. In the principal components of the features, each in the unit in which it is penalised,
 
 - it is formed on the bias and the ``r`` largest components, with all of the coupling between
   classes, from a sample of rows, and inverted: it has ``(r + 1) q`` rows, about a thousand;
@@ -39,14 +39,23 @@ POOL = 65_536
 
 
 class Basis(NamedTuple):
-    """Principal components of the features, largest first."""
+    r"""Principal components of ``x / factor``, largest first.
+
+    The penalty is :math:`\tfrac{l_2}{2} |a|^2` for weights :math:`W = U a`, so that one basis
+    diagonalises the covariance C of the features and the ridge alike: :math:`U^\top C U =
+    \mathrm{diag}(v)` and :math:`U^\top F^2 U = I` for the factors F.
+    """
 
     components: jax.Array
-    """``[d, p]``, orthonormal."""
+    """``U: [d, p]``: orthonormal once multiplied by the factors."""
     variances: jax.Array
-    """``[p]``."""
+    """``v: [p]``."""
     rest: jax.Array
     """The mean variance of the directions outside."""
+    factor: jax.Array
+    """``F: [d]``."""
+    second_moments: jax.Array
+    """``[d]``: of the features, which are centered."""
 
 
 class Preconditioner(NamedTuple):
@@ -65,87 +74,89 @@ def rank(d: int, q: int) -> int:
     return min(d, max(CORE // q - 1, 0), LEADING)
 
 
-def center_and_basis(problem: Problem, blocks: int) -> tuple[Problem, Basis]:
-    """The problem with features of mean zero, and their components, from the first ``blocks``.
+def basis(problem: Problem, blocks: int, factor: jax.Array) -> Basis:
+    """Of the features in the first ``blocks``.
 
-    A shift of the features is a change of the bias, which is not penalised: the optimum in ``W``
-    stays where it is, and the bias no longer pulls at the weights. Any shift will do, so this one
-    may come from a sample.
+    Args:
+      problem: centered.
+      blocks: a sample.
+      factor: ``[d]``: those of the penalty, or any other unit where nothing is penalised.
     """
-    whole, problem = problem, problem._replace(active=jnp.minimum(blocks, problem.active))
+    problem = problem._replace(active=jnp.minimum(blocks, problem.active))
     d, dtype = problem.d, problem.dtype
+    # No component of what is hardly penalised drowns the others: a larger ridge does not hurt it.
+    factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
+    unit = 1 / factor
 
     def weighted(j):
-        s = _problem.block_of(problem.weights, j)
-        return _problem.features(problem, j), jnp.mean(s, axis=0)
+        x = _problem.features(problem, j)
+        s = jnp.mean(_problem.block_of(problem.weights, j), axis=0)
+        return x * jnp.broadcast_to(unit, x.shape), s[:, None]
 
-    def add_mean(j, carry):
+    def add_moments(j, carry):
         x, s = weighted(j)
-        return carry[0] + s @ x, carry[1] + jnp.sum(s)
+        return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
 
-    total, mass = _problem.over_blocks(
-        problem, add_mean, (jnp.zeros(d, dtype), jnp.zeros((), dtype))
+    mass, moments = _problem.over_blocks(
+        problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype))
     )
     mass = jnp.where(mass > 0, mass, 1)
-    mean = total / mass
-    centered = whole._replace(shift=whole.shift - mean)
-
-    def moved(j):
-        x, s = weighted(j)
-        return x - jnp.broadcast_to(mean, x.shape), s[:, None] / mass
+    moments = moments / mass
 
     if d <= COMPLETE_UP_TO:
 
         def add_covariance(j, carry):
-            x, s = moved(j)
+            x, s = weighted(j)
             return carry + jnp.matmul(x.T, s * x, precision="highest")
 
         covariance = _problem.over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
-        values, vectors = jnp.linalg.eigh(covariance)
+        values, vectors = jnp.linalg.eigh(covariance / mass)
         rest = jnp.zeros((), dtype)
-        return centered, Basis(vectors[:, ::-1], jnp.maximum(values[::-1], 0), rest)
+        u = unit[:, None] * vectors[:, ::-1]
+        return Basis(u, jnp.maximum(values[::-1], 0), rest, factor, moments * factor**2)
 
     def multiply(v):
         def add(j, carry):
-            x, s = moved(j)
+            x, s = weighted(j)
             return carry + x.T @ (s * (x @ v))
 
-        return _problem.over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype))
-
-    def add_trace(j, carry):
-        x, s = moved(j)
-        return carry + jnp.sum(s * x * x)
+        return _problem.over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
     v = jax.random.normal(jax.random.key(0), (d, LEADING), dtype)
     for _ in range(3):
         v = jnp.linalg.qr(multiply(v))[0]
     values, turn = jnp.linalg.eigh(v.T @ multiply(v))
     values = jnp.maximum(values[::-1], 0)
-    trace = _problem.over_blocks(problem, add_trace, jnp.zeros((), dtype))
-    rest = jnp.maximum(trace - jnp.sum(values), 0) / (d - LEADING)
-    return centered, Basis(v @ turn[:, ::-1], values, rest)
+    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - LEADING)
+    u = unit[:, None] * (v @ turn[:, ::-1])
+    return Basis(u, values, rest, factor, moments * factor**2)
 
 
 def scores(problem: Problem, basis: Basis, q: int) -> jax.Array:
-    """``[blocks, rows, 1 + r]``: a one and the first component scores of the first `POOL` rows."""
+    """``[blocks, rows, 1 + r]``: a one and the first component scores of the first `POOL` rows.
+
+    Zero for the one where the bias is held.
+    """
     blocks = min(problem.blocks, -(-POOL // problem.rows))
     u = basis.components[:, : rank(problem.d, q)]
 
     def of_block(j):
         x = _problem.features(problem, j)
-        return jnp.concatenate([jnp.ones((len(x), 1), x.dtype), x @ u], axis=1)
+        ones = jnp.broadcast_to(problem.intercept, (len(x), 1))
+        return jnp.concatenate([ones, jnp.matmul(x, u, precision="highest")], axis=1)
 
     return jax.lax.map(of_block, jnp.arange(blocks))
 
 
-def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) -> Preconditioner:
-    """For one problem.
+def sample(
+    z: jax.Array, logits: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows that stand for all: of ``z``, of the probabilities ``[n, q]``, and their shares ``[n]``.
 
     Args:
       z: ``[blocks, rows, 1 + r]``, from `scores`.
       logits: ``[blocks, q, rows]``.
       weights: ``[blocks, rows]``.
-      l2: scalar.
     """
     blocks, q, rows = logits.shape
     dtype = logits.dtype
@@ -164,43 +175,73 @@ def build(z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array) ->
     else:
         drawn = jnp.arange(blocks * rows)
     block, row = jnp.divmod(drawn, rows)
-    z, p, s = z[block, row], p[block, :, row], s[block, row]
-    s = s / jnp.maximum(jnp.sum(s), tiny)
-
-    k1 = z.shape[1]
-    sp = s[:, None] * p
-    zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), q * k1)
-    diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
-    h = _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
-    # h is blind to one number added to all biases; without some weight there, its inverse would
-    # multiply what rounding leaves in that direction.
-    mean, bias = jnp.sum(sp, axis=0), k1 * jnp.arange(q)
-    h = h.at[bias[:, None], bias[None, :]].add(mean[:, None] * mean[None, :])
-    inverse = _inverse(h, jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1))
-    values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)
-    return Preconditioner(inverse, vectors, jnp.maximum(values, 0))
+    s = s[block, row]
+    return z[block, row], p[block, :, row], s / jnp.maximum(jnp.sum(s), tiny)
 
 
-def _inverse(h: jax.Array, ridge: jax.Array) -> jax.Array:
-    """Of ``h`` with at least ``ridge`` added, and more until rounding leaves it definite.
+def hessian(z: jax.Array, p: jax.Array, s: jax.Array) -> jax.Array:
+    """``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class: ``[q c, q c]``.
 
-    Zero, so that nothing moves, if there is no such number, as ``h`` is not finite.
+    Args:
+      z: ``[n, c]``.
+      p: ``[n, q]``.
+      s: ``[n]``.
     """
-    largest = jnp.max(jnp.diagonal(h)) + jnp.finfo(h.dtype).tiny
+    sp = s[:, None] * p
+    zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), -1)
+    diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
+    return _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
+
+
+def build(
+    basis: Basis, z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array
+) -> Preconditioner:
+    """For one problem, with one strength and the components of ``z``; see `sample`."""
+    q, dtype = logits.shape[1], logits.dtype
+    tiny = jnp.finfo(dtype).tiny
+    z, p, s = sample(z, logits, weights)
+    h = hessian(z, p, s)
+    k1, sp = z.shape[1], s[:, None] * p
+    mean = jnp.sum(sp, axis=0)
+    values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)
+    values = jnp.maximum(values, 0)
+    # h is blind to one number added to the weights of all classes; without some curvature there,
+    # its inverse would multiply what rounding leaves in that direction. Gradients sum to zero over
+    # the classes, so that nothing else changes.
+    rarest = jnp.min(jnp.where(mean > 0, mean, 1))
+    h = h + jnp.kron(jnp.full((q, q), rarest / q), jnp.diag(jnp.sum(s[:, None] * z * z, axis=0)))
+    ridge = jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1)
+    # What rounding blurs in the features' own units, in which they are of size 1 at most.
+    u = basis.components[:, : k1 - 1]
+    blur = jnp.eye(k1, dtype=dtype).at[1:, 1:].set(u.T @ u)
+    blur = jnp.kron(jnp.eye(q, dtype=dtype), (jnp.max(values) + tiny) * blur)
+    return Preconditioner(_inverse(h, ridge, blur), vectors, values)
+
+
+def _inverse(h: jax.Array, ridge: jax.Array, blur: jax.Array) -> jax.Array:
+    """Of ``h`` with the ridge added, and of a share of ``blur`` that leaves it definite.
+
+    Zero, so that nothing moves, if there is no such share, as ``h`` is not finite.
+    """
+    ridged = h + jnp.diag(ridge)
 
     def failed(carry):
-        factor, share = carry
-        return ~jnp.all(jnp.isfinite(factor)) & (share < 1e3)
+        root, share = carry
+        return ~jnp.all(jnp.isfinite(root)) & (share < 1e3)
 
     def try_more(carry):
         _, share = carry
-        at_least = jnp.maximum(ridge, share * largest)
-        return jnp.linalg.cholesky(h + jnp.diag(at_least)), 30 * share
+        # With a unit diagonal, as components may differ by more orders than there are digits.
+        total = ridged + share * blur
+        scale = 1 / jnp.sqrt(jnp.diagonal(total))
+        factor = jnp.linalg.cholesky(scale[:, None] * total * scale[None, :])
+        return (
+            jax.scipy.linalg.solve_triangular(factor, jnp.diag(scale), lower=True),
+            30 * share,
+        )
 
     share = 10 * jnp.finfo(h.dtype).eps
-    factor, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
-    identity = jnp.eye(len(h), dtype=h.dtype)
-    root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    root, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
     return jnp.where(jnp.all(jnp.isfinite(root)), root.T @ root, 0)
 
 
@@ -220,17 +261,21 @@ def apply(pre: Preconditioner, basis: Basis, l2: jax.Array, g: jax.Array) -> jax
     head = jnp.concatenate([g[..., :1], t[..., : k1 - 1]], axis=-1).reshape(k, q * k1)
     head = jnp.einsum("kij,kj->ki", pre.core, head).reshape(k, q, k1)
 
-    def kronecker(a, variances):
+    blur = jnp.max(pre.class_values, axis=1)[:, None] * jnp.sum(u * u, axis=0)[None]
+
+    def kronecker(a, variances, blur):
         a = jnp.einsum("kij,kic->kjc", pre.class_vectors, a)
         h = pre.class_values[:, :, None] * variances[None, None, :] + l2[:, None, None]
         # Along adding the same to all classes h is zero but for l2, and what is there is rounding.
         eps, tiny = jnp.finfo(h.dtype).eps, jnp.finfo(h.dtype).tiny
-        h = jnp.maximum(h, 10 * eps * jnp.max(h, axis=(1, 2), keepdims=True, initial=0) + tiny)
+        h = jnp.maximum(h, 10 * eps * blur[:, None, :] + tiny)
         return jnp.einsum("kij,kjc->kic", pre.class_vectors, a / h)
 
-    tail = kronecker(t[..., k1 - 1 :], basis.variances[k1 - 1 :])
+    tail = kronecker(t[..., k1 - 1 :], basis.variances[k1 - 1 :], blur[:, k1 - 1 :])
     w = jnp.concatenate([head[..., 1:], tail], axis=-1) @ u.T
     if u.shape[1] < u.shape[0]:
-        outside = g[..., 1:] - t @ u.T
-        w = w + kronecker(outside, basis.rest[None])
+        f = jnp.broadcast_to(basis.factor, g[..., 1:].shape)
+        outside = g[..., 1:] / f - (t @ u.T) * f
+        rest = jnp.max(pre.class_values, axis=1)[:, None] / jnp.max(basis.factor) ** 2
+        w = w + kronecker(outside, basis.rest[None], rest) / f
     return jnp.concatenate([head[..., :1], w], axis=-1)

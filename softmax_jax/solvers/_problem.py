@@ -6,10 +6,10 @@ One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arith
 a single problem is bound by memory.
 
 Rows lie in blocks, as they are stored (uint8, bfloat16, floats, or sparse), and become features in
-the type that the work is done in one block at a time. They are shuffled, so that the first blocks
-are a fair sample of all: `Problem.active` says how many count. Logits are ``[blocks, k, q, rows]``,
-rows last: a product of row-major :math:`W^\top` and X yields them so, backwards it takes them so,
-and a vector unit finds many rows where there are few classes.
+the type that the work is done in one block at a time, in units of their own: see `_units`. They are
+shuffled, so that the first blocks are a fair sample of all: `Problem.active` says how many count.
+Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields
+them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,15 @@ class Problem(NamedTuple):
     """The data and strengths of ``k`` problems."""
 
     x: Any
-    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features are ``x * scale + shift``."""
+    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features: ``(x - center) * scale``."""
+    center: jax.Array
+    """``[d]``, float64."""
     scale: jax.Array
-    """``[d]``, in the type that the work is done in."""
-    shift: jax.Array
-    """``[d]``."""
+    """``[d]``, float64."""
+    factor: jax.Array
+    """``[d]``, in the type that the work is done in: the penalties are of ``factor * W``."""
+    intercept: jax.Array
+    """1, or 0 where the bias is held at zero."""
     targets: jax.Array
     """Class ids ``[blocks, rows]``, or probabilities ``[blocks, q, rows]``."""
     weights: jax.Array
@@ -52,7 +56,17 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> jnp.dtype:
-        return self.scale.dtype
+        return self.factor.dtype
+
+    @property
+    def ridge(self) -> jax.Array:
+        """``[k, d]``: the penalty has the second derivative ``ridge`` in the weights."""
+        return self.l2[:, None] * (self.factor**2)[None, :]
+
+    @property
+    def threshold(self) -> jax.Array:
+        """``[k, d]``: the slope of the absolute penalty."""
+        return self.l1[:, None] * self.factor[None, :]
 
     @property
     def rows(self) -> int:
@@ -65,15 +79,15 @@ class Problem(NamedTuple):
 
     @property
     def d(self) -> int:
-        return self.scale.shape[0]
+        return self.factor.shape[0]
 
 
 def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
     """The same problem for work in another type; the rows stay as they are stored."""
     soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
     return problem._replace(
-        scale=problem.scale.astype(dtype),
-        shift=problem.shift.astype(dtype),
+        factor=problem.factor.astype(dtype),
+        intercept=problem.intercept.astype(dtype),
         targets=problem.targets.astype(dtype) if soft else problem.targets,
         weights=problem.weights.astype(dtype),
         offset=None if problem.offset is None else problem.offset.astype(dtype),
@@ -116,13 +130,23 @@ def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
 
 def features(problem: Problem, j: jax.Array) -> jax.Array:
     """``[rows, d]``: block ``j`` as the model sees it."""
+    dtype = problem.dtype
     if isinstance(problem.x, SparseBlocks):
         row, column, value = (block_of(a, j) for a in problem.x)
-        x = jnp.zeros((problem.rows, problem.d), problem.dtype)
-        x = x.at[row, column].add(value.astype(problem.dtype))
+        x = jnp.zeros((problem.rows, problem.d), dtype).at[row, column].add(value.astype(dtype))
     else:
-        x = block_of(problem.x, j).astype(problem.dtype)
-    return x * jnp.broadcast_to(problem.scale, x.shape) + jnp.broadcast_to(problem.shift, x.shape)
+        # What float32 cannot hold is centered before it loses its digits.
+        x = block_of(problem.x, j)
+        x = x.astype(jax.dtypes.canonicalize_dtype(float) if is_wide(x.dtype) else dtype)
+    center, scale = (
+        jnp.broadcast_to(a.astype(x.dtype), x.shape) for a in (problem.center, problem.scale)
+    )
+    return ((x - center) * scale).astype(dtype)
+
+
+def is_wide(stored: jnp.dtype) -> bool:
+    """Whether float32 does not hold all numbers of a type."""
+    return stored.itemsize >= 4 and stored != jnp.float32
 
 
 def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
@@ -163,7 +187,10 @@ def logits(problem: Problem, theta: jax.Array) -> jax.Array:
 
 
 def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
-    """``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``."""
+    """``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``.
+
+    Zero in the bias where that is held.
+    """
     _, k, q, _ = probabilities.shape
     total = mass(problem)
 
@@ -173,7 +200,8 @@ def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
         return g + transposed_product(s * (p - targets(problem, j, q)), features(problem, j))
 
     zero = jnp.zeros((k, q, 1 + problem.d), probabilities.dtype)
-    return over_blocks(problem, add, zero)
+    g = over_blocks(problem, add, zero)
+    return g.at[..., 0].multiply(problem.intercept)
 
 
 def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -251,6 +279,13 @@ def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products of parameters, for each problem: ``[k]``."""
     return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
+
+
+def dual_dot(problem: Problem, a: jax.Array, b: jax.Array) -> jax.Array:
+    """``[k]``: gradients' ``sum a b / ridge`` over the weights; 0 where nothing is penalised."""
+    ridge = problem.ridge[:, None, :]
+    penalised = jnp.where(ridge > 0, ridge, jnp.inf)
+    return jnp.sum(a[..., 1:] * b[..., 1:] / penalised, axis=(1, 2))
 
 
 def wide(a: jax.Array) -> jax.Array:

@@ -99,11 +99,10 @@ def advance(
     grouped: bool,
 ) -> tuple[State, jax.Array]:
     """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`."""
-    u = basis.components
-    variance = (u * u) @ basis.variances + basis.rest * (1 - jnp.sum(u * u, axis=1))
+    variance = basis.second_moments
     # A constant feature has no gradient; any positive number will do for it.
     least = 1e-6 * jnp.max(variance) + 1e-30
-    metric = jnp.concatenate([jnp.ones(1, u.dtype), jnp.maximum(variance, least)])
+    metric = jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
     return _problem.steps_until_done(
         lambda state: _step(problem, metric, state, target, grouped), state, limit, stop_at_first
     )
@@ -112,7 +111,6 @@ def advance(
 def _step(
     problem: Problem, metric: jax.Array, state: State, target: jax.Array, grouped: bool
 ) -> State:
-    l2, l1 = problem.l2, problem.l1
     t = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     push = (state.momentum - 1) / t
     y = state.theta + wide(push) * (state.theta - state.previous)
@@ -120,16 +118,16 @@ def _step(
     loss, probabilities = _problem.loss_and_probabilities(problem, y_logits)
     g = _problem.gradient(problem, probabilities)
     w = y[..., 1:]
-    value = loss + _certificate.penalty(w, l2, l1, grouped=grouped)
-    bounded = _certificate.fenchel_young(w, g[..., 1:], l2, l1, grouped=grouped)
+    value = loss + _certificate.penalty(problem, w, grouped=grouped)
+    gap = _certificate.fenchel_young(problem, w, g[..., 1:], grouped=grouped)
     # Where l2 = 0 the certificate has to shrink the residuals first; as far as that goes.
-    largest = jnp.max(_certificate.sizes(g[..., 1:], grouped), axis=(1, 2))
-    c = jnp.minimum(1, l1 / jnp.where(largest > 0, largest, 1))
-    shrunk = _certificate.fenchel_young(w, wide(0.999999 * c) * g[..., 1:], l2, l1, grouped=grouped)
-    gap = jnp.where(l2 > 0, bounded, shrunk + (1 - c) * loss)
+    c = _certificate.share_that_fits(problem, g[..., 1:], grouped=grouped)
+    fitting = wide(0.999999 * c) * g[..., 1:]
+    shrunk = _certificate.fenchel_young(problem, w, fitting, grouped=grouped)
+    gap = jnp.where(problem.l2 > 0, gap, shrunk + (1 - c) * loss)
 
     strength = wide(state.curvature) * metric[None, None, :]
-    theta = _prox(y - g / strength, l2, l1, strength, grouped)
+    theta = _prox(problem, y - g / strength, strength, grouped)
     move = theta - y
     ahead = _problem.linear(problem, move)
     scaled = move * jnp.broadcast_to(metric[None, None, :], move.shape)
@@ -162,14 +160,14 @@ def _step(
     )
 
 
-def _prox(
-    v: jax.Array, l2: jax.Array, l1: jax.Array, strength: jax.Array, grouped: bool
-) -> jax.Array:
+def _prox(problem: Problem, v: jax.Array, strength: jax.Array, grouped: bool) -> jax.Array:
     """Minimises ``strength/2 |w - v|^2 + Omega(w)``; the bias stays."""
-    size = _certificate.sizes(v, grouped)
-    kept = jnp.maximum(1 - wide(l1) / (strength * jnp.where(size > 0, size, 1)), 0)
-    shrunk = v * jnp.broadcast_to(kept, v.shape) * strength / (strength + wide(l2))
-    return shrunk.at[..., 0].set(v[..., 0])
+    w, strength = v[..., 1:], strength[..., 1:]
+    size = _certificate.sizes(w, grouped)
+    threshold = problem.threshold[:, None, :]
+    kept = jnp.maximum(1 - threshold / (strength * jnp.where(size > 0, size, 1)), 0)
+    shrunk = w * jnp.broadcast_to(kept, w.shape) * strength / (strength + problem.ridge[:, None, :])
+    return v.at[..., 1:].set(jnp.where(kept > 0, shrunk, 0))
 
 
 def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ approximate inverse Hessian of `_preconditioner`, so that the few pairs it keeps
 what is wrong with that. A step is one pass over the rows: forward, :math:`X \Delta`, and after the
 search back, :math:`X^\top R`. In between, the search moves along kept logits,
 
-.. math:: \varphi(t) = \sum_i s_i\, l(o_i + t \delta_i) + \tfrac{l_2}{2} |W + t \Delta|^2,
+.. math:: \varphi(t) = \sum_i s_i\, l(o_i + t \delta_i) + \tfrac{l_2}{2} |F (W + t \Delta)|^2,
 
 which needs no pass: a few evaluations of n q exponentials.
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from softmax_jax.solvers import _preconditioner, _problem
 from softmax_jax.solvers._preconditioner import Basis, Preconditioner
-from softmax_jax.solvers._problem import Problem, dot, over_classes, wide, without_bias
+from softmax_jax.solvers._problem import Problem, dot, over_classes, wide
 
 MEMORY = 8
 # The search ends where the slope is this share of the first one.
@@ -115,11 +115,11 @@ def hand_over(
         return jax.lax.dynamic_update_slice_in_dim(array, own, lane, axis)
 
     theta = state.theta[source]
-    penalty = (problem.l2[lane] - l2) * without_bias(theta)
+    penalty = (problem.l2[lane] - l2) * (problem.factor**2)[None] * theta[..., 1:]
     state = forget(state, lane)
     return state._replace(
         theta=inherit(state.theta),
-        gradient=state.gradient.at[lane].set(state.gradient[source] + penalty),
+        gradient=state.gradient.at[lane].set(state.gradient[source].at[:, 1:].add(penalty)),
         value=inherit(state.value),
         gap=state.gap.at[lane].set(jnp.inf),
         dual=Dual(
@@ -179,7 +179,7 @@ def advance(
         seen = weights * is_active[:, None]
         return jax.lax.cond(
             renew[i],
-            lambda: _preconditioner.build(z, state.logits[:blocks, i], seen, problem.l2[i]),
+            lambda: _preconditioner.build(basis, z, state.logits[:blocks, i], seen, problem.l2[i]),
             lambda: jax.tree.map(lambda a: a[i], state.preconditioner),
         )
 
@@ -233,8 +233,9 @@ def _penalised(
     problem: Problem, theta: jax.Array, loss: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Objective and its gradient from those of the mean loss."""
-    w = without_bias(theta)
-    return loss + problem.l2 / 2 * dot(w, w), gradient + wide(problem.l2) * w
+    w = theta[..., 1:]
+    slope = problem.ridge[:, None, :] * w
+    return loss + jnp.sum(slope * w, axis=(1, 2)) / 2, gradient.at[..., 1:].add(slope)
 
 
 def _bound(
@@ -247,7 +248,7 @@ def _bound(
 ) -> tuple[jax.Array, Dual]:
     """The gap ``[k]``, and the dual with the distributions at ``theta`` mixed in.
 
-    With the gradients G of the mean loss, the bound is ``entropy - |G_W|^2 / (2 l2)``, and a
+    With the gradients G of the mean loss, the bound is ``entropy - |G_W|^2 / (2 ridge)``, and a
     mixture has at least the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the
     last step promised.
 
@@ -260,16 +261,19 @@ def _bound(
       decrement: ``[k]``.
     """
     bounded = problem.l2 > 0
-    l2 = jnp.where(bounded, problem.l2, 1)
-    w = without_bias(theta)
     here = here._replace(entropy=loss - dot(here.gradient, theta))
 
     is_first = jnp.isneginf(dual.entropy)
     rise = jnp.where(is_first, 0, here.entropy - dual.entropy)
-    old, turn = without_bias(dual.gradient), without_bias(here.gradient - dual.gradient)
-    size = dot(turn, turn) / l2
-    share = (rise - dot(old, turn) / l2) / jnp.where(size > 0, size, 1)
+    turn = here.gradient - dual.gradient
+    size = _problem.dual_dot(problem, turn, turn)
+    ahead = rise - _problem.dual_dot(problem, dual.gradient, turn)
+    share = ahead / jnp.where(size > 0, size, 1)
     share = jnp.where(is_first | ~bounded, 1, jnp.clip(share, 0, 1))
+
+    def distance(gradient):
+        g = _penalised(problem, theta, loss, gradient)[1]
+        return _problem.dual_dot(problem, g, g) / 2
 
     def mixed(share):
         return Dual(
@@ -284,10 +288,8 @@ def _bound(
     mixture = mixed(share)
     divergence = jnp.maximum(loss - mixture.entropy - dot(mixture.gradient, theta), 0)
     noise = 8 * jnp.finfo(loss.dtype).eps * loss
-    g = without_bias(mixture.gradient) + wide(problem.l2) * w
-    averaged = divergence + noise + dot(g, g) / (2 * l2)
-    g = without_bias(here.gradient) + wide(problem.l2) * w
-    plain = dot(g, g) / (2 * l2)
+    averaged = divergence + noise + distance(mixture.gradient)
+    plain = distance(here.gradient)
     is_plain = plain <= averaged
     gap = jnp.where(bounded, jnp.minimum(plain, averaged), decrement)
     return gap, mixed(jnp.where(is_plain, 1, share))
@@ -324,8 +326,10 @@ def _line_search(
     Returns:
       The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
     """
-    w, v = without_bias(state.theta), without_bias(direction)
-    wv, vv = dot(w, v), dot(v, v)
+    w, v, ridge = state.theta[..., 1:], direction[..., 1:], problem.ridge[:, None, :]
+    ww, wv, vv = (jnp.sum(ridge * a * b, axis=(1, 2)) for a, b in ((w, w), (w, v), (v, v)))
+    # No objective is above the one at the start but by rounding, or the slope was rounding as well.
+    highest = state.value * (1 + 64 * jnp.finfo(w.dtype).eps)
     first = dot(state.gradient, direction)
     downhill = (is_fixed | (first < 0)) & ~state.done
 
@@ -336,16 +340,19 @@ def _line_search(
     def try_step(carry):
         t, low, high, found, tries, _ = carry
         probe = _probe(problem, state.logits, ahead, t)
-        slope = probe.slope + problem.l2 * (wv + t * vv)
-        bend = probe.bend + problem.l2 * vv
-        low = jnp.where(slope < 0, t, low)
-        high = jnp.where(slope < 0, high, t)
+        slope = probe.slope + wv + t * vv
+        bend = probe.bend + vv
+        is_lower = probe.loss + (ww + t * (2 * wv + t * vv)) / 2 <= highest
+        falls = (slope < 0) & is_lower
+        low = jnp.where(falls, t, low)
+        high = jnp.where(falls, high, t)
         newton = t - slope / bend
         # Far out on a slope the curvature vanishes and Newton's step with it has no bound.
         safe = jnp.where(low > 0, 0.5 * (low + high), 0.1 * high)
         safe = jnp.where(jnp.isinf(high), 8 * t, safe)
         inside = (newton > low) & (newton < high) & (newton <= 8 * t)
-        found = found | is_fixed | ~downhill | (jnp.abs(slope) <= FLAT * jnp.abs(first))
+        is_flat = is_lower & (jnp.abs(slope) <= FLAT * jnp.abs(first))
+        found = found | is_fixed | ~downhill | is_flat
         # The last two keep to what is known to lead down.
         following = jnp.where(tries >= 58, low, jnp.where(inside, newton, safe))
         return jnp.where(found, t, following), low, high, found, tries + 1, probe

@@ -43,12 +43,18 @@ class Solution(NamedTuple):
 
     params: Params
     """``w: [d, q]``, ``b: [q]``: NumPy float64, which is what the certificate is about."""
+    centered: Params
+    """The same for ``x - mean``: what float32 can evaluate however far features are from zero."""
+    mean: Any
+    """``[d]``: of the features."""
     objective: Any
     """F(w, b) in nats, in float64."""
     gap: Any
     """In nats: the minimum is not below ``objective - gap``; the objective, if nothing is known."""
     relative_gap: Any
-    """gap / objective."""
+    """gap / objective, the objective counting for a millionth of the loss without features."""
+    slope: Any
+    """The largest entry of the gradient of F, in features of size 1; NaN where a gap is known."""
     status: Any
     """``certified``, ``not certified`` or ``infimum at infinity``."""
     reason: Any
@@ -74,14 +80,26 @@ def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) 
     histories = np.empty(shape, object)
     for at in np.ndindex(shape):
         histories[at] = solved[at].history
+
+    def params(values):
+        values = list(values)
+        return Params(w=stack([p.w for p in values]), b=stack([p.b for p in values]))
+
     return Solution(
-        params=Params(
-            w=stack([solution.params.w for solution in order]),
-            b=stack([solution.params.b for solution in order]),
-        ),
+        params=params(solution.params for solution in order),
+        centered=params(solution.centered for solution in order),
         history=histories,
         **{
             name: stack([getattr(solution, name) for solution in order])
-            for name in ("objective", "gap", "relative_gap", "status", "reason", "passes")
+            for name in (
+                "mean",
+                "objective",
+                "gap",
+                "relative_gap",
+                "slope",
+                "status",
+                "reason",
+                "passes",
+            )
         },
     )

@@ -117,6 +117,8 @@ def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, ja
         logits = problem.offset[:, None] + never[None, ..., None]
         bias = never + _certificate._best_bias(problem, logits)
 
+    bias = bias * problem.intercept
+
     def add(j, carry):
         o = jnp.broadcast_to(bias[..., None], (1, q, problem.rows))
         if problem.offset is not None:
@@ -130,4 +132,5 @@ def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, ja
 
     zero = jnp.zeros((1, q, 1 + problem.d), problem.dtype)
     loss, g = _problem.over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
-    return loss, g[..., 1:]
+    # As the features would have it in whose units they are penalised.
+    return loss, g[..., 1:] / problem.factor[None, None]

@@ -30,10 +30,10 @@ def digits():
     return x.astype(np.uint8), y
 
 
-def objective(solution, x, y, **options):
+def objective(params, x, y, **options):
     """Ours in float64, by way of `losses`."""
     with jax.enable_x64(True):
-        params = jax.tree.map(jnp.asarray, solution.params)
+        params = jax.tree.map(jnp.asarray, params)
         options = {name: jnp.asarray(value) for name, value in options.items()}
         return float(losses.objective(params, jnp.asarray(x), jnp.asarray(y), **options))
 
@@ -52,7 +52,7 @@ def test_the_solution_is_that_of_scikit_learn(iris, method):
     np.testing.assert_allclose(solution.params.b, intercept, atol=50 * tol**0.5)
     assert solution.status == solvers.CERTIFIED
     assert solution.reason == ""
-    assert solution.objective == pytest.approx(objective(solution, x, y, l2=1e-2), rel=1e-13)
+    assert solution.objective == pytest.approx(objective(solution.params, x, y, l2=1e-2), rel=1e-13)
 
 
 def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits, monkeypatch):
@@ -243,7 +243,7 @@ def test_without_a_penalty_nothing_is_certified(iris):
     assert solution.status == solvers.NOT_CERTIFIED
     assert "l2 = l1 = 0" in solution.reason
     theirs = LogisticRegression(C=np.inf, tol=1e-10, solver="newton-cg", max_iter=1000).fit(x, y)
-    least = objective(solvers.Solution(Params(theirs.coef_.T, theirs.intercept_), *[0] * 7), x, y)
+    least = objective(Params(theirs.coef_.T, theirs.intercept_), x, y)
     assert solution.objective == pytest.approx(least, rel=1e-7)
 
 

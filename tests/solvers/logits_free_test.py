@@ -91,14 +91,15 @@ def test_a_step_holds_no_logits():
     shape = jax.ShapeDtypeStruct
     f32, i32 = jnp.float32, jnp.int32
     problem = Problem(
-        x=shape((blocks, rows, d), jnp.uint8), scale=shape((d,), f32), shift=shape((d,), f32),
+        x=shape((blocks, rows, d), jnp.uint8), center=shape((d,), f32), scale=shape((d,), f32),
+            factor=shape((d,), f32), intercept=shape((), f32),
         targets=shape((blocks, rows), i32), weights=shape((blocks, 1, rows), f32), offset=None,
-        l2=shape((0,), f32), l1=shape((0,), f32), active=shape((), i32),
+        l2=shape((1,), f32), l1=shape((0,), f32), active=shape((), i32),
     )  # fmt: skip
     params = Params(shape((d, q), f32), shape((q,), f32))
     state = jax.eval_shape(
         lambda params: _logits_free._State(params, _logits_free._OPTIMIZER.init(params)), params
     )
-    step = _logits_free._step.lower(problem, state, shape((q,), bool), shape((), f32))
+    step = _logits_free._step.lower(problem, state, shape((q,), bool))
     # The logits would be 2,048 MiB.
     assert step.compile().memory_analysis().temp_size_in_bytes <= 128 * 2**20

@@ -1,0 +1,302 @@
+r"""Proximal Newton for the elastic net on few parameters (Lee, Sun and Saunders 2014).
+
+A step minimises the objective with the loss replaced by its quadratic model,
+
+.. math:: \min_U\; \langle G, U - W \rangle + \tfrac12 \langle U - W, H (U - W) \rangle + \Omega(U),
+
+with the Hessian H in full, and goes as far in that direction as the objective falls. Where weights
+have to travel far, as with weak penalties or features that are hardly penalised, proximal gradients
+take thousands of passes; this takes some twenty.
+
+The model is minimised by coordinate descent, which finds the weights that are zero, in turns with
+Newton's method on those that are not, which finds the others at once. The loss does not see one
+number added to a feature's weights of all classes, so that neither gets anywhere along it: that
+number is set by itself.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import _certificate, _preconditioner, _problem
+from softmax_jax.solvers._preconditioner import Basis
+from softmax_jax.solvers._problem import Problem, wide
+
+# Rounds of the two ways to minimise the model, and the share of the first violation of the
+# conditions of its minimum at which it is good enough.
+ROUNDS = 30
+GOOD_ENOUGH = 1e-6
+
+
+class State(NamedTuple):
+    """Of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+
+    theta: jax.Array
+    logits: jax.Array
+    """``[blocks, k, q, rows]``, with the offset."""
+    value: jax.Array
+    gap: jax.Array
+    done: jax.Array
+
+
+def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
+    """At ``theta``: half a pass."""
+    unknown = jnp.full(problem.l2.size, jnp.inf, theta.dtype)
+    done = jnp.zeros(problem.l2.size, bool)
+    return State(theta, _problem.logits(problem, theta), unknown, unknown, done)
+
+
+def hand_over(
+    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
+) -> State:
+    """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands."""
+    return State(
+        theta=state.theta.at[lane].set(state.theta[source]),
+        logits=state.logits.at[:, lane].set(state.logits[:, source]),
+        value=state.value.at[lane].set(jnp.inf),
+        gap=state.gap.at[lane].set(jnp.inf),
+        done=state.done.at[lane].set(False),
+    )
+
+
+def forget(state: State, lane: jax.Array) -> State:
+    """Takes the problem of a lane up again, from where it stands."""
+    return state._replace(done=state.done.at[lane].set(False))
+
+
+def advance(
+    problem: Problem,
+    basis: Basis,
+    z: jax.Array,
+    state: State,
+    *,
+    renew: jax.Array,
+    target: jax.Array,
+    limit: jax.Array,
+    stop_at_first: jax.Array,
+    grouped: bool = False,
+) -> tuple[State, jax.Array]:
+    """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`.
+
+    Args:
+      problem: with l1 > 0.
+      basis: of no meaning here.
+      z: ``[blocks, rows, 1 + d]``: a one and the features of rows.
+      state: where they stand.
+      renew: of no meaning here, as the Hessian is new in each step.
+      target: see there.
+      limit: see there.
+      stop_at_first: see there.
+      grouped: must be False.
+    """
+    return _problem.steps_until_done(
+        lambda state: _step(problem, z, state, target), state, limit, stop_at_first
+    )
+
+
+def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> State:
+    loss, probabilities = _problem.loss_and_probabilities(problem, state.logits)
+    g = _problem.gradient(problem, probabilities)
+    w = state.theta[..., 1:]
+    value = loss + _certificate.penalty(problem, w, grouped=False)
+    gap = _gap(problem, w, g[..., 1:], loss)
+
+    blocks = z.shape[0]
+    is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
+
+    def aim(i):
+        weights = problem.weights[:blocks, jnp.minimum(i, problem.weights.shape[1] - 1)]
+        seen = _preconditioner.sample(z, state.logits[:blocks, i], weights * is_active[:, None])
+        h = _preconditioner.hessian(*seen)
+        return _minimise_model(h, g[i], state.theta[i], problem.ridge[i], problem.threshold[i])
+
+    direction = jax.lax.map(aim, jnp.arange(problem.l2.size)) - state.theta
+    ahead = _problem.linear(problem, direction)
+
+    def objective(t):
+        there, _ = _problem.loss_and_probabilities(
+            problem, state.logits + t[None, :, None, None] * ahead
+        )
+        moved = w + wide(t) * direction[..., 1:]
+        return there + _certificate.penalty(problem, moved, grouped=False)
+
+    slope = (
+        _problem.dot(g, direction)
+        + _certificate.penalty(problem, w + direction[..., 1:], grouped=False)
+        - _certificate.penalty(problem, w, grouped=False)
+    )
+    eps = jnp.finfo(value.dtype).eps
+
+    def falls(t, reached):
+        return reached <= value + 1e-4 * t * jnp.minimum(slope, 0) + 16 * eps * jnp.abs(value)
+
+    def go_on(carry):
+        t, reached, tries = carry
+        return jnp.any(~falls(t, reached)) & (tries < 40)
+
+    def shorten(carry):
+        t, reached, tries = carry
+        t = jnp.where(falls(t, reached), t, t / 2)
+        return t, objective(t), tries + 1
+
+    whole = jnp.ones_like(value)
+    t, reached, _ = jax.lax.while_loop(go_on, shorten, (whole, objective(whole), 0))
+    finished = state.done | (gap <= target * value)
+    t = jnp.where(finished | ~falls(t, reached), 0, t)
+    # A whole step keeps the zeros that the model found.
+    there = jnp.where(wide(t) == 1, state.theta + direction, state.theta + wide(t) * direction)
+    return State(
+        theta=jnp.where(wide(t) == 0, state.theta, there),
+        logits=state.logits + t[None, :, None, None] * ahead,
+        value=value,
+        gap=gap,
+        done=finished | (t == 0),
+    )
+
+
+def _gap(problem: Problem, w: jax.Array, g: jax.Array, loss: jax.Array) -> jax.Array:
+    """``[k]``: the duality gap, as if the bias were at its minimum; see `_certificate`."""
+    c = _certificate.share_that_fits(problem, g, grouped=False)
+    fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
+    gap = _certificate.fenchel_young(problem, w, fitting, grouped=False)
+    return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
+
+
+class _Model(NamedTuple):
+    """The quadratic model: the parameters are ``[q (1 + d)]``, class by class, bias first."""
+
+    h: jax.Array
+    """With the ridge."""
+    g: jax.Array
+    """The gradient at ``origin``, that of the ridge included."""
+    origin: jax.Array
+    threshold: jax.Array
+    """Zero for the biases, and for what the loss does not depend on, which stays."""
+    is_free: jax.Array
+
+
+def _minimise_model(
+    h: jax.Array, g: jax.Array, theta: jax.Array, ridge: jax.Array, threshold: jax.Array
+) -> jax.Array:
+    """``[q, 1 + d]`` at the minimum of the model, from ``theta``."""
+    q, columns = theta.shape
+
+    def for_all(a):
+        return jnp.tile(jnp.concatenate([jnp.zeros(1, a.dtype), a]), q)
+
+    ridge = for_all(ridge)
+    origin = theta.reshape(-1)
+    curvature = jnp.diagonal(h)
+    model = _Model(
+        h=h + jnp.diag(ridge),
+        g=g.reshape(-1) + ridge * origin,
+        origin=origin,
+        threshold=for_all(threshold),
+        is_free=curvature > jnp.finfo(h.dtype).eps * jnp.max(curvature) * 1e-3,
+    )
+
+    def slope(u):
+        return model.g + model.h @ (u - origin)
+
+    def violation(u):
+        r = slope(u)
+        at_zero = jnp.maximum(jnp.abs(r) - model.threshold, 0)
+        away = jnp.abs(r + model.threshold * jnp.sign(u))
+        own = jnp.where((u == 0) & (model.threshold > 0), at_zero, away)
+        return jnp.max(jnp.where(model.is_free, own, 0))
+
+    first = violation(origin)
+
+    def go_on(carry):
+        u, i = carry
+        return (i < ROUNDS) & (violation(u) > GOOD_ENOUGH * first)
+
+    def round_of_both(carry):
+        u, i = carry
+        u = _coordinate_descent(model, u, slope(u))
+        u = _newton_on_support(model, u, slope(u))
+        u = _common_set_apart(model, u.reshape(q, columns), ridge[:columns]).reshape(-1)
+        return u, i + 1
+
+    return jax.lax.while_loop(go_on, round_of_both, (origin, 0))[0].reshape(q, columns)
+
+
+def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
+    """One sweep."""
+
+    def one(j, carry):
+        u, r = carry
+        curvature = jnp.where(model.is_free[j], model.h[j, j], 1)
+        aim = u[j] - r[j] / curvature
+        shrunk = jnp.maximum(jnp.abs(aim) - model.threshold[j] / curvature, 0)
+        new = jnp.where(shrunk > 0, jnp.sign(aim) * shrunk, 0)
+        new = jnp.where(model.is_free[j], new, u[j])
+        return u.at[j].set(new), r + (new - u[j]) * model.h[j]
+
+    return jax.lax.fori_loop(0, u.size, one, (u, slope))[0]
+
+
+def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
+    """To the minimum over the weights that are not zero, or as far towards it as the model falls.
+
+    Along the way the model is quadratic between the places where a weight changes its sign, and
+    its slope jumps up at these. So the lowest place is found by sorting them.
+    """
+    moves = model.is_free & ((u != 0) | (model.threshold == 0))
+    scale = jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, jnp.diagonal(model.h), 1)), 0)
+    both = scale[:, None] * model.h * scale[None, :]
+    # With a unit diagonal, and some more, as it is flat along what all classes have in common.
+    more = 1e3 * jnp.finfo(u.dtype).eps
+    a = both + jnp.diag(jnp.where(moves, more, 1))
+    r = jnp.where(moves, slope + model.threshold * jnp.sign(u), 0)
+    d = -scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), scale * r)
+    d = jnp.where(jnp.all(jnp.isfinite(d)), d, 0)
+
+    crosses = u * d < 0
+    place = jnp.where(crosses, -u / jnp.where(crosses, d, 1), jnp.inf)
+    order = jnp.argsort(place)
+    places = place[order]
+    jumps = jnp.cumsum(jnp.where(crosses, 2 * model.threshold * jnp.abs(d), 0)[order])
+    first, bend = r @ d, d @ (model.h @ d)
+    before = jnp.concatenate([jnp.zeros(1, u.dtype), jumps[:-1]])
+    reached = jnp.where(jnp.isfinite(places), places, 0) * bend + first + jumps
+    stops = jnp.isfinite(places) & (reached >= 0)
+    at = jnp.argmax(stops)
+    bend = jnp.where(bend > 0, bend, 1)
+    inside = jnp.minimum(-(first + before[at]) / bend, places[at])
+    beyond = -(first + jumps[-1]) / bend
+    t = jnp.maximum(jnp.where(jnp.any(stops), inside, beyond), 0)
+    return jnp.where(crosses & (place == t), 0, u + t * d)
+
+
+def _common_set_apart(model: _Model, u: jax.Array, ridge: jax.Array) -> jax.Array:
+    r"""With the best number subtracted from the weights of each feature.
+
+    It minimises ``sum_c ridge/2 (u_c - v)^2 + threshold |u_c - v|``. With m numbers at or below v
+    the slope is zero at :math:`v_m = \bar u + (q - 2m) \cdot threshold / (q \cdot ridge)`, so
+    that the minimum is the median of the ``u_c`` and the ``v_m``; without a ridge, the median of
+    the ``u_c`` that is nearest to zero.
+    """
+    q = u.shape[0]
+    free = model.is_free.reshape(u.shape)
+    count = jnp.sum(free, axis=0)
+    threshold = model.threshold.reshape(u.shape)[0]
+    ordered = jnp.sort(jnp.where(free, u, jnp.inf), axis=0)
+
+    def at(i):
+        return jnp.take_along_axis(ordered, jnp.clip(i, 0, q - 1)[None], axis=0)[0]
+
+    nearest = jnp.clip(0, at((count - 1) // 2), at(count // 2))
+    m = jnp.arange(q + 1)[:, None]
+    mean = jnp.sum(jnp.where(free, u, 0), axis=0) / jnp.maximum(count, 1)
+    lever = threshold / (jnp.maximum(count, 1) * jnp.where(ridge > 0, ridge, 1))
+    between = mean[None] + (count[None] - 2 * m) * lever[None]
+    between = jnp.where(m <= count[None], between, jnp.inf)
+    both = jnp.sort(jnp.concatenate([ordered, between]), axis=0)
+    smooth = jnp.take_along_axis(both, count[None], axis=0)[0]
+    common = jnp.where(ridge > 0, smooth, nearest)
+    # Of the biases, which are not penalised, any number is as good.
+    common = jnp.where(threshold > 0, common, mean)
+    common = jnp.where(count > 1, common, 0)
+    return jnp.where(free, u - common[None], u)

@@ -1,0 +1,169 @@
+r"""Features in units of their own: a change of variables that leaves the problem as it is.
+
+Columns come in seconds since 1970 and in metres, and a float has some digits only. So the work is
+on :math:`z_j = (x_j - c_j)\, g_j`, with the mean :math:`c_j` of a feature and a power of two
+:math:`g_j` that makes it of size one. With :math:`W'_j = W_j / g_j` and :math:`b' = b + c^\top W`
+the logits are the same, and the penalty of :math:`W` is one of :math:`g_j W'_j`: that of a feature
+has the factor :math:`g_j`. Products with powers of two do not round.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax.model import Params
+from softmax_jax.solvers import _problem
+from softmax_jax.solvers._problem import Problem, SparseBlocks
+
+# Between these, squares of factors are numbers.
+_SMALLEST, _LARGEST = 1e-100, 1e100
+
+
+class Units(NamedTuple):
+    """Of the features that the solvers see, in those that users have."""
+
+    mean: np.ndarray
+    """``[d]``: a user's feature where the solvers' is zero."""
+    size: np.ndarray
+    """``[d]``, powers of two: a user's weight is the solvers' times ``size``."""
+    varies: np.ndarray
+    """``[d]``: whether a feature has more than one value among the rows with weight."""
+
+
+def of_their_own(
+    stored: Problem,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    largest: float,
+    *,
+    standardize: bool,
+) -> tuple[Problem, Units]:
+    """The problem in its own units, and what these are.
+
+    Args:
+      stored: with features as they are stored, in float64.
+      scale: ``[d]``: users' features are ``x * scale + shift``.
+      shift: ``[d]``.
+      largest: the largest stored number in size.
+      standardize: penalise the weights of features divided by their standard deviations.
+    """
+    fits_float32 = not isinstance(stored.x, SparseBlocks) and not _problem.is_wide(stored.x.dtype)
+    dtype = jnp.float32 if fits_float32 and largest < 1e30 else jnp.float64
+    first, mean, reach = (
+        np.asarray(a, np.float64) for a in _statistics(_problem.cast(stored, dtype))
+    )
+    if stored.intercept > 0:
+        center = first + mean
+        # Exact in float32 where the features are, so that differences are.
+        center = center.astype(np.float32).astype(np.float64) if dtype == jnp.float32 else center
+        # A constant one is zero to the last digit.
+        center = np.where(reach == 0, first, center)
+    else:
+        if (np.isin(scale, 0) & ~np.isin(shift, 0)).any():
+            raise ValueError("scale: 0 for a feature with a shift, which is an intercept")
+        center = -shift / np.where(np.isin(scale, 0), 1, scale)
+        reach = np.maximum(np.abs(first - center), reach)
+    reach = reach * np.abs(scale)
+    varies = reach > 1e-300
+    size = np.ldexp(1.0, -np.frexp(np.where(varies, reach, 1))[1])
+    problem = stored._replace(center=jnp.asarray(center), scale=jnp.asarray(scale * size))
+    factor = np.asarray(_deviations(problem)) if standardize else size
+    varies = varies & (factor > 0)
+    factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
+    factor = np.clip(factor, _SMALLEST, _LARGEST)
+    mean = center * scale + shift
+    return problem._replace(factor=jnp.asarray(factor)), Units(mean, size, varies)
+
+
+@jax.jit
+def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first row as stored, and of the differences from it the mean and the largest."""
+    first = _problem.features(problem, jnp.int32(0))[0]
+    problem = problem._replace(center=first)
+
+    def add(j, carry):
+        x = _problem.features(problem, j)
+        s = jnp.mean(_problem.block_of(problem.weights, j), axis=0)
+        counted = jnp.where(s[:, None] > 0, jnp.abs(x), 0)
+        return carry[0] + s @ x, jnp.maximum(carry[1], jnp.max(counted, axis=0))
+
+    zero = jnp.zeros(problem.d, problem.dtype)
+    return first, *_problem.over_blocks(problem, add, (zero, zero))
+
+
+@jax.jit
+def _deviations(problem: Problem) -> jax.Array:
+    """``[d]``: the standard deviations of the features, over all weightings together."""
+    total = _problem.over_blocks(
+        problem,
+        lambda j, total: total + jnp.sum(_problem.block_of(problem.weights, j)),
+        jnp.zeros((), problem.dtype),
+    )
+
+    def add(j, carry):
+        x = _problem.features(problem, j)
+        s = jnp.sum(_problem.block_of(problem.weights, j), axis=0) / total
+        return carry[0] + s @ x, carry[1] + s @ (x * x)
+
+    zero = jnp.zeros(problem.d, problem.dtype)
+    mean, square = _problem.over_blocks(problem, add, (zero, zero))
+    return jnp.sqrt(jnp.maximum(square - mean**2, 0))
+
+
+def centered(problem: Problem, units: Units, mean: jax.Array) -> tuple[Problem, Units]:
+    """With features of mean zero, where there is a bias to make up for it; given their mean."""
+    if not problem.intercept > 0:
+        return problem, units
+    moved = np.where(units.varies, mean, 0)
+    scale = np.where(units.varies, problem.scale, 1)
+    return (
+        problem._replace(center=problem.center + moved / scale),
+        units._replace(mean=units.mean + moved / units.size),
+    )
+
+
+def to_solver(units: Units, theta: np.ndarray) -> np.ndarray:
+    """``[q, 1 + d]``, biases first, from the features that users have."""
+    w = theta[:, 1:] / units.size
+    bias = theta[:, :1] + (theta[:, 1:] @ units.mean)[:, None]
+    return np.concatenate([bias, np.where(units.varies, w, 0)], axis=1)
+
+
+def to_users(
+    units: Units, theta: np.ndarray, counts: np.ndarray, *, fit_intercept: bool, centered: bool
+) -> tuple[Params, Params, float]:
+    """Parameters for the features that users have, for those less their mean, and an error.
+
+    Args:
+      units: those of ``theta``.
+      theta: ``[q, 1 + d]``.
+      counts: ``[q]``: which classes have weight. The bias of another is -inf.
+      fit_intercept: whether there is a bias.
+      centered: let the weights of a feature sum to zero over the classes, where nothing but a
+        squared penalty chooses among equal predictions.
+
+    Returns:
+      ``w: [d, q]`` and ``b: [q]`` twice, and how far ``b`` is from what it stands for, as float64
+      cannot hold it: by that ``b`` is off its optimum.
+    """
+    w: Any = np.where(units.varies, theta[:, 1:] * units.size, 0)
+    if centered:
+        w[counts] -= w[counts].mean(axis=0)
+    w = np.where(counts[:, None], w, 0) + 0.0  # no -0.0
+    if not fit_intercept:
+        none: Any = np.zeros(len(w))
+        params = Params(w.T, none)
+        return params, params, 0.0
+    bias: Any = np.where(counts, theta[:, 0], 0)
+    bias = np.where(counts, bias - bias[counts].mean(), -np.inf)
+    mean = units.mean.astype(np.longdouble)
+    exact = theta[counts, 0] - np.array([row.astype(np.longdouble) @ mean for row in w[counts]])
+    # One number may be added to all biases; the choice is that they sum to zero.
+    exact = exact - exact.mean()
+    b: Any = np.full(len(w), -np.inf)
+    b[counts] = exact.astype(np.float64)
+    rounding = np.finfo(np.longdouble).eps * len(mean) * (np.abs(w) @ np.abs(units.mean)).max()
+    error = float(np.abs(exact - b[counts]).max() + rounding)
+    return Params(w.T, b), Params(w.T, bias), error
