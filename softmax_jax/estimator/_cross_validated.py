@@ -20,7 +20,7 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import _check_method_params
 
 from softmax_jax import solvers
-from softmax_jax.estimator._arrays import for_solvers, to_numpy
+from softmax_jax.estimator._arrays import dtype_of_weights, for_solvers, place_of, to_numpy
 from softmax_jax.estimator._linear_classifier import LinearClassifier, warn_unless_certified
 from softmax_jax.estimator._single import SoftmaxRegression
 from softmax_jax.model import Params
@@ -136,11 +136,14 @@ class SoftmaxRegressionCV(LinearClassifier):
         )
         chosen = getattr(found, self.choice)
         self.l2_, self.l1_ = float(found.l2[chosen]), float(found.l1[chosen])
-        self.scores_ = -found.fold_loss if found.fold_score is None else found.fold_score
+        place, dtype = place_of(X), dtype_of_weights(X)
+        scores = -found.fold_loss if found.fold_score is None else found.fold_score
+        self.scores_ = place.put(np.asarray(scores, dtype))
         w: Any = found.folds.params.w
         b: Any = found.folds.params.b
-        self.coefs_paths_ = np.concatenate([np.moveaxis(w, -2, -1), b[..., None]], axis=-1)
-        self.n_iter_ = np.ceil(found.folds.passes).astype(int)
+        paths = np.concatenate([np.moveaxis(w, -2, -1), b[..., None]], axis=-1)
+        self.coefs_paths_ = place.put(paths.astype(dtype))
+        self.n_iter_ = place.put(np.ceil(found.folds.passes).astype(np.int32))
         if found.path is None:
             of_folds = (slice(None), *chosen)
             self._set_weights(Params(w[of_folds].mean(axis=0), b[of_folds].mean(axis=0)), X)

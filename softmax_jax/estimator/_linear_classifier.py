@@ -43,13 +43,13 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Any:
         """``[n, q]`` logits; for two classes ``[n]``, the log odds of ``classes_[1]``."""
-        logits = self._logits(X)
+        logits = self._logits(X, "decision_function")
         logits = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
         return self._in_the_type_of_the_weights(logits)
 
     def predict(self, X: Any) -> Any:
         """``[n]``: the most probable labels."""
-        logits = self._logits(X)
+        logits = self._logits(X, "predict")
         place = place_of(logits)
         best = to_numpy(place.namespace.argmax(logits, axis=1))
         labels = to_numpy(self.classes_)[best]
@@ -57,13 +57,13 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> Any:
         """``[n, q]`` probabilities, with the classes in the order of ``classes_``."""
-        log_probabilities = self._log_probabilities(X)
+        log_probabilities = self._log_probabilities(X, "predict_proba")
         probabilities = place_of(log_probabilities).namespace.exp(log_probabilities)
         return self._in_the_type_of_the_weights(probabilities)
 
     def predict_log_proba(self, X: Any) -> Any:
         """``[n, q]``: their logarithms, in nats."""
-        return self._in_the_type_of_the_weights(self._log_probabilities(X))
+        return self._in_the_type_of_the_weights(self._log_probabilities(X, "predict_log_proba"))
 
     def sparsify(self) -> Self:
         """Makes ``coef_`` a SciPy sparse matrix, which is smaller where ``l1`` left few weights."""
@@ -146,19 +146,19 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         penalty = l2 / 2 * np.sum(w * w) + l1 * np.sum(sizes)
         return float(np.average(losses, weights=share[rows]) + penalty)
 
-    def _logits(self, X: Any) -> Any:
+    def _logits(self, X: Any, method: str) -> Any:
         """``[n, q]`` in the widest floats, as products with large features lose digits."""
         check_is_fitted(self)
         X = validate_data(
             self, without_bfloat16(X), accept_sparse="csr", dtype="numeric", reset=False
         )
         place = place_of(X)
-        _refuse_another_place(place, self.coef_)
+        _refuse_another_place(place, self.coef_, f"{type(self).__name__}.{method}()")
         intercept = place.namespace.astype(self.intercept_, place.widest_float)
         return _products(X, self.coef_.T, place) + intercept[None, :]
 
-    def _log_probabilities(self, X: Any) -> Any:
-        logits = self._logits(X)
+    def _log_probabilities(self, X: Any, method: str) -> Any:
+        logits = self._logits(X, method)
         return _log_softmax(logits, place_of(logits).namespace)
 
     def _in_the_type_of_the_weights(self, a: Any) -> Any:
@@ -186,15 +186,15 @@ def _log_softmax(logits: Any, xp: Any) -> Any:
     return below - xp.log(xp.sum(xp.exp(below), axis=1, keepdims=True))
 
 
-def _refuse_another_place(place: Place, weights: Any) -> None:
+def _refuse_another_place(place: Place, weights: Any, method: str) -> None:
     fitted = place_of(weights)
     # Without array_api_dispatch all places are NumPy's, even where the weights are not.
     is_numpys = scipy.sparse.issparse(weights) or isinstance(weights, np.ndarray)
     if fitted != place or place.is_numpy != is_numpys:
         raise ValueError(
-            f"X: an array of {place.namespace.__name__} on {place.device}, but the weights are "
-            f"{type(weights).__name__} on {fitted.device}: give features of the kind that the "
-            "estimator was fitted to, with scikit-learn's array_api_dispatch as it was then"
+            f"Inputs passed to {method} must use the same namespace and device as those of fit(), "
+            f"with array_api_dispatch as it was then: X is of {place.namespace.__name__} on "
+            f"{place.device}, the weights are {type(weights).__name__} on {fitted.device}"
         )
 
 
