@@ -8,10 +8,12 @@ The surprisals carry their closed-form derivative as a `jax.custom_jvp`, so that
 the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes follow from it.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax import model
 from softmax_jax._checks import as_array, as_ids, as_real, known_ids
@@ -19,9 +21,22 @@ from softmax_jax._dtypes import at_least_float32
 from softmax_jax._log_normalizer import log_normalizer
 from softmax_jax.model import Params
 
+REDUCTIONS = ("none", "sum", "mean")
+
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    class_weights: jax.Array | None = None,
+    ignore_id: int | None = None,
+    label_smoothing: float | jax.Array = 0.0,
+    z_loss: float | jax.Array = 0.0,
+    soft_cap: float | None = None,
+    where: jax.Array | None = None,
+    axis: int = -1,
+    reduction: str = "none",
 ) -> jax.Array:
     r"""Cross-entropy of softmax predictions with their targets, in nats.
 
@@ -33,25 +48,122 @@ def cross_entropy(
     value for those numbers, whatever their common offset and however small the loss, down to
     1e-30, and within 4 ulp for probabilities; see `softmax_jax._log_normalizer`.
 
+    The options are those of `head.linear_cross_entropy`, and mean the same:
+
+    .. math:: l_i = s_i \Big( -\sum_j \tilde y_{ij} \log \mathrm{softmax}(\tilde o_i)_j
+        + z\, \mathrm{lse}(\tilde o_i)^2 \Big), \qquad
+        \tilde y_{ij} = v_j ((1 - ε) y_{ij} + ε / q), \qquad
+        \tilde o = c \tanh(o / c)
+
     Args:
       logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
         class: the loss is ``inf`` where the target gives it weight, and 0 · inf counts as 0.
       targets: class ids ``[...]`` (integers), or probabilities ``[..., q]``.
+      weights: ``[...]`` example weights ``s_i``; None means 1. A loss of weight 0 is 0.
+      class_weights: ``[q]`` ``v_j``.
+      ignore_id: a class id, such as -1, that gives its example weight 0.
       label_smoothing: ``ε`` in [0, 1]: targets become ``(1 - ε) y + ε / q``.
+      z_loss: ``z``, of Chowdhery et al. (2022), "PaLM".
+      soft_cap: ``c``, of Gemma Team (2024), "Gemma 2"; impossible classes stay so.
+      where: booleans that broadcast to the shape of ``logits``: the classes that take part, as if
+        the others were cut off, from the targets too, and not counted in ``q``.
+      axis: of the classes, in ``logits``, ``where`` and probabilities.
+      reduction: ``"none"``; ``"sum"``; or ``"mean"``, the sum over the weights of all examples,
+        ``Σ_i s_i Σ_j v_j y_ij``, or 0 where that is 0.
 
     Returns:
-      ``[...]`` losses. NaN where the largest logit is not finite: NaN, ``+inf`` or all ``-inf``.
+      ``[...]`` losses, or a scalar if reduced. NaN where the largest logit is not finite: NaN,
+      ``+inf`` or all ``-inf``.
 
     Raises:
-      ValueError: on shapes that do not fit, on class ids outside [0, q), and on ``ε`` outside
-        [0, 1]. Under a jax transformation values cannot raise: there, an id out of range gives
-        NaN for its own row, in the loss and in its gradient.
+      ValueError: on shapes and options that do not fit, on class ids outside [0, q), and on ``ε``
+        outside [0, 1]. Under a jax transformation values cannot raise: there, an id out of range
+        gives NaN for its own row, in the loss and in its gradient; so does, always, an id that
+        ``where`` cuts off.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+      >>> cross_entropy(logits, jnp.array([0, -1]), ignore_id=-1).round(4).tolist()
+      [0.4076, 0.0]
     """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: choose one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    check_label_smoothing(label_smoothing)
     logits = at_least_float32(as_real(logits, "logits"))
-    y = distribution(logits, targets, label_smoothing)
+    targets = as_array(targets, "targets")
+    if axis != -1:
+        logits, targets, where = _with_classes_last(logits, targets, where, axis)
+    counts = None
+    if ignore_id is not None:
+        targets, counts = _without_ignored(targets, ignore_id, rank=logits.ndim - 1)
+    y = distribution(logits, targets)
+    if soft_cap is not None:
+        logits = _capped(logits, soft_cap)
+    included = None
+    if where is not None:
+        included = jnp.broadcast_to(where, logits.shape)
+        logits = jnp.where(included, logits, -jnp.inf)
+        is_lost_id = (y > 0) & are_labels(logits, targets)
+        y = jnp.where(included, y, jnp.where(is_lost_id, jnp.nan, 0))
+    q, kind = logits.shape[-1], logits.dtype
+    v = None
+    if class_weights is not None:
+        v = as_real(class_weights, "class_weights").astype(kind)
+        if v.shape != (q,):
+            raise ValueError(f"class_weights of shape {v.shape} for {q} classes")
+        v = jnp.broadcast_to(v, logits.shape)
+    smoothed = y
+    if not _is_zero(label_smoothing):
+        smoothed = _smoothed(y, label_smoothing, included)
+    if v is not None:
+        smoothed = smoothed * v
     surprisal = _surprisals(logits)
-    impossible_and_irrelevant = (y == 0) & jnp.isinf(surprisal)
-    return jnp.sum(y * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
+    impossible_and_irrelevant = (smoothed == 0) & jnp.isinf(surprisal)
+    loss = jnp.sum(smoothed * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
+    if not _is_zero(z_loss):
+        loss = loss + jnp.asarray(z_loss, kind) * jax.nn.logsumexp(logits, axis=-1) ** 2
+    if weights is None and counts is None and reduction == "none":
+        return loss
+    s = weights_of(loss, weights)
+    s = s if counts is None else jnp.where(counts, s, 0)
+    loss = jnp.where(s == 0, 0, s * loss)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return jnp.sum(loss)
+    total = jnp.sum(s * jnp.sum(y if v is None else y * v, axis=-1))
+    return jnp.sum(loss) / jnp.where(total == 0, 1, total)
+
+
+def _with_classes_last(
+    logits: jax.Array, targets: Any, where: Any, axis: int
+) -> tuple[jax.Array, Any, Any]:
+    if targets.shape == logits.shape:
+        targets = jnp.moveaxis(as_real(targets, "targets"), axis, -1)
+    if where is not None:
+        where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
+    return jnp.moveaxis(logits, axis, -1), targets, where
+
+
+def _without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
+    """Class ids with a 0 in place of those to ignore, and which of them count."""
+    if targets.ndim > rank and not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError("ignore_id is a class id; these targets are probabilities")
+    numpy = jnp if isinstance(targets, jax.Array) else np
+    if targets.ndim > rank and targets.shape[-1] == 1:
+        targets = targets.reshape(targets.shape[:-1])
+    counts = targets != ignore_id
+    return numpy.where(counts, targets, numpy.zeros_like(targets)), jnp.asarray(counts)
+
+
+def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
+    """``c tanh(o / c)``, but for impossible classes."""
+    if not 0 < soft_cap < math.inf:
+        raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
+    possible = ~jnp.isneginf(logits)
+    capped = soft_cap * jnp.tanh(jnp.where(possible, logits, 0) / soft_cap)
+    return jnp.where(possible, capped, -jnp.inf)
 
 
 def cross_entropy_gradient(
@@ -241,10 +353,24 @@ def distribution(
     else:
         y = targets.astype(logits.dtype)
     check_label_smoothing(label_smoothing)
-    if not isinstance(label_smoothing, jax.core.Tracer) and label_smoothing == 0:
-        return y
-    label_smoothing = jnp.asarray(label_smoothing, y.dtype)
-    return (1 - label_smoothing) * y + label_smoothing / q
+    return y if _is_zero(label_smoothing) else _smoothed(y, label_smoothing)
+
+
+def _smoothed(
+    y: jax.Array, label_smoothing: float | jax.Array, included: jax.Array | None = None
+) -> jax.Array:
+    """``(1 - ε) y + ε / q``, of the classes that are included."""
+    epsilon = jnp.asarray(label_smoothing, y.dtype)
+    if included is None:
+        return (1 - epsilon) * y + epsilon / y.shape[-1]
+    share = included.astype(y.dtype)
+    share = share / jnp.broadcast_to(jnp.sum(share, axis=-1, keepdims=True), y.shape)
+    return (1 - epsilon) * y + epsilon * share
+
+
+def _is_zero(value: float | jax.Array) -> bool:
+    """Whether it is a zero that is known now."""
+    return not isinstance(value, jax.core.Tracer) and float(value) == 0
 
 
 def check_label_smoothing(label_smoothing: float | jax.Array) -> None:

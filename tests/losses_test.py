@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from softmax_jax import losses, model
+from softmax_jax import head, losses, model
 from softmax_jax.losses import cross_entropy
 
 INF = np.inf
@@ -347,3 +347,167 @@ class TestObjective:
             )
 
         assert at(0.5) <= 0.5 * (at(0.0) + at(1.0)) + 1e-6
+
+
+def numpy_loss(logits, targets, v, ignore, epsilon, z, cap, where):
+    """Row by row in float64, as torch has it: losses, and the weights of a mean."""
+    values, weights = [], []
+    for o, y, keep in zip(logits.astype(np.float64), targets, where, strict=True):
+        o = cap * np.tanh(o / cap) if cap else o
+        target = np.zeros(len(o)) if np.ndim(y) == 0 else np.array(y, np.float64)
+        if np.ndim(y) == 0:
+            if y == ignore:
+                values.append(0.0)
+                weights.append(0.0)
+                continue
+            target[y] = 1
+        o, target, v_kept = o[keep], target[keep], v[keep]
+        lse = np.log(np.sum(np.exp(o - o.max()))) + o.max()
+        smoothed = (1 - epsilon) * target + epsilon / len(o)
+        values.append(np.sum(v_kept * smoothed * (lse - o)) + z * lse**2)
+        weights.append(np.sum(v_kept * target))
+    return np.array(values), np.array(weights)
+
+
+class TestVocabulary:
+    """The options of the head, for logits in hand."""
+
+    V = np.array([0.5, 2.0, 1.0, 0.0, 3.0])
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"ignore_id": -100},
+            {"class_weights": V},
+            {"label_smoothing": 1.0},
+            {"soft_cap": 2.5},
+            {"z_loss": 0.01},
+            {"where": np.arange(5) != 3},
+            {"class_weights": V, "ignore_id": 2, "label_smoothing": 0.3, "z_loss": 0.1},
+            {
+                "class_weights": V,
+                "label_smoothing": 0.2,
+                "z_loss": 0.1,
+                "soft_cap": 5.0,
+                "where": np.arange(5) != 3,
+            },
+        ],
+    )
+    def test_value_and_reductions(self, logits, soft, options):
+        labels = np.array([0, 1, 2, 4, 2, 0, 1, 4])
+        if options.get("ignore_id") == -100:
+            labels[3] = -100
+        s = np.arange(1.0, 9)
+        where = np.broadcast_to(options.get("where", np.ones(5, bool)), (8, 5))
+        targets_of_both = [labels] if "ignore_id" in options else [labels, np.asarray(soft)]
+        for targets in targets_of_both:
+            values, weights = numpy_loss(
+                np.asarray(logits),
+                targets,
+                options.get("class_weights", np.ones(5)),
+                options.get("ignore_id"),
+                options.get("label_smoothing", 0.0),
+                options.get("z_loss", 0.0),
+                options.get("soft_cap"),
+                where,
+            )
+            expected = {
+                "none": s * values,
+                "sum": np.sum(s * values),
+                "mean": np.sum(s * values) / np.sum(s * weights),
+            }
+            for reduction, value in expected.items():
+                f = partial(cross_entropy, reduction=reduction, **options)
+                f = jax.jit(f) if len(options) > 4 and reduction == "mean" else f
+                actual = f(logits, targets, weights=s)
+                np.testing.assert_allclose(actual, value, rtol=2e-6, err_msg=reduction)
+
+    @pytest.mark.parametrize("axis", [0, -2, -1])
+    def test_axis_of_the_classes(self, axis):
+        rng = np.random.default_rng(0)
+        logits = rng.normal(size=(3, 4, 5))
+        where = rng.random((3, 4, 5)) < 0.8
+        soft = rng.dirichlet(np.ones(5), size=(3, 4))
+        labels = where.argmax(axis=2)
+        moved = [np.moveaxis(a, -1, axis) for a in (logits, soft, where)]
+        for targets, as_given in ((soft, moved[1]), (labels, labels)):
+            actual = cross_entropy(moved[0], as_given, where=moved[2], axis=axis)
+            expected = cross_entropy(logits, targets, where=where)
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+            alone = cross_entropy(
+                logits[1, 2][where[1, 2]],
+                targets[1, 2][where[1, 2]] if targets.ndim == 3 else 0,
+            )
+            np.testing.assert_allclose(actual[1, 2], alone, rtol=1e-6)
+
+    def test_an_id_that_is_cut_off_is_out_of_range(self, logits, labels):
+        where = jnp.arange(5) != labels[0]
+        loss = cross_entropy(logits, labels, where=where)
+        np.testing.assert_array_equal(np.isnan(loss), labels == labels[0])
+
+    def test_gradients_are_those_of_the_head(self, logits):
+        labels = np.array([[0, 1, 2, 4, -1, 0, 1, 4]]).T
+        options = {
+            "class_weights": jnp.asarray(self.V, jnp.float32),
+            "ignore_id": -1,
+            "label_smoothing": 0.2,
+            "z_loss": 0.05,
+            "soft_cap": 4.0,
+            "weights": jnp.arange(8.0),
+        }
+
+        def by_head(o):
+            out = head.linear_cross_entropy(o, jnp.eye(5), None, labels[:, 0], **options)
+            return jnp.sum(out.loss)
+
+        def in_hand(o):
+            return cross_entropy(o, labels, reduction="sum", **options)
+
+        np.testing.assert_allclose(in_hand(logits), by_head(logits), rtol=2e-6)
+        gradient = jax.grad(in_hand)(logits)
+        np.testing.assert_allclose(gradient, jax.grad(by_head)(logits), atol=2e-5)
+        assert not gradient[4].any()
+
+    def test_all_rows_ignored_have_a_mean_of_zero(self, logits):
+        labels = np.full(8, -1)
+        assert cross_entropy(logits, labels, ignore_id=-1, reduction="mean") == 0
+        gradient = jax.grad(partial(cross_entropy, ignore_id=-1, reduction="mean"))(logits, labels)
+        assert not gradient.any()
+
+    def test_no_rows_have_no_losses(self):
+        assert cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32)).shape == (0,)
+
+    def test_impossible_classes_stay_so_under_a_cap(self):
+        loss = cross_entropy(jnp.array([0.0, 0.0, -INF]), jnp.array(1), soft_cap=1.0)
+        np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"reduction": "average"}, "choose one of none, sum, mean, got 'average'"),
+            ({"soft_cap": 0.0}, "soft_cap must be positive"),
+            ({"class_weights": np.ones(4)}, r"class_weights of shape \(4,\) for 5 classes"),
+            ({"weights": np.ones(7)}, "one weight each"),
+            ({"label_smoothing": 1.1}, "label_smoothing must lie in"),
+        ],
+    )
+    def test_options_that_do_not_fit_are_refused(self, logits, labels, options, message):
+        with pytest.raises(ValueError, match=message):
+            cross_entropy(logits, labels, **options)
+
+    def test_probabilities_have_no_ignored_id(self, logits, soft):
+        with pytest.raises(ValueError, match="ignore_id is a class id"):
+            cross_entropy(logits, soft, ignore_id=-1)
+
+
+@pytest.mark.parametrize("function", [lambda f: f, jax.jit])
+def test_impossible_classes_make_no_nan_on_the_way(function):
+    logits = jnp.array([[0.0, 1.0, -INF], [-INF, 2.0, -INF]])
+    labels = jnp.array([1, 1])
+    with jax.debug_nans(True):
+        loss = function(cross_entropy)(logits, labels)
+        gradient = function(jax.grad(lambda o: jnp.sum(cross_entropy(o, labels))))(logits)
+        closed = losses.cross_entropy_gradient(logits, labels)
+    np.testing.assert_allclose(loss, [np.log1p(np.exp(-1)), 0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, closed, atol=1e-7)
