@@ -6,6 +6,7 @@ is done in float64, and gives free lanes the next problem of their queue.
 
 import collections
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,10 @@ class Work:
     idle_steps: int = 0
     restarted: bool = False
     history: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
+
+    def passes_left(self, options: Options) -> int:
+        """How many to take before the last one, which is the certificate's."""
+        return max(math.floor(min(options.max_passes - self.passes - 1, ROUND)), 0)
 
 
 class Method(NamedTuple):
@@ -255,13 +260,15 @@ def _from_smaller_offsets(
         return inputs
     if not float(jnp.max(jnp.ptp(offset, axis=1))) > LARGE_OFFSET:
         return inputs
+    if options.max_passes < 4:  # half of them are for the start
+        return inputs
     first = min((queue[0] for queue in queues.values()), key=lambda work: work.order)
     easier = Work((), first.weighting, 10 * first.l2, first.l1, 0.01)
     solution = solve(
         inputs._replace(problem=inputs.problem._replace(offset=offset / 10)),
         [easier],
         method,
-        options._replace(tol=0.01, max_passes=max(options.max_passes / 2, 1)),
+        options._replace(tol=0.01, max_passes=options.max_passes / 2),
         solved_before,
     )[()]
     for queue in queues.values():
@@ -299,6 +306,12 @@ def _run(
     theta = np.zeros((len(lanes), inputs.q, 1 + exact.d))
     if initial is not None:
         theta[:] = initial
+    if latest[0].passes_left(options) < 1:
+        works = {work.place: work for work in [*latest, *itertools.chain(*queues)]}
+        return {
+            place: _not_begun(inputs, exact, weightings, theta[:1], work, method, options)
+            for place, work in works.items()
+        }
     absent = inputs.absent[[work.weighting for work in latest]]
     theta[absent] = 0
     theta[absent, 0] = NEVER
@@ -314,8 +327,7 @@ def _run(
     is_exact = _preconditioner.rank(exact.d, inputs.q) == exact.d
     age = np.full(len(lanes), RENEWAL[is_exact])
     while any(work is not None for work in lanes):
-        spent = max(work.passes for work in lanes if work is not None)
-        passes_left = max(math.ceil(min(options.max_passes - spent, ROUND)), 1)
+        passes_left = min(work.passes_left(options) for work in lanes if work is not None)
         renew = (age >= RENEWAL[is_exact]) & [work is not None for work in lanes]
         state, steps = method.advance(
             problem,
@@ -341,7 +353,7 @@ def _run(
                 and float(_margin(exact, state, lane, weighting)) > 0
             )
             stuck = work.idle_steps >= method.patience
-            if not (done[i] or stuck or separated or work.passes >= options.max_passes):
+            if not (done[i] or stuck or separated or work.passes_left(options) < 1):
                 continue
             work.passes += 1
             certificate = jax.device_get(
@@ -417,6 +429,46 @@ def _run(
     return solved
 
 
+class _Start(NamedTuple):
+    """What `_certify` reads of a state."""
+
+    theta: np.ndarray
+
+
+def _not_begun(
+    inputs: Inputs,
+    exact: Problem,
+    weightings: Sequence[int],
+    theta: np.ndarray,
+    work: Work,
+    method: Method,
+    options: Options,
+) -> Solution:
+    """Of where the work would start, for a problem whose passes suffice for a certificate only."""
+    absent = inputs.absent[work.weighting]
+    theta = np.where(absent[None, :, None], 0, theta)
+    theta[:, absent, 0] = NEVER
+    certificate = jax.device_get(
+        _certify(
+            _with_strengths(exact, [work], np.float64),
+            _Start(theta),
+            np.asarray(0),
+            np.asarray(weightings.index(work.weighting)),
+            grouped=options.grouped,
+            with_dual=False,
+        )
+    )
+    work.passes += 1
+    work.value, work.gap = float(certificate.value[0]), float(certificate.gap[0])
+    work.history.append(
+        (time.perf_counter() - options.began, work.passes, work.value, work.gap, 1.0)
+    )
+    floor = NEGLIGIBLE * float(inputs.entropy[work.weighting])
+    verdict = _verdict(certificate, work, False, False, method, options, floor)
+    assert verdict is not None
+    return to_solution(inputs, certificate, work, verdict)
+
+
 def _without_weights(theta: jax.Array) -> jax.Array:
     """Zero, but for classes of no weight."""
     bias = jnp.where(theta[..., 0] < NEVER / 2, NEVER, 0)
@@ -469,6 +521,10 @@ def _warm_up(
         if not 1 <= active <= blocks // 2:
             continue
         ratio = blocks / active
+        # Less the first step, and later that on all rows and the certificate.
+        steps_left = math.floor(min(options.max_passes - works[0].passes - 2, ROUND) * ratio) - 1
+        if steps_left < 1:
+            continue
         part = problem._replace(
             active=np.asarray(active, np.int32),
             l2=(problem.l2 * ratio).astype(problem.l2.dtype),
@@ -482,7 +538,7 @@ def _warm_up(
             _started(part, basis, z, theta, method, options),
             renew=everyone,
             target=np.full(len(works), 0.02, problem.dtype),
-            limit=np.asarray(WARM_UP if method.scores else ROUND),
+            limit=np.asarray(min(WARM_UP if method.scores else ROUND, steps_left)),
             stop_at_first=np.bool_(False),
             grouped=options.grouped,
         )
@@ -547,11 +603,16 @@ def _verdict(
     promises = work.gap <= work.target * work.value
     if unbounded and promises:
         return NOT_CERTIFIED, UNBOUNDED.format(certificate.slope[0])
-    if work.passes >= options.max_passes:
-        return NOT_CERTIFIED, f"max_passes = {options.max_passes:g} are used up"
+    if work.passes_left(options) < 1:
+        return NOT_CERTIFIED, used_up(options)
     if work.idle_steps >= method.patience or (done and not promises):
         return NOT_CERTIFIED, _EXHAUSTED
     return None
+
+
+def used_up(options: Options) -> str:
+    """The reason, where no step fits into the passes that are left."""
+    return f"max_passes = {options.max_passes:g} are used up"
 
 
 def to_solution(
@@ -568,7 +629,7 @@ def to_solution(
     # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
     # its square at most, as the second derivative is a variance under the predictions.
     value, gap = float(certificate.value[0]), float(certificate.gap[0]) + error**2 / 2
-    columns = np.array(work.history, np.float64).T
+    columns = np.array(work.history, np.float64).reshape(-1, len(History._fields)).T
     return Solution(
         params=params,
         centered=centered,

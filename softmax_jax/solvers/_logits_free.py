@@ -34,7 +34,7 @@ import optax
 
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
-from softmax_jax.solvers import _lanes, _problem, _units
+from softmax_jax.solvers import _lanes, _optax_lbfgs, _problem, _units
 from softmax_jax.solvers._certificate import Certificate
 from softmax_jax.solvers._inputs import Inputs
 from softmax_jax.solvers._problem import Problem
@@ -43,7 +43,6 @@ from softmax_jax.solvers._solution import CERTIFIED, NOT_CERTIFIED, Solution
 # Logits of a problem from which on they are too many: a gigabyte of float32, of which the other
 # methods keep several copies.
 LIMIT = 2**28
-_OPTIMIZER = optax.lbfgs(memory_size=10)
 # Passes to bring the means of the predictions closer to those of the targets, before a certificate.
 _SCALINGS = 10
 # Steps without progress after which the precision counts as exhausted.
@@ -96,10 +95,12 @@ def solve(
 
 
 def _started(inputs: Inputs, dtype: Any) -> Params:
-    """Zero, or the start that was given."""
+    """The best bias alone, or the start that was given."""
     d, q = inputs.problem.d, inputs.q
     if inputs.initial is None:
-        return Params(jnp.zeros((d, q), dtype), jnp.zeros(q, dtype))
+        share = _mean_targets(inputs.problem, q)
+        b = jnp.where(share > 0, jnp.log(share), 0) * inputs.problem.intercept
+        return Params(jnp.zeros((d, q), dtype), b.astype(dtype))
     theta = _units.to_solver(inputs.units, inputs.initial)
     return Params(jnp.asarray(theta[:, 1:].T, dtype), jnp.asarray(theta[:, 0], dtype))
 
@@ -119,28 +120,30 @@ def _solved(
     problem = problem._replace(l2=np.array([work.l2], problem.dtype))
     exact = exact._replace(l2=np.array([work.l2]))
     with jax.enable_x64(is_wide):
-        state = _State(params, _OPTIMIZER.init(params))
-    target = work.target
+        state = _State(params, _optax_lbfgs.lbfgs().init(params))
+    target, reason = work.target, ""
     while True:
-        # The line search would widen the parameters where float64 is there.
-        with jax.enable_x64(is_wide):
-            state, value, gap, tries = _step(problem, state, absent)
-        looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
-        _lanes.look([work], looked, tries[None], 1.0, options, solved)
-        reason = None
-        if work.passes >= options.max_passes:
-            reason = f"max_passes = {options.max_passes:g} are used up"
-        elif work.idle_steps >= _PATIENCE:
-            reason = "no step makes progress any more"
-        if reason is None and not work.gap <= target * work.value:
-            continue
-        certificate, passes = _certified(exact, state.params, targets_gradient, absent)
+        if work.passes_left(options) > 0:
+            # The line search would widen the parameters where float64 is there.
+            with jax.enable_x64(is_wide):
+                most = np.int32(min(_optax_lbfgs.TRIES, work.passes_left(options)))
+                state, value, gap, tries = _step(problem, state, absent, most)
+            looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
+            _lanes.look([work], looked, tries[None], 1.0, options, solved)
+            if work.idle_steps >= _PATIENCE:
+                reason = "no step makes progress any more"
+            elif work.passes_left(options) > 0 and not work.gap <= target * work.value:
+                continue
+        passes_left = max(min(_SCALINGS, options.max_passes - work.passes), 1)
+        certificate, passes = _certified(exact, state.params, targets_gradient, absent, passes_left)
         work.passes += passes
         if certificate.gap[0] <= options.tol * certificate.value[0]:
             return state.params, certificate, (CERTIFIED, "")
-        if reason is not None:
-            if work.l2 == 0:
-                reason = _lanes.UNBOUNDED.format(certificate.slope[0])
+        if reason and work.l2 == 0:
+            reason = _lanes.UNBOUNDED.format(certificate.slope[0])
+        elif not reason and work.passes_left(options) < 1:
+            reason = _lanes.used_up(options)
+        if reason:
             return state.params, certificate, (NOT_CERTIFIED, reason)
         target /= 4
 
@@ -196,9 +199,9 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
 
 @jax.jit
 def _step(
-    problem: Problem, state: _State, absent: jax.Array
+    problem: Problem, state: _State, absent: jax.Array, most: jax.Array
 ) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
-    """One of L-BFGS; value and estimated gap before it, and how many passes it took."""
+    """One of L-BFGS; value and estimated gap before it, and how many passes it took of ``most``."""
     ridge = problem.ridge[0][:, None]
 
     def evaluate(params):
@@ -214,7 +217,7 @@ def _step(
     objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
     value_and_grad = optax.value_and_grad_from_state(objective)
     value, gradient = value_and_grad(state.params, state=state.optimizer)
-    updates, optimizer = _OPTIMIZER.update(
+    updates, optimizer = _optax_lbfgs.lbfgs(most).update(
         gradient, state.optimizer, state.params, value=value, grad=gradient, value_fn=objective
     )
     params = optax.apply_updates(state.params, updates)
@@ -242,13 +245,13 @@ def _mean_targets(problem: Problem, q: int) -> jax.Array:
 
 
 def _certified(
-    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray
+    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray, most: float
 ) -> tuple[Certificate, int]:
-    """With the bias moved so that means agree better, and how many passes it took."""
+    """With the bias moved so that means agree better, and the passes it took, up to ``most``."""
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
     mean_y = _mean_targets(exact, len(params.b))
     best, lowest, passes = None, np.inf, 0
-    while passes < _SCALINGS:
+    while passes + 1 <= most:
         found, move = _measured(exact, params, absent)
         value, gap, slope = _bound(exact, found, params, mean_y, targets_gradient)
         passes += 1

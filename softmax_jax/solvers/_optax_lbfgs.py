@@ -12,7 +12,8 @@ import optax
 from softmax_jax.solvers import _problem
 from softmax_jax.solvers._problem import Problem
 
-_OPTIMIZER = optax.lbfgs(memory_size=10)
+# Passes that a line search tries at most.
+TRIES = 20
 
 
 class State(NamedTuple):
@@ -23,10 +24,16 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
+def lbfgs(most: jax.typing.ArrayLike = TRIES) -> optax.GradientTransformationExtraArgs:
+    """L-BFGS whose line search takes up to ``most`` passes."""
+    search = optax.scale_by_zoom_linesearch(most, initial_guess_strategy="one")
+    return optax.lbfgs(memory_size=10, linesearch=search)
+
+
 def start(problem: Problem, z: None, theta: jax.Array) -> State:
     """At ``theta``, without a pass."""
     unknown = jnp.full(1, jnp.inf, theta.dtype)
-    return State(theta, unknown, unknown, jnp.zeros(1, bool), _OPTIMIZER.init(theta))
+    return State(theta, unknown, unknown, jnp.zeros(1, bool), lbfgs().init(theta))
 
 
 def hand_over(
@@ -38,7 +45,7 @@ def hand_over(
 
 def forget(state: State, lane: jax.Array) -> State:
     """Starts anew, from where it stands."""
-    return state._replace(done=jnp.zeros_like(state.done), optimizer=_OPTIMIZER.init(state.theta))
+    return state._replace(done=jnp.zeros_like(state.done), optimizer=lbfgs().init(state.theta))
 
 
 def advance(
@@ -80,7 +87,7 @@ def advance(
         value, gradient = value_and_grad(state.theta, state=state.optimizer)
         gap = _problem.dual_dot(problem, gradient, gradient) / 2
         done = gap <= target * value
-        updates, optimizer = _OPTIMIZER.update(
+        updates, optimizer = lbfgs(jnp.minimum(limit - passes, TRIES)).update(
             gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
         )
         # What is done stays as it is, also where it is taken up again later.

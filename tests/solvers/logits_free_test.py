@@ -5,7 +5,7 @@ import pytest
 
 from softmax_jax import solvers
 from softmax_jax.model import Params
-from softmax_jax.solvers import _logits_free
+from softmax_jax.solvers import _logits_free, _optax_lbfgs
 from softmax_jax.solvers._problem import Problem
 
 
@@ -98,8 +98,8 @@ def test_a_step_holds_no_logits():
     )  # fmt: skip
     params = Params(shape((d, q), f32), shape((q,), f32))
     state = jax.eval_shape(
-        lambda params: _logits_free._State(params, _logits_free._OPTIMIZER.init(params)), params
+        lambda params: _logits_free._State(params, _optax_lbfgs.lbfgs().init(params)), params
     )
-    step = _logits_free._step.lower(problem, state, shape((q,), bool))
+    step = _logits_free._step.lower(problem, state, shape((q,), bool), shape((), i32))
     # The logits would be 2,048 MiB.
     assert step.compile().memory_analysis().temp_size_in_bytes <= 128 * 2**20
