@@ -266,6 +266,35 @@ def checked_features(x: Any, where: str = "x") -> np.ndarray:
     return x
 
 
+def refuse_other_than_probabilities(
+    values: np.ndarray, where: str, counts: np.ndarray | None = None
+) -> None:
+    """Raises a ValueError if ``[n, ...]`` has numbers outside [0, 1], or NaN.
+
+    Beyond the ends they may be by rounding: by `SUM_TOLERANCE`, or by an ulp of narrower types.
+
+    Args:
+      values: of a floating-point type, or integers.
+      where: what they are.
+      counts: ``[n]``, which rows are looked at; None for all.
+    """
+    if not is_real(values):
+        raise ValueError(f"{where}: type {values.dtype}; expected probabilities")
+    slack = SUM_TOLERANCE
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        slack = max(slack, float(jnp.finfo(values.dtype).eps))
+    values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
+    bad = ~((values >= -slack) & (values <= 1 + slack))
+    if counts is not None:
+        bad &= counts.reshape(-1, *[1] * (bad.ndim - 1))
+    if bad.any():
+        at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        raise ValueError(
+            f"{where}: row {at[0]} has {values[at]:g}, which is no probability; expected numbers "
+            "in [0, 1]: of logits take the softmax, divide percents by 100"
+        )
+
+
 def checked_row_weights(weights: Any, rows: int) -> np.ndarray:
     """``[rows]`` float64, 0 or more and with a finite sum above 0; 1 where they are None."""
     checked = np.ones(rows) if weights is None else np.asarray(weights, np.float64)

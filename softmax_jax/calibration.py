@@ -24,8 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import erf
 
-from softmax_jax import losses, metrics
-from softmax_jax._checks import checked_row_weights
+from softmax_jax import losses, metrics, model
+from softmax_jax._checks import (
+    as_array,
+    as_real,
+    checked_count,
+    checked_row_weights,
+    checked_targets,
+    is_known,
+    refuse_other_than_probabilities,
+)
+from softmax_jax._dtypes import accumulation_type, at_least_float32
 
 ROWS = 4096
 """That are summed one after the other."""
@@ -60,15 +69,19 @@ class Bins(NamedTuple):
 def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Confidence in the predicted class, and whether it is right: ``[n]`` each.
 
+    The confidence is `model.confidence`, so that a threshold taken from it, see `selective`, means
+    the same in `model.predict`.
+
     Args:
       logits: ``[n, q]``.
       targets: class ids ``[n]``, or probabilities ``[n, q]``, of which the outcome is that of the
         predicted class.
 
     Raises:
-      ValueError: as `losses.are_labels`.
+      ValueError: as `losses.are_labels`, or if rows of probabilities do not sum to 1.
     """
-    confidence = jnp.max(jax.nn.softmax(_floating(logits), axis=-1), axis=-1)
+    logits, targets = _checked(logits, targets)
+    confidence = model.confidence(logits)
     return confidence, metrics.correct(logits, targets).astype(confidence.dtype)
 
 
@@ -76,9 +89,9 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
     """The probability of each class, and whether it is the one: ``[n, q]`` each.
 
     Raises:
-      ValueError: as `losses.are_labels`.
+      ValueError: as `top_label`.
     """
-    logits = _floating(logits)
+    logits, targets = _checked(logits, targets)
     return jax.nn.softmax(logits, axis=-1), losses.distribution(logits, targets)
 
 
@@ -86,25 +99,26 @@ def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, 
     """The probability of class ``j``, and whether it is the one: ``[n]`` each.
 
     Raises:
-      ValueError: as `losses.are_labels`, or if there is no class ``j``.
+      ValueError: as `top_label`, or if there is no class ``j``.
     """
-    q = logits.shape[-1]
-    if not 0 <= j < q:
-        raise ValueError(f"there is no class {j} of {q}")
     p, y = class_wise(logits, targets)
+    if checked_count(j, "j", at_least=0) >= p.shape[1]:
+        raise ValueError(f"there is no class {j} of {p.shape[1]}")
     return p[:, j], y[:, j]
 
 
-def _floating(a: Any) -> jax.Array:
-    a = jnp.asarray(a)
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+def _checked(logits: Any, targets: Any) -> tuple[jax.Array, Any]:
+    logits, targets = at_least_float32(as_real(logits, "logits")), as_array(targets, "targets")
+    if logits.ndim != 2:
+        raise ValueError(f"logits of shape {logits.shape}; expected [n, q]")
+    if not losses.are_labels(logits, targets) and is_known(targets) and targets.size:
+        checked_targets(targets, len(logits), "targets")
+    return logits, targets
 
 
 def equal_width_edges(bins: int) -> np.ndarray:
     """``[0, 1 / bins, ..., 1]``."""
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    return np.linspace(0, 1, bins + 1)
+    return np.linspace(0, 1, checked_count(bins, "bins") + 1)
 
 
 def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
@@ -119,12 +133,21 @@ def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
 
     Returns:
       ``[bins + 1]`` or ``[q, bins + 1]``.
+
+    Raises:
+      ValueError: if there are no confidences, or what is none among them.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    values = np.sort(np.asarray(confidence), axis=0)
-    if len(values) == 0 or np.isnan(values).any():
-        raise ValueError("there are no confidences to take edges from, or NaN among them")
+    bins = checked_count(bins, "bins")
+    values = np.asarray(as_array(confidence, "confidence"))
+    if values.ndim not in (1, 2) or values.size == 0:
+        raise ValueError(
+            f"there are no confidences to take edges from: shape {values.shape}; expected [n] or "
+            "[n, q]"
+        )
+    refuse_other_than_probabilities(values, "confidence")
+    if values.dtype.kind not in "f":
+        values = values.astype(np.float32)  # integers, and bfloat16
+    values = np.sort(values, axis=0)
     first = -(-np.arange(1, bins) * len(values) // bins)
     inner = np.moveaxis(values[np.minimum(first, len(values) - 1)], 0, -1)
     zero = np.zeros((*values.shape[1:], 1), values.dtype)
@@ -140,25 +163,45 @@ def reliability(
     """The sums of a batch, in the type of the confidences, float32 at least.
 
     Args:
-      confidence: ``[n]``, or ``[n, classes]``.
+      confidence: ``[n]``, or ``[n, classes]``; probabilities, in [0, 1] up to rounding. Those of
+        `class_wise` sum to 1 over the classes, those of a classifier for each class need not.
       outcome: of the same shape: 0 or 1, or probabilities where targets are.
       edges: ``[bins + 1]``, rising, or ``[classes, bins + 1]``.
-      weights: ``[n]`` example weights, 0 or more, None for 1; rows of weight zero take no part. A
-        confidence of NaN makes the sums of the last bin NaN.
+      weights: ``[n]`` example weights, 0 or more, None for 1; rows of weight zero take no part.
 
     Raises:
-      ValueError: if the shapes do not fit, or the edges do not rise.
+      ValueError: if the shapes do not fit, the edges do not rise, confidences or outcomes of rows
+        with weight are no probabilities, or weights are negative or not finite. Under a jax
+        transformation values cannot raise: there, a confidence of NaN makes the sums of the last
+        bin NaN.
     """
-    confidence, outcome = _floating(confidence), jnp.asarray(outcome)
+    confidence, outcome = as_real(confidence, "confidence"), as_real(outcome, "outcome")
     if confidence.shape != outcome.shape or confidence.ndim not in (1, 2):
         raise ValueError(
             f"confidences of shape {confidence.shape} and outcomes of shape {outcome.shape}; "
             "expected [n] or [n, classes], both the same"
         )
-    rows = jax.ShapeDtypeStruct(confidence.shape[:1], confidence.dtype)
-    weights = losses.weights_of(rows, None if weights is None else jnp.asarray(weights))
+    rows = jax.ShapeDtypeStruct(confidence.shape[:1], accumulation_type(confidence))
+    weights = losses.weights_of(rows, weights)
+    _check_values(confidence, outcome, weights)
+    confidence = at_least_float32(confidence)
     edges = _checked_edges(edges, confidence)
     return _reliability(confidence, outcome.astype(confidence.dtype), edges, weights)
+
+
+def _check_values(confidence: jax.Array, outcome: jax.Array, weights: jax.Array) -> None:
+    """Raises a ValueError, as `reliability`, for what is known."""
+    counts = None
+    if is_known(weights):
+        s = np.asarray(weights)
+        bad = ~((s >= 0) & (s < np.inf))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"weights: row {row} has {s[row]}; expected finite numbers, 0 or more")
+        counts = s > 0
+    for a, where in ((confidence, "confidence"), (outcome, "outcome")):
+        if counts is not None and is_known(a):
+            refuse_other_than_probabilities(np.asarray(a), where, counts)
 
 
 def _checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
@@ -200,7 +243,7 @@ def _by_bin(values: jax.Array, bin_of: jax.Array, edges: jax.Array) -> jax.Array
     """Sums over the rows of each bin, of blocks of rows first, which keeps their rounding small."""
     n, bins = len(values), edges.shape[-1] - 1
     blocks = -(-n // ROWS)
-    place = bin_of + bins * (jnp.arange(n) // ROWS)
+    place = bin_of + bins * (jnp.arange(n, dtype=bin_of.dtype) // ROWS)
     sums = jax.ops.segment_sum(values, place, num_segments=bins * blocks)
     return jnp.sum(sums.reshape(blocks, bins, *values.shape[1:]), axis=0)
 
@@ -382,9 +425,11 @@ def consistency(
       level: the share of the draws that the band holds, in each bin.
 
     Raises:
-      ValueError: on shapes that do not fit, NaN, negative weights, or outcomes other than 0 and 1.
+      ValueError: on shapes that do not fit, what `reliability` refuses, or outcomes other than 0
+        and 1.
     """
-    examples = _checked_examples(confidence, outcome, edges, weights, draws)
+    draws = checked_count(draws, "draws")
+    examples = _checked_examples(confidence, outcome, edges, weights)
     if not np.isin(examples.outcome, (0, 1)).all():
         raise ValueError("outcomes other than 0 and 1 are no draws: give class ids as targets")
     bins = _sums(examples.weights, examples.confidence, examples.outcome, examples.edges)
@@ -420,9 +465,10 @@ def bootstrap_band(
         are the same, the band is that value.
 
     Raises:
-      ValueError: on shapes that do not fit, NaN, or negative weights.
+      ValueError: on shapes that do not fit, and what `reliability` refuses.
     """
-    examples = _checked_examples(confidence, outcome, edges, weights, draws)
+    draws = checked_count(draws, "draws")
+    examples = _checked_examples(confidence, outcome, edges, weights)
     weight, outcomes = (np.asarray(a, np.float64) for a in _resampled(key, examples, draws))
     return _band(outcomes, weight, level)
 
@@ -436,21 +482,17 @@ class _Examples(NamedTuple):
     weights: jax.Array
 
 
-def _checked_examples(
-    confidence: Any, outcome: Any, edges: Any, weights: Any, draws: int
-) -> _Examples:
-    c, y = _floating(confidence), _floating(outcome)
+def _checked_examples(confidence: Any, outcome: Any, edges: Any, weights: Any) -> _Examples:
+    c, y = as_real(confidence, "confidence"), as_real(outcome, "outcome")
     if c.ndim != 1 or c.shape != y.shape:
         raise ValueError(
             f"confidences of shape {c.shape}, outcomes of shape {y.shape}; expected [n] of both"
         )
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    s = jnp.asarray(checked_row_weights(weights, len(c)), c.dtype)
+    s = jnp.asarray(checked_row_weights(weights, len(c)), accumulation_type(c))
+    _check_values(c, y, s)
+    c = at_least_float32(c)
     # Rows of weight zero take no part, whatever they hold.
-    c, y = jnp.where(s == 0, 0, c), jnp.where(s == 0, 0, y)
-    if np.isnan(c).any() or np.isnan(y).any():
-        raise ValueError("confidences or outcomes: NaN in rows that have weight")
+    c, y = jnp.where(s == 0, 0, c), jnp.where(s == 0, 0, y).astype(c.dtype)
     return _Examples(c, y, _checked_edges(edges, c), s)
 
 
@@ -462,7 +504,7 @@ def _drawn(key: jax.Array, examples: _Examples, draws: int) -> jax.Array:
 
     def draw(i):
         uniform = jax.random.uniform(jax.random.fold_in(key, i), c.shape, c.dtype)
-        return _by_bin(s * ((uniform < c) - c), bin_of, edges)
+        return _by_bin(s * ((uniform < c).astype(c.dtype) - c), bin_of, edges)
 
     return jax.lax.map(draw, jnp.arange(draws))
 

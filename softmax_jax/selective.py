@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._checks import SUM_TOLERANCE, checked_row_weights
+from softmax_jax._checks import (
+    as_array,
+    checked_row_weights,
+    is_real,
+    refuse_other_than_probabilities,
+)
 
 
 class RiskCoverage(NamedTuple):
@@ -30,7 +35,8 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
     """Risk and coverage at each threshold.
 
     Args:
-      confidence: ``[n]``, of `calibration.top_label` or any other that ranks the cases.
+      confidence: ``[n]``, of `calibration.top_label` or any other that ranks the cases, in [0, 1]
+        or not.
       outcome: ``[n]``: 1 if the answer is right, 0 if wrong, or a probability.
       weights: ``[n]``, None for 1.
 
@@ -38,16 +44,19 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
       ValueError: on shapes that do not fit, NaN, outcomes outside [0, 1], or weights that are
         negative or all zero.
     """
-    c, y = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
+    c, y = np.asarray(as_array(confidence, "confidence")), np.asarray(as_array(outcome, "outcome"))
     if c.ndim != 1 or c.shape != y.shape:
         raise ValueError(
             f"confidence of shape {c.shape}, outcome of shape {y.shape}; expected [n] for both"
         )
+    if not is_real(c):
+        raise ValueError(f"confidence: type {c.dtype}; expected real numbers")
     s = checked_row_weights(weights, len(c))
-    c, y, s = c[s > 0], y[s > 0], s[s > 0]
-    if np.isnan(c).any() or not ((y >= 0) & (y <= 1 + SUM_TOLERANCE)).all():
-        raise ValueError("confidence has NaN, or outcome what is not in [0, 1]")
-    y = np.minimum(y, 1)  # of probabilities that sum to a little more
+    refuse_other_than_probabilities(y, "outcome", s > 0)
+    c, y, s = c[s > 0].astype(np.float64), y[s > 0].astype(np.float64), s[s > 0]
+    if np.isnan(c).any():
+        raise ValueError(f"confidence: {np.isnan(c).sum()} of {len(c)} rows with weight have NaN")
+    y = np.clip(y, 0, 1)  # of probabilities that sum to a little more
     order = np.argsort(-c, kind="stable")
     c, y, s = c[order], y[order], s[order]
     # Equal confidences are answered together.

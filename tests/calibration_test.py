@@ -196,8 +196,10 @@ def test_zero_and_one_have_their_bins_and_edges_are_of_the_upper_one():
 
 def test_nan_is_not_lost_and_rows_without_weight_are():
     confidence = jnp.array([0.5, jnp.nan])
-    bins = calibration.reliability(confidence, jnp.ones(2), FEW)
+    bins = jax.jit(lambda c: calibration.reliability(c, jnp.ones(2), FEW))(confidence)
     assert np.isnan(calibration.expected_error(bins))
+    with pytest.raises(ValueError, match="confidence: row 1 has nan"):
+        calibration.reliability(confidence, jnp.ones(2), FEW)
     bins = calibration.reliability(confidence, jnp.ones(2), FEW, jnp.array([1.0, 0.0]))
     assert calibration.expected_error(bins) == 0.5
 
@@ -347,8 +349,8 @@ def test_top_label_is_what_evaluate_counts():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c, y: calibration.equal_width_edges(0), "bins must be at least 1"),
-        (lambda c, y: calibration.equal_mass_edges(c, 0), "bins must be at least 1"),
+        (lambda c, y: calibration.equal_width_edges(0), "bins: 0; expected an integer"),
+        (lambda c, y: calibration.equal_mass_edges(c, 0), "bins: 0; expected an integer"),
         (lambda c, y: calibration.equal_mass_edges(c[:0], 3), "no confidences"),
         (lambda c, y: calibration.reliability(c, y[1:], FEW), "both the same"),
         (lambda c, y: calibration.reliability(c, y, FEW, jnp.ones(3)), "one weight each"),
@@ -365,7 +367,7 @@ def test_top_label_is_what_evaluate_counts():
         ),
         (
             lambda c, y: calibration.consistency(jax.random.key(0), c.at[0].set(jnp.nan), y, FEW),
-            "NaN in rows that have weight",
+            "confidence: row 0 has nan",
         ),
         (
             lambda c, y: calibration.bootstrap_band(jax.random.key(0), c, y, FEW, jnp.ones(3)),
@@ -373,15 +375,67 @@ def test_top_label_is_what_evaluate_counts():
         ),
         (
             lambda c, y: calibration.bootstrap_band(jax.random.key(0), c, y, FEW, draws=0),
-            "draws must be at least 1",
+            "draws: 0; expected an integer",
         ),
         (lambda c, y: calibration.reliability(c, y, FEW[::-1]), "expected to rise"),
         (lambda c, y: calibration.reliability(c, y, [0.5]), r"edges of shape \(1,\)"),
         (lambda c, y: calibration.reliability(c, y, FEW[None]), r"edges of shape \(1, 6\)"),
-        (lambda c, y: calibration.equal_mass_edges([0.3, np.nan], 2), "NaN among them"),
+        (lambda c, y: calibration.equal_mass_edges([0.3, np.nan], 2), "confidence: row 1 has nan"),
         (lambda c, y: calibration.of_class(jnp.ones((2, 3)), jnp.array([0, 1]), 3), "no class 3"),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(*calibrated(64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confidence": [0.2, 3.25, -1.0, 0.5]}, "confidence: row 1 has 3.25.*take the softmax"),
+        ({"confidence": [20, 31, 0, 50]}, "confidence: row 0 has 20.*percents"),
+        ({"confidence": [0.2, 0.3, -0.1, 0.5]}, "confidence: row 2 has -0.1"),
+        ({"confidence": [0.2, 0.3, np.inf, 0.5]}, "confidence: row 2 has inf"),
+        ({"outcome": [0, 1, 7, 1]}, "outcome: row 2 has 7, which is no probability"),
+        ({"outcome": [0, 1, np.nan, 1]}, "outcome: row 2 has nan"),
+        ({"weights": [1, 1, -2, 1]}, "weights: "),
+        ({"weights": [1, np.nan, 2, 1]}, "weights: "),
+        ({"weights": [1, np.inf, 2, 1]}, "weights: "),
+        ({"confidence": ["a", "b", "c", "d"]}, "confidence: type"),
+    ],
+)
+@pytest.mark.parametrize("function", ["reliability", "consistency", "bootstrap_band"])
+def test_what_is_no_probability_is_refused(function, change, message):
+    arguments = {"confidence": [0.2, 0.3, 0.1, 0.5], "outcome": [0, 1, 0, 1], "weights": None}
+    key = () if function == "reliability" else (jax.random.key(0),)
+    with pytest.raises(ValueError, match=message):
+        getattr(calibration, function)(*key, **(arguments | change), edges=FEW)
+
+
+@pytest.mark.parametrize("function", ["top_label", "class_wise"])
+@pytest.mark.parametrize("row", [[50, 30, 20], [1, 1, 0], [1.5, -0.5, 0], [np.nan, 0.5, 0.5]])
+def test_targets_that_are_no_probabilities_are_refused(function, row):
+    targets = np.array([[1, 0, 0], row], float)
+    with pytest.raises(ValueError, match="the targets of row 1 are not probabilities"):
+        getattr(calibration, function)(jnp.zeros((2, 3)), targets)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_probabilities_are_taken_as_their_type_rounds_them(dtype):
+    above = 1 + jnp.finfo(dtype).eps
+    bins = calibration.reliability(jnp.array([above, 0.25], dtype), jnp.ones(2, dtype), FEW)
+    np.testing.assert_array_equal(bins.weight, [0, 1, 0, 0, 1])
+    assert bins.weight.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "given", [list, lambda a: a.astype(">f8"), np.longdouble, np.float16, jnp.bfloat16]
+)
+def test_confidences_may_be_of_any_type(given):
+    confidence, outcome = np.array([0.25, 0.75, 0.5, 1]), np.array([0, 1, 1, 1])
+    expected = calibration.reliability(confidence, outcome, FEW)
+    found = calibration.reliability(given(confidence), given(outcome), FEW, given(np.ones(4)))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    edges = calibration.equal_mass_edges(given(confidence), 2)
+    np.testing.assert_array_equal(edges, [0, 0.75, 1])
