@@ -56,6 +56,11 @@ def as_real(a: Any, where: str) -> jax.Array:
     Raises:
       ValueError: if they are no real numbers (text, complex numbers, dates), or as `as_array`.
     """
+    return _put(checked_real(a, where))
+
+
+def checked_real(a: Any, where: str) -> Any:
+    """`as_real` for arguments of a jitted function: host arrays stay there, as it is quicker."""
     array = as_array(a, where)
     if not (
         jnp.issubdtype(array.dtype, jnp.floating)
@@ -63,7 +68,12 @@ def as_real(a: Any, where: str) -> jax.Array:
         or array.dtype == bool
     ):
         raise ValueError(f"{where}: type {array.dtype}; expected real numbers")
-    return array if isinstance(array, jax.Array) else jax.device_put(_of_float_width(array))
+    return array if isinstance(array, jax.Array) else _of_float_width(array)
+
+
+def _put(a: Any) -> jax.Array:
+    """By an explicit transfer, which a guard may demand."""
+    return a if isinstance(a, jax.Array) else jax.device_put(a)
 
 
 def _of_float_width(a: np.ndarray) -> np.ndarray:
@@ -92,6 +102,11 @@ def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
     Raises:
       ValueError: if the type is no integer, or an id is out of range; names the first such row.
     """
+    return _put(checked_ids(labels, num_classes, where))
+
+
+def checked_ids(labels: Any, num_classes: int, where: str) -> Any:
+    """`as_ids` for arguments of a jitted function: host arrays stay there, as it is quicker."""
     array = as_array(labels, where)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
@@ -111,7 +126,7 @@ def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
                 f"{where}: class ids must lie in [0, {num_classes}) for {num_classes} classes, got "
                 f"{values[bad][0]} at row [{at}]{hint}"
             )
-    return array if isinstance(array, jax.Array) else jax.device_put(array.astype(np.int32))
+    return array if isinstance(array, jax.Array) else array.astype(np.int32, copy=False)
 
 
 def known_ids(ids: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:

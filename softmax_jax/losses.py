@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import model
-from softmax_jax._checks import as_array, as_ids, as_real, known_ids
+from softmax_jax._checks import as_array, as_real, checked_ids, checked_real, known_ids
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._log_normalizer import log_normalizer
 from softmax_jax.model import Params
@@ -314,11 +314,17 @@ def as_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> jax.Ar
     Raises:
       ValueError: if they are neither, or if concrete class ids lie outside [0, q).
     """
+    targets = checked_targets(logits, targets)
+    return targets if isinstance(targets, jax.Array) else jax.device_put(targets)
+
+
+def checked_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> Any:
+    """`as_targets` for arguments of a jitted function: host arrays stay there, as it is quicker."""
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits need a last axis of classes, got shape {logits.shape}")
     targets = as_array(targets, "targets")
     if targets.shape == logits.shape:
-        return as_real(targets, "targets")
+        return checked_real(targets, "targets")
     rows = logits.shape[:-1]
     if targets.shape == (*rows, 1) and jnp.issubdtype(targets.dtype, jnp.integer):
         targets = targets.reshape(rows)
@@ -327,12 +333,12 @@ def as_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> jax.Ar
             f"targets of shape {targets.shape} fit logits of shape {logits.shape} neither as class "
             f"ids, of shape {rows}, nor as probabilities, of shape {logits.shape}"
         )
-    return as_ids(targets, logits.shape[-1], "targets")
+    return checked_ids(targets, logits.shape[-1], "targets")
 
 
 def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> bool:
     """True where ``targets``, checked by `as_targets`, are class ids; False for probabilities."""
-    return as_targets(logits, targets).ndim < logits.ndim
+    return checked_targets(logits, targets).ndim < logits.ndim
 
 
 def distribution(

@@ -17,9 +17,10 @@ import optax
 from softmax_jax import head, losses, metrics, model
 from softmax_jax._checks import (
     as_array,
-    as_ids,
     as_real,
     checked_count,
+    checked_ids,
+    checked_real,
     is_known,
 )
 from softmax_jax._dtypes import at_least_float32
@@ -176,23 +177,26 @@ class Program:
 
 
 def _admitted(params: Params, batch: Batch, *, look: bool) -> Batch:
-    """The batch as JAX arrays; class ids that JAX has already are checked if told to ``look``."""
+    """The batch as JAX reads it rightly; told to ``look``, ids on the device are checked too."""
     batch = _formed_on_host(batch)
-    x, targets, q = as_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
+    x, targets, q = checked_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
     if isinstance(targets, head.SparseTargets):
         if not isinstance(targets.ids, jax.Array):
-            targets = targets._replace(ids=as_ids(targets.ids, q, "targets.ids"))
-        targets = targets._replace(weights=as_real(targets.weights, "targets.weights"))
+            targets = targets._replace(ids=checked_ids(targets.ids, q, "targets.ids"))
+        targets = targets._replace(weights=checked_real(targets.weights, "targets.weights"))
     elif look or not isinstance(targets, jax.Array):
         targets = as_array(targets, "targets")
         if x.shape[:1] == targets.shape[:1]:  # the others are told of below
             logits = jax.ShapeDtypeStruct((*x.shape[:-1], q), jnp.float32)
-            targets = losses.as_targets(logits, targets)
+            targets = losses.checked_targets(logits, targets)
     return Batch(
         x,
         targets,
-        None if batch.weights is None else as_real(batch.weights, "weights"),
-        *(a if a is None or jnp.isscalar(a) else as_real(a, "scale, shift") for a in batch[3:]),
+        None if batch.weights is None else checked_real(batch.weights, "weights"),
+        *(
+            a if a is None or jnp.isscalar(a) else checked_real(a, "scale, shift")
+            for a in batch[3:]
+        ),
     )
 
 
@@ -435,7 +439,7 @@ def measure_blocks(
     if data.scale is None and data.shift is None:
         params, x = model.centred(params, data.x)
         data = data._replace(x=x)
-    params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
+    params = Params(checked_real(params.w, "params.w"), checked_real(params.b, "params.b"))
     data = _admitted(params, data, look=True)
     return _measured_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
 
