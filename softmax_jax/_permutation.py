@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._checks import checked_count
+
 _SMALL = 4096
 _ROUNDS = 4
 
@@ -23,7 +25,8 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     Raises:
       ValueError: if ``n`` is negative or does not fit int32.
     """
-    if not 0 <= n < 2**31:
+    n = checked_count(n, "n", 0)
+    if n >= 2**31:
         raise ValueError(f"n must lie in [0, 2**31), to index with int32, got {n}")
     if n < _SMALL:
         return jax.random.permutation(key, n)

@@ -1,14 +1,18 @@
 """Surprisal, entropy, cross-entropy and divergence of distributions, in nats or in bits.
 
-All take probabilities along the last axis; 0 · log 0 is 0, as in the limit. A probability that is
-NaN or negative gives NaN. Bits are nats over ``log 2``: 1 nat = 1.4427 bit.
+All take probabilities along the last axis, in arrays or lists, and work in float32 at least;
+0 · log 0 is 0, as in the limit. A probability that is NaN or negative gives NaN. Bits are nats
+over ``log 2``: 1 nat = 1.4427 bit.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from softmax_jax._checks import as_real
+from softmax_jax._dtypes import accumulation_type, at_least_float32
 
 Unit = Literal["nats", "bits"]
 
@@ -20,24 +24,28 @@ def to_bits(nats: jax.Array | float) -> jax.Array | float:
     return nats / NATS_PER_BIT
 
 
+@jax.transfer_guard("allow")
 def surprisal(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
     """``-log P(j)``, the information in seeing an event of probability ``p``: elementwise.
 
     Infinite for an impossible event. From logits, `softmax_jax.losses.cross_entropy` gives the
     surprisal of a label without forming its probability.
     """
-    return _in_unit(-jnp.log(p), unit)
+    return _in_unit(-jnp.log(_given(p, "p")), unit)
 
 
+@jax.transfer_guard("allow")
 def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
     """``H[P] = -Σ_j P(j) log P(j)``, eq. 3.4.11, the expected surprisal: ``[..., q] -> [...]``.
 
     Between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to the
     gradient: derivatives are taken along the support of ``p``.
     """
+    p = _given(p, "p")
     return _in_unit(0 - jnp.sum(_xlogy(p, p), axis=-1), unit)
 
 
+@jax.transfer_guard("allow")
 def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
     """``H(P, Q) = -Σ_j P(j) log Q(j)``: the cost of coding draws from P with the code for Q.
 
@@ -47,10 +55,11 @@ def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
     Raises:
       ValueError: if the shapes differ.
     """
-    _check_same_shape(p, q)
+    p, q = _pair(p, q)
     return _in_unit(0 - jnp.sum(_xlogy(p, q), axis=-1), unit)
 
 
+@jax.transfer_guard("allow")
 def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
     """``KL(P, Q) = H(P, Q) - H[P] = Σ_j P(j) log(P(j) / Q(j))``: ``[..., q] -> [...]``.
 
@@ -62,7 +71,7 @@ def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
     Raises:
       ValueError: if the shapes differ.
     """
-    _check_same_shape(p, q)
+    p, q = _pair(p, q)
     support = p != 0  # true for NaN, which must not vanish
     near = support & (jnp.abs(q - p) < 0.5 * p)
     # Nearby, with t = (q - p) / p, a term is p (t - log1p(t)): no two logarithms that cancel.
@@ -84,9 +93,16 @@ def _xlogy(p: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.where(support, p * jnp.log(jnp.where(support, q, 1)), 0)
 
 
-def _check_same_shape(p: jax.Array, q: jax.Array) -> None:
-    if jnp.shape(p) != jnp.shape(q):
-        raise ValueError(f"P has shape {jnp.shape(p)} but Q has shape {jnp.shape(q)}")
+def _given(p: Any, name: str) -> jax.Array:
+    return at_least_float32(as_real(p, name))
+
+
+def _pair(p: Any, q: Any) -> tuple[jax.Array, jax.Array]:
+    p, q = _given(p, "p"), _given(q, "q")
+    if p.shape != q.shape:
+        raise ValueError(f"P has shape {p.shape} but Q has shape {q.shape}")
+    kind = accumulation_type(p, q)
+    return p.astype(kind), q.astype(kind)
 
 
 def _in_unit(nats: jax.Array, unit: Unit) -> jax.Array:

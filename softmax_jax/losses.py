@@ -24,6 +24,7 @@ from softmax_jax.model import Params
 REDUCTIONS = ("none", "sum", "mean")
 
 
+@jax.transfer_guard("allow")
 def cross_entropy(
     logits: jax.Array,
     targets: jax.Array,
@@ -166,6 +167,7 @@ def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
     return jnp.where(possible, capped, -jnp.inf)
 
 
+@jax.transfer_guard("allow")
 def cross_entropy_gradient(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
@@ -182,6 +184,7 @@ def cross_entropy_gradient(
     return mass * jax.nn.softmax(logits, axis=-1) - y
 
 
+@jax.transfer_guard("allow")
 def cross_entropy_hessian(logits: jax.Array) -> jax.Array:
     r"""Second derivative of `cross_entropy` in the logits: ``[..., q, q]``.
 
@@ -241,6 +244,7 @@ def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> ja
     return 0.5 * l2 * jnp.sum(w * w) + l1 * jnp.sum(jnp.abs(w))
 
 
+@jax.transfer_guard("allow")
 def objective(
     params: Params,
     x: jax.Array,
@@ -273,6 +277,7 @@ def objective(
     return weighted_mean(losses, weights) + penalty(params.w, l2=l2, l1=l1)
 
 
+@jax.transfer_guard("allow")
 def objective_gradient(
     params: Params,
     x: jax.Array,

@@ -37,6 +37,7 @@ class Metrics(NamedTuple):
     """``[q, q]``, or None: weight of the examples of class (row) predicted as class (column)."""
 
 
+@jax.transfer_guard("allow")
 def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
     """Per example, 1 if the target is among the ``k`` largest logits, else 0: ``[...]``.
 
@@ -82,6 +83,7 @@ def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
     return (chosen.astype(ids.dtype) == ids) & (chosen >= 0)
 
 
+@jax.transfer_guard("allow")
 def accuracy(
     logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None, *, k: int = 1
 ) -> jax.Array:
@@ -95,12 +97,14 @@ def accuracy(
     return losses.weighted_mean(correct(logits, targets, k=k), weights)
 
 
+@jax.transfer_guard("allow")
 def squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Per example ``|softmax(o) - y|²``, whose mean is the Brier score (Brier 1950): ``[...]``."""
     error = losses.cross_entropy_gradient(logits, targets)
     return jnp.sum(error * error, axis=-1)
 
 
+@jax.transfer_guard("allow")
 def measure(
     logits: jax.Array,
     targets: jax.Array,
@@ -164,7 +168,7 @@ def measure_head(
     Raises:
       ValueError: as `head.linear_cross_entropy`.
     """
-    extras = ("rank", "collision")
+    k, extras = checked_count(k, "k"), ("rank", "collision")
     out = linear_cross_entropy(x, params.w, params.b, labels, extras=extras, memory=memory)
     assert out.collision is not None
     assert out.rank is not None
@@ -208,7 +212,7 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 def total(stacked: Sums) -> Sums:
     """The sum over a leading axis, of blocks or hosts, in NumPy float64; waits for the device."""
-    return jax.tree.map(lambda a: np.sum(np.asarray(a, np.float64), axis=0), stacked)
+    return jax.tree.map(lambda a: np.sum(a, axis=0, dtype=np.float64), jax.device_get(stacked))
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Params(NamedTuple):
     b: jax.Array
 
 
+@jax.transfer_guard("allow")
 def init(
     key: jax.Array,
     *,
@@ -51,6 +52,7 @@ def init(
     return Params(w=w, b=jnp.zeros((num_classes,), dtype))
 
 
+@jax.transfer_guard("allow")
 def logits(params: Params, x: jax.Array) -> jax.Array:
     """Affine scores ``o = x W + b``, eqs. 3.4.2 (one example) and 3.4.5 (a minibatch).
 
@@ -111,6 +113,7 @@ def centred(params: Params, x: Any) -> tuple[Params, Any]:
         return Params(w, b + c @ w), x - c
 
 
+@jax.transfer_guard("allow")
 def probabilities(params: Params, x: jax.Array) -> jax.Array:
     """Predicted probabilities ``ŷ_j = exp(o_j) / Σ_k exp(o_k)``, eq. 3.4.3: ``[..., q]``.
 
@@ -120,6 +123,7 @@ def probabilities(params: Params, x: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits(params, x), axis=-1)
 
 
+@jax.transfer_guard("allow")
 def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0) -> jax.Array:
     """The most probable class, or `ABSTAIN` where its probability is below ``threshold``.
 
@@ -139,6 +143,7 @@ def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0)
     return committed(jnp.argmax(scores, axis=-1), confidence(scores), threshold)
 
 
+@jax.transfer_guard("allow")
 def confidence(logits: jax.Array) -> jax.Array:
     r"""The probability of the most probable class, ``max_j ŷ_j``: ``[..., q] -> [...]``.
 

@@ -75,6 +75,7 @@ class StepMetrics(NamedTuple):
     """Of the batch: the sum of its example weights."""
 
 
+@jax.transfer_guard("allow")
 def init(
     params: Params,
     optimizer: optax.GradientTransformation,
@@ -115,6 +116,7 @@ def init(
     )
 
 
+@jax.transfer_guard("allow")
 def features(batch: Batch) -> jax.Array:
     """``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
 
@@ -167,6 +169,7 @@ class Program:
     def __init__(self, function: Callable) -> None:
         self._jitted = jax.jit(function)
 
+    @jax.transfer_guard("allow")
     def __call__(self, state: TrainState, batch: Batch, *stop: Any) -> Any:
         """Runs it."""
         return self._jitted(state, _admitted(state.params, batch, look=False), *stop)
@@ -334,6 +337,7 @@ def sweep_axes(shared_order: bool) -> TrainState:
     return TrainState(**axes | {"step": None, "key": None if shared_order else 0})
 
 
+@jax.transfer_guard("allow")
 def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
     """The states of a sweep as one; ``step`` and a shared order are those of the first."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -396,6 +400,7 @@ def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
     return data._replace(x=at(data.x), targets=at(data.targets), weights=weights)
 
 
+@jax.transfer_guard("allow")
 def evaluate(
     params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
@@ -426,6 +431,7 @@ def evaluate(
     )
 
 
+@jax.transfer_guard("allow")
 def measure_blocks(
     params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:

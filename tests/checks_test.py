@@ -259,3 +259,47 @@ def test_small_offsets_are_left_alone():
     params = Params(np.ones((2, 2)), np.zeros(2))
     x = 100 + np.random.default_rng(0).normal(size=(10, 2))
     assert model.centred(params, x)[1] is x
+
+
+def test_a_guard_of_transfers_lets_arrays_through(count_compilations):
+    x, labels = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3
+    params = model.init(jax.random.key(0), num_features=3, num_classes=3)
+    optimizer = optax.sgd(0.1)
+    epoch = training.make_epoch(optimizer, batch_size=10)
+
+    def run():
+        state = training.init(params, optimizer)
+        return (
+            model.predict(params, x, threshold=0.5),
+            losses.cross_entropy(model.logits(params, x), labels, label_smoothing=0.1),
+            losses.objective(params, x, labels, l2=0.1),
+            metrics.measure(model.logits(params, x), labels, confusion=True),
+            training.evaluate(params, Batch(x, labels, scale=2.0)),
+            epoch(state, Batch(x, labels))[0].params,
+        )
+
+    expected = run()
+    with jax.transfer_guard("disallow"):
+        jax.tree.map(np.testing.assert_array_equal, run(), expected)
+        assert count_compilations(run) == 0
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_scores_of_any_types_together(x64):
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.normal(size=(30, 4)), rng.integers(4, size=30), np.arange(30)
+    p = scipy.special.softmax(logits, axis=1)
+    hits = p.argmax(axis=1) == labels
+    confusion = np.zeros((4, 4))
+    np.add.at(confusion, (labels, p.argmax(axis=1)), weights)
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+        for label_type in ("uint8", "int16", ">i4", "uint64"):
+            for weight_type in ("uint8", "float16", "float32", "float64"):
+                measured = metrics.measure(
+                    logits, labels.astype(label_type), weights.astype(weight_type), confusion=True
+                )
+                assert measured.weight.dtype == (np.float64 if x64 else np.float32)
+                np.testing.assert_allclose(measured.correct, weights[hits].sum(), rtol=1e-6)
+                np.testing.assert_allclose(measured.confusion, confusion, rtol=1e-6)
+                nats = weights @ -np.log(p[np.arange(30), labels])
+                np.testing.assert_allclose(measured.negative_log_likelihood, nats, rtol=1e-6)

@@ -171,3 +171,14 @@ def test_shapes_must_agree(function):
 def test_leading_axes_are_batch_axes():
     p = jnp.array([[0.5, 0.5], [1.0, 0.0]])
     np.testing.assert_allclose(information.entropy(p), [LN2, 0], rtol=1e-6)
+
+
+def test_lists_and_other_byte_orders_and_types_are_taken():
+    p, q = [0.25, 0.75], np.array([0.5, 0.5], ">f8")
+    expected = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    np.testing.assert_allclose(information.kl_divergence(p, q), expected, rtol=1e-6)
+    narrow = information.entropy(jnp.asarray(p, jnp.float16))
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, -0.25 * np.log(0.25) - 0.75 * np.log(0.75), rtol=1e-6)
+    mixed = information.cross_entropy(jnp.asarray(p, jnp.bfloat16), jnp.asarray(q, jnp.float32))
+    np.testing.assert_allclose(mixed, np.log(2), rtol=1e-6)

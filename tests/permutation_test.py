@@ -60,7 +60,9 @@ def test_within_one_permutation_neighbours_are_uncorrelated():
         assert abs(correlation) < 4.5 / np.sqrt(60_000)
 
 
-@pytest.mark.parametrize("n", [-1, 2**31])
-def test_a_number_that_is_no_index_is_refused(n):
-    with pytest.raises(ValueError, match="to index with int32"):
+@pytest.mark.parametrize(
+    ("n", "message"), [(-1, "0 or more"), (2.5, "an integer"), (2**31, "to index with int32")]
+)
+def test_a_number_that_is_no_index_is_refused(n, message):
+    with pytest.raises(ValueError, match=message):
         permutation(jax.random.key(0), n)
