@@ -137,6 +137,11 @@ def features(saved: Model, x: Any) -> jax.Array:
       ValueError: if there are not ``d`` features a row; or if they are integers and the model was
         made for floating-point ones, or the other way round, as one of them is in another unit.
     """
+    return training.features(_batch(saved, x))
+
+
+def _batch(saved: Model, x: Any) -> training.Batch:
+    """Features with their unit; those in float64 on the host have it applied already."""
     x = _checks.as_array(x, "x")
     d = saved.params.w.shape[0]
     if x.ndim == 0 or x.shape[-1] != d:
@@ -147,20 +152,24 @@ def features(saved: Model, x: Any) -> jax.Array:
             f"sees x * {_brief(saved.scale)} + {_brief(saved.shift)}: give them as they were "
             f"stored for training; if they are in that unit, x.astype({saved.dtype!r})"
         )
-    # Integers as they are, which JAX would cut to 32 bits.
-    x = jnp.asarray(x) if _is_floating(x.dtype) else x
-    scale, shift = jnp.asarray(saved.scale), jnp.asarray(saved.shift)
-    return training.features(training.Batch(x, x[..., 0], scale=scale, shift=shift))
+    batch = training.Batch(x, x[..., 0], scale=saved.scale, shift=saved.shift)
+    return training.formed_on_host(batch)
+
+
+def _seen(saved: Model, x: Any) -> Any:
+    """`features`, which on the host keep the float64 that parameters may need."""
+    batch = _batch(saved, x)
+    return batch.x if batch.scale is None else training.features(batch)
 
 
 def probabilities(saved: Model, x: Any) -> jax.Array:
     """Predicted probabilities ``[..., q]``, see `model.probabilities`; ``x`` as in `features`."""
-    return model.probabilities(_on_device(saved.params), features(saved, x))
+    return model.probabilities(saved.params, _seen(saved, x))
 
 
 def predict(saved: Model, x: Any, *, threshold: float | jax.Array = 0.0) -> jax.Array:
     """Class ids ``[...]``, see `model.predict`; ``x`` as in `features`."""
-    return model.predict(_on_device(saved.params), features(saved, x), threshold=threshold)
+    return model.predict(saved.params, _seen(saved, x), threshold=threshold)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -226,10 +235,6 @@ def _in_numpy(a: Any) -> np.ndarray:
     """As files can hold it: they know no bfloat16, every number of which is a float32."""
     array = np.asarray(a)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
-def _on_device(params: Params) -> Params:
-    return Params(*map(jnp.asarray, params))
 
 
 def _is_floating(dtype: Any) -> bool:

@@ -41,9 +41,9 @@ class Batch(NamedTuple):
     """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `head.SparseTargets`."""
     weights: jax.Array | None = None
     """``[n]`` example weights; None means 1."""
-    scale: float | jax.Array | None = None
+    scale: float | jax.Array | np.ndarray | None = None
     """Scalar or ``[d]``; None means 1."""
-    shift: float | jax.Array | None = None
+    shift: float | jax.Array | np.ndarray | None = None
     """Scalar or ``[d]``; None means 0."""
 
 
@@ -125,7 +125,7 @@ def features(batch: Batch) -> jax.Array:
     float64 or of integers of 32 bits and more are formed by NumPy in float64, so that a shift takes
     away a large offset, of a date for example, before float32 would round it.
     """
-    batch = _formed_on_host(batch)
+    batch = formed_on_host(batch)
     x = as_real(batch.x, "x")
     if batch.scale is None and batch.shift is None and jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -141,7 +141,7 @@ def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:
     return jnp.broadcast_to(as_real(value, "scale, shift").astype(x.dtype), x.shape)
 
 
-def _formed_on_host(batch: Batch) -> Batch:
+def formed_on_host(batch: Batch) -> Batch:
     """The batch with wide host features formed in float64; any other as it is."""
     scale, shift = batch.scale, batch.shift
     if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
@@ -181,7 +181,7 @@ class Program:
 
 def _admitted(params: Params, batch: Batch, *, look: bool) -> Batch:
     """The batch as JAX reads it rightly; told to ``look``, ids on the device are checked too."""
-    batch = _formed_on_host(batch)
+    batch = formed_on_host(batch)
     x, targets, q = checked_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
     if isinstance(targets, head.SparseTargets):
         if not isinstance(targets.ids, jax.Array):
@@ -441,7 +441,7 @@ def measure_blocks(
       `Metrics` with a leading axis of blocks, for `metrics.total`.
     """
     block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
-    data = _formed_on_host(data)
+    data = formed_on_host(data)
     if data.scale is None and data.shift is None:
         params, x = model.centred(params, data.x)
         data = data._replace(x=x)

@@ -194,3 +194,16 @@ def test_loading_needs_no_more_than_the_package_itself(path):
         "assert not {'orbax', 'tensorflow_datasets', 'matplotlib', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_saved_fit_is_used_with_the_digits_it_was_certified_with(tmp_path):
+    x = 1.6e9 + np.random.default_rng(0).normal(size=(50, 2))
+    w = np.array([[1.0, -1], [0.5, 2]])
+    params = Params(w, np.array([0.0, 0.1]) - 1.6e9 * w.sum(axis=0))
+    softmax_jax.save(tmp_path / "model.npz", params)
+    saved = softmax_jax.load(tmp_path / "model.npz")
+    logits = x.astype(np.longdouble) @ w + params.b
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(io.probabilities(saved, x), expected, atol=1e-5)
+    np.testing.assert_array_equal(io.predict(saved, x), expected.argmax(axis=1))
