@@ -171,6 +171,86 @@ def test_what_is_not_certified_warns_with_the_reason(iris):
         SoftmaxRegressionCV(l2=(1e-3, 1e-1), cv=IDS, tol=1e-12, max_passes=3).fit(x, y)
 
 
+def overlapping(n=400, seed=0):
+    """Three classes that no plane separates."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4)) * [1, 10, 0.1, 3] + [0, 5, 1, -2]
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    return x, (z @ rng.normal(size=(4, 3)) + rng.gumbel(size=(n, 3))).argmax(axis=1)
+
+
+def minimum(x, y, penalty, *, bias=True):
+    """The least objective and its b and W, ``[1 + d, q]``, by Newton's method in float64."""
+    x, onehot = np.c_[np.full(len(x), float(bias)), x], np.eye(3)[y]
+    h = np.kron(np.diag(np.r_[0, penalty]), np.eye(3))
+
+    def value(t):
+        o = x @ t.reshape(-1, 3)
+        return (
+            scipy.special.logsumexp(o, axis=1) - (onehot * o).sum(axis=1)
+        ).mean() + t @ h @ t / 2
+
+    def slope(t):
+        p = scipy.special.softmax(x @ t.reshape(-1, 3), axis=1)
+        return (x.T @ (p - onehot) / len(x)).ravel() + h @ t
+
+    t = np.zeros(3 * x.shape[1])
+    for _ in range(30):
+        p = scipy.special.softmax(x @ t.reshape(-1, 3), axis=1)
+        curvature = np.einsum("na,nb->nab", p, -p)
+        curvature[:, range(3), range(3)] += p
+        hessian = np.einsum("ni,nab,nj->iajb", x, curvature, x).reshape(t.size, -1) / len(x) + h
+        t = t - np.linalg.pinv(hessian, rcond=1e-12, hermitian=True) @ slope(t)
+    assert np.abs(slope(t)).max() < 1e-12
+    return value(t), t.reshape(-1, 3)
+
+
+def test_no_penalty_warns_only_where_the_gradient_is_not_small():
+    x, y = overlapping()
+    value, t = minimum(x, y, np.zeros(4))
+    model = SoftmaxRegression(l2=0).fit(x, y)  # warnings are errors
+    np.testing.assert_allclose(model.objective_, value, rtol=1e-9)
+    np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-4, atol=1e-6)
+    assert model.status_ == solvers.NOT_CERTIFIED
+    SoftmaxRegressionCV(l2=(0, 1e-3), cv=3).fit(x, y)
+    with pytest.warns(ConvergenceWarning, match="the solution: not certified"):
+        SoftmaxRegression(l2=0, max_passes=3).fit(x, y)
+
+
+def test_no_intercept(store):
+    x, y = overlapping()
+    value, t = minimum(x, y, np.full(4, 1e-2), bias=False)
+    for model in (
+        SoftmaxRegression(l2=1e-2, tol=1e-10, fit_intercept=False),
+        SoftmaxRegressionCV(l2=1e-2, tol=1e-10, fit_intercept=False, cv=3),
+    ):
+        model.fit(store(x), y)
+        np.testing.assert_array_equal(model.intercept_, np.zeros(3))
+        np.testing.assert_allclose(model.objective_, value, rtol=1e-9)
+        np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-5, atol=1e-7)
+        assert model.status_ == solvers.CERTIFIED
+        narrow = clone(model).set_params(tol=1e-6).fit(x.astype(np.float32), y)
+        assert narrow.status_ == solvers.CERTIFIED
+        np.testing.assert_array_equal(narrow.intercept_, np.zeros(3))
+
+
+def test_standardize(store):
+    x, y = overlapping()
+    sd = x.std(axis=0)
+    value, t = minimum(x, y, 1e-2 * sd**2)
+    for model in (
+        SoftmaxRegression(l2=1e-2, tol=1e-10, standardize=True),
+        SoftmaxRegressionCV(l2=1e-2, tol=1e-10, standardize=True, cv=3),
+    ):
+        model.fit(store(x), y)
+        np.testing.assert_allclose(model.objective_, value, rtol=1e-9)
+        np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-5, atol=1e-7)
+        # Whose weights are rounded, so that the objective is evaluated here.
+        narrow = clone(model).set_params(tol=1e-6).fit(store(x.astype(np.float32)), y)
+        assert narrow.status_ == solvers.CERTIFIED
+        np.testing.assert_allclose(narrow.objective_, value, rtol=1e-6)
+
+
 @pytest.mark.parametrize("choice", ["best", "one_standard_error"])
 def test_strengths_are_those_that_cross_validation_chose(iris, choice):
     x, y = iris
@@ -365,6 +445,14 @@ def test_partial_fit_comes_near_the_optimum(iris):
     )
 
 
+def test_partial_fit_without_intercept(iris):
+    x, y = iris
+    model = SoftmaxRegression(fit_intercept=False, batch_size=N).partial_fit(x, y, np.unique(y))
+    w = adam(x, np.unique(y, return_inverse=True)[1], 1, 1e-4)
+    np.testing.assert_allclose(model.coef_.T, w[:-1], atol=2e-5)
+    np.testing.assert_array_equal(model.intercept_, np.zeros(3))
+
+
 def test_partial_fit_goes_on_from_a_fit(iris):
     x, y = iris
     model = SoftmaxRegression(l2=0.1).fit(x, y)
@@ -388,6 +476,7 @@ def test_partial_fit_that_diverges(iris):
     [
         (SoftmaxRegression(l1=0.1), {}, "partial_fit takes l2 only"),
         (SoftmaxRegression(class_weight="balanced"), {}, "'balanced' needs all rows"),
+        (SoftmaxRegression(standardize=True), {}, "standardize needs all rows"),
         (SoftmaxRegression(), {}, "classes must be passed on the first call"),
         (SoftmaxRegression(), {"classes": ["setosa", "versicolor"]}, "row 100 is .*virginica"),
     ],

@@ -59,11 +59,12 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
     def _options(self):
         return {
             "class_weight": self.class_weight,
+            "fit_intercept": self.fit_intercept,
             # Theirs bounds a gradient, ours a difference of objectives.
             "tol": min(max(self.tol**2, 1e-12), 1e-6),
             # 100 iterations are their default; ours come with a certificate, or a warning.
             "max_passes": self.max_iter if self.max_iter < 100 else 2000,
-        } | intercept(self.fit_intercept)
+        }
 
     def _total_weight(self, y, sample_weight):
         y = to_numpy(y)
@@ -204,12 +205,6 @@ class LogisticRegressionCV(LogisticRegression):
 OursUnderTheirName = type("LogisticRegressionCV", (SoftmaxRegressionCV,), {})
 
 
-def intercept(fit_intercept):
-    if not fit_intercept:
-        pytest.xfail("fit_intercept=False: all models have a bias")
-    return {}
-
-
 def one_vector(a):
     """Of two classes the second less the first, ``[1, ...]``; of more they stay."""
     return a[1:2, ...] - a[0:1, ...] if a.shape[0] == 2 else a
@@ -271,16 +266,12 @@ EXPECTED_FAILURES = {
         r"test_get_default_scorer",
         # It compares them with ours, at a tolerance that lbfgs stops far from.
         r"test_logistic_cv_multinomial_score\[neg_log_loss.*",
-        r"test_consistency_path",
     ),
     "asks for the callbacks of scikit-learn 1.9; solvers.fit has one of its own": (
         r"test_logistic_regression_callback.*",
     ),
     "two starts of one pass each are not one of two: the method remembers gradients": (
         r"test_warm_start_newton_solver.*",
-    ),
-    "without a penalty the weights are one solution of many, and not the centred one": (
-        r"test_logistic_regression_solvers_multiclass_unpenalized\[True\]",
     ),
     "a fold that trains on a single class is an error here": (
         r"test_logistic_cv_folds_with_classes_missing\[2-.*",

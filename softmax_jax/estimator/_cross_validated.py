@@ -47,6 +47,8 @@ class SoftmaxRegressionCV(LinearClassifier):
         if not, they are the mean of those of the folds.
       random_state: int, the seed of the folds.
       grouped: as in `SoftmaxRegression`, as are those that follow.
+      fit_intercept: whether there are biases.
+      standardize: by the standard deviations in the rows of all folds.
       class_weight: also counts in the held-out loss.
       tol: of each fit.
       max_passes: of each fit.
@@ -78,6 +80,8 @@ class SoftmaxRegressionCV(LinearClassifier):
         refit: bool = True,
         random_state: int = 0,
         grouped: bool = False,
+        fit_intercept: bool = True,
+        standardize: bool = False,
         class_weight: Any = None,
         tol: float = 1e-6,
         max_passes: float = 2000,
@@ -90,6 +94,8 @@ class SoftmaxRegressionCV(LinearClassifier):
         self.refit = refit
         self.random_state = random_state
         self.grouped = grouped
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
         self.class_weight = class_weight
         self.tol = tol
         self.max_passes = max_passes
@@ -130,6 +136,8 @@ class SoftmaxRegressionCV(LinearClassifier):
             score=self._scores_of(to_numpy(X), labels, routed.scorer.get("score", {})),
             refit=self.refit,
             grouped=self.grouped,
+            fit_intercept=self.fit_intercept,
+            standardize=self.standardize,
             tol=self.tol,
             max_passes=self.max_passes,
             **weights,
@@ -147,13 +155,13 @@ class SoftmaxRegressionCV(LinearClassifier):
         if found.path is None:
             of_folds = (slice(None), *chosen)
             self._set_weights(Params(w[of_folds].mean(axis=0), b[of_folds].mean(axis=0)), X)
-            warn_unless_certified(found.folds)
+            warn_unless_certified(self.tol, found.folds)
         else:
             # Of a single strength, `path` is one solution.
             solution = jax.tree.map(lambda a: a[chosen] if chosen else a, found.path)
             found = found._replace(path=solution)
             solution = self._keep(solution, self.l2_, self.l1_, X, ids, weights)
-            warn_unless_certified(solution, found.folds)
+            warn_unless_certified(self.tol, solution, found.folds)
         self.cross_validation_ = found
         return self
 

@@ -34,6 +34,9 @@ class SoftmaxRegression(LinearClassifier):
       l1: strength of ``|W|_1``, at least 0.
       grouped: whether ``l1`` counts a feature's weights by their norm over the classes, so that a
         feature is dropped for all classes or none.
+      fit_intercept: whether there are biases; without, ``intercept_`` is 0.
+      standardize: whether the penalty is on the weights of features divided by their standard
+        deviations; ``coef_`` is for the features as they are.
       class_weight: None, a dict from labels to weights (1 for those that are missing), or
         ``"balanced"`` for equal weight of all classes; they multiply the sample weights.
       tol: relative certified gap to stop at: the objective is at most this share of itself above
@@ -70,6 +73,8 @@ class SoftmaxRegression(LinearClassifier):
         l2: float = 1e-4,
         l1: float = 0.0,
         grouped: bool = False,
+        fit_intercept: bool = True,
+        standardize: bool = False,
         class_weight: Any = None,
         tol: float = 1e-6,
         max_passes: float = 2000,
@@ -80,6 +85,8 @@ class SoftmaxRegression(LinearClassifier):
         self.l2 = l2
         self.l1 = l1
         self.grouped = grouped
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
         self.class_weight = class_weight
         self.tol = tol
         self.max_passes = max_passes
@@ -124,6 +131,8 @@ class SoftmaxRegression(LinearClassifier):
                 l2=self.l2,
                 l1=self.l1,
                 grouped=self.grouped,
+                fit_intercept=self.fit_intercept,
+                standardize=self.standardize,
                 tol=self.tol,
                 max_passes=self.max_passes,
                 initial=initial,
@@ -131,7 +140,7 @@ class SoftmaxRegression(LinearClassifier):
             )
         self._moments = None
         self.n_iter_ = math.ceil(solution.passes)
-        warn_unless_certified(self._keep(solution, self.l2, self.l1, X, ids, weights))
+        warn_unless_certified(self.tol, self._keep(solution, self.l2, self.l1, X, ids, weights))
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -148,8 +157,8 @@ class SoftmaxRegression(LinearClassifier):
           sample_weight: ``[n]``, 0 or more.
 
         Raises:
-          ValueError: on input that is not as above, an ``l1`` above 0, or a ``class_weight`` of
-            ``"balanced"``, which needs all rows.
+          ValueError: on input that is not as above, an ``l1`` above 0, or ``standardize`` or a
+            ``class_weight`` of ``"balanced"``, which need all rows.
 
         Warns:
           ConvergenceWarning: if a step led to no finite number; the weights are as before it.
@@ -159,6 +168,10 @@ class SoftmaxRegression(LinearClassifier):
         if self.class_weight == "balanced":
             raise ValueError(
                 "class_weight: 'balanced' needs all rows, which partial_fit has not: give a dict"
+            )
+        if self.standardize:
+            raise ValueError(
+                "standardize needs all rows, which partial_fit has not: scale X before"
             )
         is_first = not hasattr(self, "coef_")
         X, y = validate_data(
@@ -211,7 +224,7 @@ class SoftmaxRegression(LinearClassifier):
         b = jnp.asarray(b, jnp.float32)
         state = training.init(
             Params(jnp.asarray(w, jnp.float32), jnp.where(jnp.isneginf(b), 0, b)),
-            _OPTIMIZER,
+            _optimizer(self.fit_intercept),
             key=jax.random.key(self.n_iter_),
             learning_rate=self.learning_rate,
             l2=self.l2,
@@ -224,18 +237,22 @@ class SoftmaxRegression(LinearClassifier):
             jnp.asarray(ids, jnp.int32),
             jnp.asarray(weights, jnp.float32),
         )
-        state, _ = _epoch(self.batch_size)(state, rows)
+        state, _ = _epoch(self.fit_intercept, self.batch_size)(state, rows)
         # Without the key, which cannot be pickled.
         return jax.device_get(state._replace(key=None))
 
 
-# Its learning rate is that of `training.init`, so that all share one program.
-_OPTIMIZER = optax.adam(1.0)
+@functools.cache
+def _optimizer(fit_intercept: bool) -> optax.GradientTransformation:
+    """Its learning rate is that of `training.init`, so that all share one program."""
+    is_bias: Any = Params._make((False, True))
+    held = optax.masked(optax.set_to_zero(), is_bias)
+    return optax.adam(1.0) if fit_intercept else optax.chain(optax.adam(1.0), held)
 
 
 @functools.cache
-def _epoch(batch_size: int) -> Callable[..., Any]:
-    return training.make_epoch(_OPTIMIZER, batch_size=batch_size)
+def _epoch(fit_intercept: bool, batch_size: int) -> Callable[..., Any]:
+    return training.make_epoch(_optimizer(fit_intercept), batch_size=batch_size)
 
 
 def _zeros(d: int, q: int) -> Params:
@@ -246,16 +263,13 @@ def _zeros(d: int, q: int) -> Params:
 
 def _not_begun(params: Params) -> solvers.Solution:
     """Of which nothing is known but that the objective is not negative."""
-    return solvers.Solution(
-        params=params,
-        centered=params,
-        mean=np.zeros(len(params.w)),
-        objective=0.0,
-        gap=0.0,
-        relative_gap=1.0,
-        slope=math.nan,
-        status=solvers.NOT_CERTIFIED,
-        reason="max_passes = 0: these are the parameters to start from",
-        passes=0,
-        history=None,
-    )
+    known: dict[str, Any] = {
+        "params": params,
+        "objective": 0.0,
+        "gap": 0.0,
+        "status": solvers.NOT_CERTIFIED,
+        "reason": "max_passes = 0: these are the parameters to start from",
+        "passes": 0,
+    }
+    unknown: dict[str, Any] = dict.fromkeys(solvers.Solution._fields)
+    return solvers.Solution(**unknown | known)

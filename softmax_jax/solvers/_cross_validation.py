@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
+from softmax_jax._checks import per_feature
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs, _settings, _strengths
@@ -68,6 +69,7 @@ def cross_validate(
     offset: Any = None,
     scale: Any = None,
     shift: Any = None,
+    standardize: bool = False,
     **options: Any,
 ) -> CrossValidation:
     r"""Scores every strength on rows that its fit has not seen.
@@ -121,6 +123,8 @@ def cross_validate(
       offset: ``[n, q]``, in training and in scores.
       scale: scalar or ``[d]``.
       shift: scalar or ``[d]``.
+      standardize: penalise the weights of features divided by their standard deviations, weighted
+        and over all rows, the same for all folds.
       **options: the other arguments of `fit_path`: ``tol``, ``grouped``, ``max_passes``, ...
 
     Returns:
@@ -147,6 +151,10 @@ def cross_validate(
     _refuse_a_single_class(train, y, q)
     if score is None:
         _drop_what_cannot_be_scored(train, test, y, q)
+    scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
+    # To be penalised as if divided by their standard deviations, features are divided by them.
+    sizes = standard_deviations(x, weights[0]) * np.abs(scale) if standardize else np.ones(d)
+    divisor = np.where(sizes > 0, sizes, np.inf)
     solution = fit_path(
         x,
         y,
@@ -155,10 +163,12 @@ def cross_validate(
         num_classes=q,
         sample_weight=np.vstack([train, weights]) if refit else train,
         offset=offset,
-        scale=scale,
-        shift=shift,
+        scale=scale / divisor,
+        shift=shift / divisor,
         **options,
     )
+    if standardize:
+        solution = _with_features_times(sizes, solution)
     l2, l1 = solution.l2[0], solution.l1[0]
     path = jax.tree.map(lambda a: a[-1], solution) if refit else None
     solution = jax.tree.map(lambda a: a[: len(train)], solution)
@@ -304,14 +314,34 @@ def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarr
         )
 
 
-def _for_stored_features(params: Params, scale: Any, shift: Any) -> Params:
+def standard_deviations(x: Any, weights: np.ndarray) -> np.ndarray:
+    """``[d]``: of features, weighted; in float64, a block at a time."""
+    share = weights / weights.sum()
+    step = max(_BLOCK // x.shape[1], 1)
+
+    def mean(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        total = np.zeros(x.shape[1])
+        for first in range(0, len(share), step):
+            block = x[first : first + step]
+            block = np.asarray(block.toarray() if hasattr(block, "toarray") else block, np.float64)
+            total += share[first : first + step] @ function(block)
+        return total
+
+    center = mean(lambda block: block)
+    return np.sqrt(mean(lambda block: (block - center) ** 2))
+
+
+def _with_features_times(sizes: np.ndarray, solution: Solution) -> Solution:
+    """The solution for features multiplied by ``sizes``; where those are 0 it has no weights."""
+    inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)[:, None]
+    params, centered = (Params(p.w * inverse, p.b) for p in (solution.params, solution.centered))
+    return solution._replace(params=params, centered=centered, mean=solution.mean * sizes)
+
+
+def _for_stored_features(params: Params, scale: np.ndarray, shift: np.ndarray) -> Params:
     """Parameters that give for ``x`` the logits of ``params`` for ``x * scale + shift``."""
-    w, b = params
-    if shift is not None:
-        b = b + (np.broadcast_to(np.asarray(shift, np.float64), w.shape[-2]) @ w)
-    if scale is not None:
-        w = w * np.broadcast_to(np.asarray(scale, np.float64), w.shape[-2])[:, None]
-    return Params(w, b)
+    w: Any = params.w
+    return Params(w * scale[:, None], params.b + shift @ w)
 
 
 def _scored(

@@ -275,6 +275,26 @@ def test_a_score_sees_rows_of_classes_that_their_fold_cannot_train_on(iris):
     np.testing.assert_array_equal(found.fold_accuracy, np.zeros((FOLDS, len(L2))))
 
 
+def test_standardized_features_are_those_divided_by_their_standard_deviations(iris):
+    x, y = iris
+    weights = np.random.default_rng(0).uniform(0.5, 2, N)
+    x = np.c_[x, np.full(N, 7)]  # a constant one has no weights
+    shared = {"scale": 0.1, "shift": 1.0, "sample_weight": weights, "tol": 1e-12}
+    found = cross_validate(x, y, standardize=True, **shared)
+    z = x * 0.1 + 1
+    deviations = np.sqrt(np.cov(z.T, aweights=weights, ddof=0).diagonal())[:D]
+    scaled = z[:, :D] / deviations
+    options = {"sample_weight": weights, "tol": 1e-12, "scale": None, "shift": None}
+    by_hand = cross_validate(scaled, y, **options)
+    assert_same(found, by_hand, rtol=1e-5)
+    w = found.path.params.w
+    np.testing.assert_allclose(w[:, :D] * deviations[:, None], by_hand.path.params.w, rtol=1e-4)
+    np.testing.assert_array_equal(w[:, D], 0)
+    o = z @ w + found.path.params.b[:, None]
+    expected = scaled @ by_hand.path.params.w + by_hand.path.params.b[:, None]
+    np.testing.assert_allclose(o, expected, atol=1e-4)
+
+
 def test_without_refit_the_folds_are_the_same(iris):
     found, both = cross_validate(*iris, refit=False), cross_validate(*iris)
     assert found.path is None
