@@ -189,7 +189,7 @@ def over_classes(
         carry, first = jax.lax.scan(
             lambda carry, each: visit(carry, each[0] * size, size, each[1]),
             carry,
-            (jnp.arange(full), kept[0]),
+            (jnp.arange(full, dtype=jnp.int32), kept[0]),
         )
     last = None
     if rest:
@@ -449,7 +449,7 @@ def _rank(spec: Spec, head: Head, targets: Targets, target: jax.Array) -> jax.Ar
 
     def visit(count, start, width, _):
         u = _unscaled(spec, head, start, width)
-        is_lower = start + jnp.arange(width)[None] < targets.ids[:, :1]
+        is_lower = start + jnp.arange(width, dtype=jnp.int32)[None] < targets.ids[:, :1]
         before = (u > target[:, None]) | ((u == target[:, None]) & is_lower)
         return count + jnp.sum(before, axis=1, dtype=jnp.int32), None
 
