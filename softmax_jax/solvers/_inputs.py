@@ -35,8 +35,8 @@ class Inputs(NamedTuple):
     """``[m, q]``: which of them have none under weighting ``m``, where there is a bias: without
     one, such a class is like any other.
     """
-    entropy: np.ndarray
-    """``[m]``: of the shares of the classes, in nats: the loss without features."""
+    baseline: np.ndarray
+    """``[m]``, in nats: the loss without features and offsets, the entropy of the classes."""
     units: _units.Units
     """Those of the problem's features."""
     initial: np.ndarray | None
@@ -142,7 +142,7 @@ def arrange(
         problem=problem,
         classes=classes,
         absent=(class_mass == 0) & fit_intercept,
-        entropy=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
+        baseline=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
         units=units,
         initial=start,
         one_hot=one_hot,

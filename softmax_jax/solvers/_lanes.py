@@ -172,7 +172,7 @@ def _prepare(
     exact = problem._replace(weights=problem.weights[:, chosen])
     sample = min(problem.blocks, max(2, -(-_preconditioner.SAMPLE // problem.rows)))
     working = _problem.cast(exact, dtype)
-    basis = _preconditioner.basis(working, sample, factor.astype(dtype))
+    basis = _preconditioner.basis(working, sample, factor.astype(dtype), q)
     z = None
     if coordinates:
         is_own = coordinates == "features"
@@ -249,33 +249,34 @@ def _from_smaller_offsets(
     options: Options,
     solved_before: int,
 ) -> Inputs:
-    """With a start from the solution for a tenth of the offsets, where these are large.
+    """With a start from the solution for a third of the offsets, where these are large.
 
-    Their softmax is all but a step then, from which no method learns where to go. In ``W / 10`` the
-    objective is ten times that of a tenth of the offsets and ten times l2, but for logits ten times
-    as small in the loss: a softmax at a higher temperature, and a start as good as any.
+    Their softmax is all but a step then, from which no method learns where to go. For ``W = 3 V``
+    the objective is three times that of V with a third of the offsets and three times l2, but that
+    its softmax is of a third of the logits: of a higher temperature, and as easy as need be, as
+    that problem starts from a third of its offsets in turn.
     """
     offset = inputs.problem.offset
     if offset is None or inputs.initial is not None:
         return inputs
     if not float(jnp.max(jnp.ptp(offset, axis=1))) > LARGE_OFFSET:
         return inputs
-    if options.max_passes < 4:  # half of them are for the start
+    if options.max_passes < 40:  # a tenth of them must be left
         return inputs
     first = min((queue[0] for queue in queues.values()), key=lambda work: work.order)
-    easier = Work((), first.weighting, 10 * first.l2, first.l1, 0.01)
+    easier = Work((), first.weighting, 3 * first.l2, first.l1, 0.01)
     solution = solve(
-        inputs._replace(problem=inputs.problem._replace(offset=offset / 10)),
+        inputs._replace(problem=inputs.problem._replace(offset=offset / 3)),
         [easier],
         method,
-        options._replace(tol=0.01, max_passes=options.max_passes / 2),
+        options._replace(tol=0.01, max_passes=0.9 * options.max_passes),
         solved_before,
     )[()]
     for queue in queues.values():
         queue[0].passes += easier.passes
     w, b = (np.asarray(a) for a in solution.params)
     theta = np.concatenate([np.where(np.isfinite(b), b, 0)[:, None], w.T], axis=1)
-    return inputs._replace(initial=10 * theta)
+    return inputs._replace(initial=3 * theta)
 
 
 def _run(
@@ -366,7 +367,7 @@ def _run(
                     with_dual=method.is_quasi_newton and not work.l2 == work.l1 == 0,
                 )
             )
-            floor = NEGLIGIBLE * float(inputs.entropy[work.weighting])
+            floor = NEGLIGIBLE * float(inputs.baseline[work.weighting])
             verdict = _verdict(certificate, work, bool(done[i]), separated, method, options, floor)
             if verdict is None:
                 # The estimate was a little too good, as the bias was not yet the best.
@@ -463,7 +464,7 @@ def _not_begun(
     work.history.append(
         (time.perf_counter() - options.began, work.passes, work.value, work.gap, 1.0)
     )
-    floor = NEGLIGIBLE * float(inputs.entropy[work.weighting])
+    floor = NEGLIGIBLE * float(inputs.baseline[work.weighting])
     verdict = _verdict(certificate, work, False, False, method, options, floor)
     assert verdict is not None
     return to_solution(inputs, certificate, work, verdict)
@@ -636,7 +637,7 @@ def to_solution(
         mean=inputs.units.mean,
         objective=value,
         gap=gap,
-        relative_gap=gap / max(value, NEGLIGIBLE * float(inputs.entropy[work.weighting])),
+        relative_gap=gap / max(value, NEGLIGIBLE * float(inputs.baseline[work.weighting])),
         slope=float(certificate.slope[0]),
         status=verdict[0],
         reason=verdict[1],

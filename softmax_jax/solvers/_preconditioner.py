@@ -39,9 +39,10 @@ POOL = 65_536
 
 
 class Basis(NamedTuple):
-    r"""Principal components of ``x / factor``, largest first.
+    r"""Principal components of ``x / factor``, largest first; or the features as they are.
 
-    The penalty is :math:`\tfrac{l_2}{2} |a|^2` for weights :math:`W = U a`, so that one basis
+    The latter where the core has room for all of them, as it needs no basis then. For components
+    the penalty is :math:`\tfrac{l_2}{2} |a|^2` of weights :math:`W = U a`, so that one basis
     diagonalises the covariance C of the features and the ridge alike: :math:`U^\top C U =
     \mathrm{diag}(v)` and :math:`U^\top F^2 U = I` for the factors F.
     """
@@ -50,6 +51,8 @@ class Basis(NamedTuple):
     """``U: [d, p]``: orthonormal once multiplied by the factors."""
     variances: jax.Array
     """``v: [p]``."""
+    ridge: jax.Array
+    """``[p]``: the penalty of the components, times l2: 1, or the squares of the factors."""
     rest: jax.Array
     """The mean variance of the directions outside."""
     factor: jax.Array
@@ -74,19 +77,22 @@ def rank(d: int, q: int) -> int:
     return min(d, max(CORE // q - 1, 0), LEADING)
 
 
-def basis(problem: Problem, blocks: int, factor: jax.Array) -> Basis:
-    """Of the features in the first ``blocks``.
+def basis(problem: Problem, blocks: int, factor: jax.Array, q: int) -> Basis:
+    """Of the features in the first ``blocks``, for ``q`` classes.
 
     Args:
       problem: centered.
       blocks: a sample.
       factor: ``[d]``: those of the penalty, or any other unit where nothing is penalised.
+      q: the number of classes, on which it depends how many components the core has room for.
     """
     problem = problem._replace(active=jnp.minimum(blocks, problem.active))
     d, dtype = problem.d, problem.dtype
+    is_exact = rank(d, q) == d
     # No component of what is hardly penalised drowns the others: a larger ridge does not hurt it.
-    factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
-    unit = 1 / factor
+    if not is_exact:
+        factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
+    unit = jnp.ones(d, dtype) if is_exact else 1 / factor
 
     def weighted(j):
         x = _problem.features(problem, j)
@@ -102,6 +108,9 @@ def basis(problem: Problem, blocks: int, factor: jax.Array) -> Basis:
     )
     mass = jnp.where(mass > 0, mass, 1)
     moments = moments / mass
+    zero = jnp.zeros((), dtype)
+    if is_exact:
+        return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
 
     if d <= COMPLETE_UP_TO:
 
@@ -111,9 +120,9 @@ def basis(problem: Problem, blocks: int, factor: jax.Array) -> Basis:
 
         covariance = _problem.over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
         values, vectors = jnp.linalg.eigh(covariance / mass)
-        rest = jnp.zeros((), dtype)
         u = unit[:, None] * vectors[:, ::-1]
-        return Basis(u, jnp.maximum(values[::-1], 0), rest, factor, moments * factor**2)
+        values = jnp.maximum(values[::-1], 0)
+        return Basis(u, values, jnp.ones(d, dtype), zero, factor, moments * factor**2)
 
     def multiply(v):
         def add(j, carry):
@@ -129,7 +138,7 @@ def basis(problem: Problem, blocks: int, factor: jax.Array) -> Basis:
     values = jnp.maximum(values[::-1], 0)
     rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - LEADING)
     u = unit[:, None] * (v @ turn[:, ::-1])
-    return Basis(u, values, rest, factor, moments * factor**2)
+    return Basis(u, values, jnp.ones(LEADING, dtype), rest, factor, moments * factor**2)
 
 
 def scores(problem: Problem, basis: Basis, q: int) -> jax.Array:
@@ -210,7 +219,7 @@ def build(
     # the classes, so that nothing else changes.
     rarest = jnp.min(jnp.where(mean > 0, mean, 1))
     h = h + jnp.kron(jnp.full((q, q), rarest / q), jnp.diag(jnp.sum(s[:, None] * z * z, axis=0)))
-    ridge = jnp.full((q, k1), l2).at[:, 0].set(0).reshape(-1)
+    ridge = l2 * jnp.tile(jnp.concatenate([jnp.zeros(1, dtype), basis.ridge[: k1 - 1]]), q)
     # What rounding blurs in the features' own units, in which they are of size 1 at most.
     u = basis.components[:, : k1 - 1]
     blur = jnp.eye(k1, dtype=dtype).at[1:, 1:].set(u.T @ u)
@@ -231,10 +240,14 @@ def _inverse(h: jax.Array, ridge: jax.Array, blur: jax.Array) -> jax.Array:
 
     def try_more(carry):
         _, share = carry
-        # With a unit diagonal, as components may differ by more orders than there are digits.
+        # With a unit diagonal, as components may differ by more orders than there are digits. What
+        # has no curvature at all, as where all predictions are certain, does not move.
         total = ridged + share * blur
-        scale = 1 / jnp.sqrt(jnp.diagonal(total))
-        factor = jnp.linalg.cholesky(scale[:, None] * total * scale[None, :])
+        diagonal = jnp.diagonal(total)
+        bends = diagonal > jnp.finfo(h.dtype).tiny
+        scale = jnp.where(bends, 1 / jnp.sqrt(jnp.where(bends, diagonal, 1)), 0)
+        one = scale[:, None] * total * scale[None, :] + jnp.diag(jnp.where(bends, 0.0, 1.0))
+        factor = jnp.linalg.cholesky(one.astype(h.dtype))
         return (
             jax.scipy.linalg.solve_triangular(factor, jnp.diag(scale), lower=True),
             30 * share,

@@ -126,10 +126,12 @@ def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> St
         + _certificate.penalty(problem, w + direction[..., 1:], grouped=False)
         - _certificate.penalty(problem, w, grouped=False)
     )
-    eps = jnp.finfo(value.dtype).eps
+    # A loss is a difference of logits, with their rounding.
+    largest = jnp.max(jnp.where(state.logits > -1e29, jnp.abs(state.logits), 0), axis=(0, 2, 3))
+    rounding = 16 * jnp.finfo(value.dtype).eps * jnp.maximum(value, largest)
 
     def falls(t, reached):
-        return reached <= value + 1e-4 * t * jnp.minimum(slope, 0) + 16 * eps * jnp.abs(value)
+        return reached <= value + 1e-4 * t * jnp.minimum(slope, 0) + rounding
 
     def go_on(carry):
         t, reached, tries = carry
@@ -172,8 +174,9 @@ class _Model(NamedTuple):
     """The gradient at ``origin``, that of the ridge included."""
     origin: jax.Array
     threshold: jax.Array
-    """Zero for the biases, and for what the loss does not depend on, which stays."""
+    """Zero for the biases."""
     is_free: jax.Array
+    """What the loss depends on."""
 
 
 def _minimise_model(
@@ -204,7 +207,7 @@ def _minimise_model(
         at_zero = jnp.maximum(jnp.abs(r) - model.threshold, 0)
         away = jnp.abs(r + model.threshold * jnp.sign(u))
         own = jnp.where((u == 0) & (model.threshold > 0), at_zero, away)
-        return jnp.max(jnp.where(model.is_free, own, 0))
+        return jnp.max(jnp.where(model.is_free | (model.threshold > 0), own, 0))
 
     first = violation(origin)
 
@@ -231,7 +234,9 @@ def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Ar
         aim = u[j] - r[j] / curvature
         shrunk = jnp.maximum(jnp.abs(aim) - model.threshold[j] / curvature, 0)
         new = jnp.where(shrunk > 0, jnp.sign(aim) * shrunk, 0)
-        new = jnp.where(model.is_free[j], new, u[j])
+        # Without curvature there is the slope alone, which the penalty outweighs or does not.
+        straight = jnp.where(jnp.abs(r[j]) < model.threshold[j], 0, u[j])
+        new = jnp.where(model.is_free[j], new, straight)
         return u.at[j].set(new), r + (new - u[j]) * model.h[j]
 
     return jax.lax.fori_loop(0, u.size, one, (u, slope))[0]
@@ -266,7 +271,8 @@ def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Arr
     bend = jnp.where(bend > 0, bend, 1)
     inside = jnp.minimum(-(first + before[at]) / bend, places[at])
     beyond = -(first + jumps[-1]) / bend
-    t = jnp.maximum(jnp.where(jnp.any(stops), inside, beyond), 0)
+    # Without a change of signs the minimum is at 1; where nothing bends, it would be anywhere.
+    t = jnp.clip(jnp.where(jnp.any(stops), inside, beyond), 0, 1)
     return jnp.where(crosses & (place == t), 0, u + t * d)
 
 

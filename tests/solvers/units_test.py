@@ -232,3 +232,25 @@ def test_standardized_features(l2, l1):
         solution.params.w * deviations[:, None], by_hand.params.w, atol=2e-4 if l1 else 1e-6
     )
     assert math.isclose(solution.params.b.sum(), 0, abs_tol=1e-9)
+
+
+def test_a_weak_absolute_penalty_takes_few_passes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 50))
+    y = labels_of(x / 3, 5)
+    solution = solvers.fit(x, y, l2=0, l1=1e-4)
+    assert solution.status == solvers.CERTIFIED
+    assert solution.passes < 50
+    assert not np.signbit(solution.params.w[solution.params.w == 0]).any()
+
+
+@pytest.mark.parametrize("penalty", [{"l2": 1e-3}, {"l2": 0, "l1": 1e-2}])
+def test_large_offsets_are_approached_from_smaller_ones(penalty):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(100, 4)) * 10.0 ** rng.uniform(0, 7, size=4)
+    offset, y = rng.normal(size=(100, 3)) * 1e5, rng.integers(3, size=100)
+    solution = solvers.fit(x, y, offset=offset, **penalty)
+    assert solution.status == solvers.CERTIFIED
+    # From W = 0 no method gets far.
+    nothing = solvers.fit(np.zeros((100, 1)), y, l2=1, offset=offset)
+    assert solution.objective < 0.995 * nothing.objective
