@@ -90,7 +90,7 @@ def certify(
         logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
     bias = jax.lax.cond(
         problem.intercept > 0,
-        lambda: _best_bias(problem, logits),
+        lambda: best_bias(problem, logits),
         lambda: jnp.zeros(logits.shape[1:3], logits.dtype),
     )
     logits = logits + bias[None, :, :, None]
@@ -173,7 +173,7 @@ def margin(problem: Problem, theta: jax.Array) -> jax.Array:
     return _problem.over_blocks(problem, least, jnp.full(k, jnp.inf, theta.dtype))
 
 
-def _best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
+def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
     """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding.
 
     The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean

@@ -41,10 +41,10 @@ def fit(
     infinity" where the classes are separated.
 
     Problems with l1 = 0 are solved by L-BFGS that starts from an approximate Hessian (Nocedal and
-    Wright, *Numerical Optimization*, algorithm 7.4), those with l1 > 0 by proximal methods (Beck
-    and Teboulle 2009). Work is in float32 for all but small problems, and goes on in float64 where
-    that does not suffice. The JAX settings of the caller (x64, dtype promotion, transfer guard,
-    debugging) change nothing in it.
+    Wright, *Numerical Optimization*, algorithm 7.4), those with l1 > 0 by proximal gradients
+    (Beck and Teboulle 2009) or proximal Newton (Lee, Sun and Saunders 2014). Work is in float32 for
+    all but small problems, and goes on in float64 where that does not suffice. The JAX settings of
+    the caller (x64, dtype promotion, transfer guard, debugging) change nothing in it.
 
     Example:
       >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
@@ -145,7 +145,8 @@ def fit_path(
         and over all weightings; the result is for the features as given.
       initial: where to start; by default from solutions on samples of the rows.
       tol: see `fit`.
-      max_passes: of each problem over all rows, after which it is given up.
+      max_passes: passes over all rows for each problem, at most. The last one is for the
+        certificate of what was reached, so that one alone certifies the start.
       method: for problems with l1 = 0: ``"quasi-newton"``, which keeps the n q logits;
         ``"logits-free"``, which does not, and is taken in its place where there are more than
         2**28 of them and no offset: `optax.lbfgs` on `head.linear_cross_entropy`, slower and

@@ -115,7 +115,7 @@ def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, ja
         bias = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), never)
     else:
         logits = problem.offset[:, None] + never[None, ..., None]
-        bias = never + _certificate._best_bias(problem, logits)
+        bias = never + _certificate.best_bias(problem, logits)
 
     bias = bias * problem.intercept
 

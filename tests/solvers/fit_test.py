@@ -223,8 +223,10 @@ def test_an_l1_path(digits):
     l1 = np.array([1e-2, 1e-3])
     path = solvers.fit_path(x, y, l2=1e-3, l1=l1, scale=1 / 16, tol=1e-4)
     assert (path.status == solvers.CERTIFIED).all()
-    nonzero = (path.params.w != 0).sum(axis=(1, 2))
+    w = path.params.w
+    nonzero = (w != 0).sum(axis=(1, 2))
     assert nonzero[0] < nonzero[1] < 640
+    assert not np.signbit(w[w == 0]).any()
 
 
 def test_separated_classes_without_a_penalty_are_recognised(digits):

@@ -16,8 +16,8 @@ def problem():
     return x, y
 
 
-def at_zero(x, y, weights=None, offset=None):
-    """Loss and gradient ``[d, q]`` at W = 0 with the best bias."""
+def at_zero(x, y, weights=None, offset=None, fit_intercept=True):
+    """Loss and gradient ``[d, q]`` at W = 0 with the best bias, or none."""
     weights = np.ones(len(x)) if weights is None else weights
     s, offset = weights / weights.sum(), 0 if offset is None else offset
     y = np.eye(3)[y] if y.ndim == 1 else y
@@ -28,10 +28,11 @@ def at_zero(x, y, weights=None, offset=None):
         loss = s @ (scipy.special.logsumexp(o, axis=1) - (y * o).sum(axis=1))
         return loss, s @ (p - y), p
 
-    found = scipy.optimize.minimize(
-        lambda b: of_bias(b)[:2], np.zeros(3), jac=True, method="BFGS", options={"gtol": 1e-12}
-    )
-    loss, _, p = of_bias(found.x)
+    bias = np.zeros(3)
+    if fit_intercept:
+        options = {"jac": True, "method": "BFGS", "options": {"gtol": 1e-12}}
+        bias = scipy.optimize.minimize(lambda b: of_bias(b)[:2], bias, **options).x
+    loss, _, p = of_bias(bias)
     return loss, x.T @ (s[:, None] * (p - y))
 
 
@@ -62,6 +63,8 @@ INPUTS = {
     "probabilities": lambda x, y: {"y": np.random.default_rng(1).dirichlet(np.ones(3), len(y))},
     "weights": lambda x, y: {"sample_weight": np.arange(80.0)},
     "an offset": lambda x, y: {"offset": np.random.default_rng(1).normal(size=(80, 3))},
+    "no bias": lambda x, y: {"fit_intercept": False},
+    "standardized": lambda x, y: {"standardize": True},
     "blocks": lambda x, y: {"block_size": 30},
     "sparse": lambda x, y: {"x": scipy.sparse.csr_array(x)},
 }
@@ -71,7 +74,15 @@ INPUTS = {
 def test_the_strongest_is_the_closed_form(kind, planned):
     x, y = problem()
     given = {"x": x, "y": y} | INPUTS[kind](x, y)
-    loss, g = at_zero(x, given["y"], given.get("sample_weight"), given.get("offset"))
+    loss, g = at_zero(
+        x,
+        given["y"],
+        given.get("sample_weight"),
+        given.get("offset"),
+        given.get("fit_intercept", True),
+    )
+    if "standardize" in given:
+        g = g / x.std(axis=0)[:, None]
     l2, l1 = planned(**given, l2=0, l1="auto")
     assert l1[0] == pytest.approx(np.abs(g).max(), rel=2e-6)
     assert l1[0] > np.abs(g).max()
