@@ -81,7 +81,8 @@ def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Str
     .. math:: l_2 = \frac{1 - \rho}{C \sum_i s_i}, \qquad l_1 = \frac{\rho}{C \sum_i s_i}
 
     It minimises ``C L + R_ρ(W)``: doubling all weights is doubling ``C``. ``solver="liblinear"``
-    penalises the bias as well and has no match here. For two classes see `from_sigmoid`.
+    penalises the bias as well: without one (``fit_intercept=False``) it matches. For two classes
+    see `from_sigmoid`.
 
     Args:
       C: positive; ``inf`` is no penalty.
@@ -164,8 +165,9 @@ def from_glmnet(lambda_: float, alpha: float = 1.0) -> Strengths:
 
     for ``standardize=FALSE`` and ``type.multinomial="ungrouped"``. Its default
     ``standardize=TRUE`` penalises ``σ_j w_j`` instead of ``w_j``, with ``σ_j`` the standard
-    deviation of feature ``j`` (over ``S``, not ``S - 1``): divide the columns of ``x`` by ``σ`` for
-    the same here. For ``family="binomial"`` see `from_sigmoid`.
+    deviation of feature ``j`` (over ``S``, not ``S - 1``): as ``standardize=True`` of
+    `softmax_jax.solvers` and `softmax_jax.estimator` does. For ``family="binomial"`` see
+    `from_sigmoid`.
 
     Args:
       lambda_: at least 0; R's name is ``lambda``.
@@ -190,7 +192,9 @@ def from_spark(regParam: float, elasticNetParam: float = 0.0) -> Strengths:
 
     for ``standardization=False``. Its default ``standardization=True`` penalises ``σ_j w_j``
     instead of ``w_j``, with ``σ_j`` the standard deviation of feature ``j`` (over ``n - 1``):
-    divide the columns of ``x`` by ``σ`` for the same here. For two classes see `from_sigmoid`.
+    divide the columns of ``x`` by ``σ`` for the same here; or give ``standardize=True`` of
+    `softmax_jax.solvers`, where ``σ_j`` is over ``n``, ``l2`` times ``n / (n - 1)`` and ``l1``
+    times the root of that. For two classes see `from_sigmoid`.
 
     Args:
       regParam: ``λ``, at least 0.
