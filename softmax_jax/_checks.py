@@ -260,7 +260,7 @@ def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) 
 
 def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
     """Class ids as int32, all of them below ``num_classes``."""
-    labels = np.asarray(labels)
+    labels = np.asarray(as_array(labels, where))
     if labels.ndim != 1:
         raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
     labels = checked_targets(labels, rows, where)
@@ -272,7 +272,7 @@ def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "label
 
 def checked_features(x: Any, where: str = "x") -> np.ndarray:
     """Finite real numbers ``[n, d]``, as they are."""
-    x = np.asarray(x)
+    x = np.asarray(as_array(x, where))
     if x.ndim != 2:
         raise ValueError(f"{where}: shape {x.shape}; expected [n, d]")
     if not is_real(x):

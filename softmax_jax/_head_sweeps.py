@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax import _dtypes
+
 # In the tuples below, what is of type Any is an array or, where it is not needed, None.
 
 
@@ -187,7 +189,7 @@ def over_classes(
         carry, first = jax.lax.scan(
             lambda carry, each: visit(carry, each[0] * size, size, each[1]),
             carry,
-            (jnp.arange(full), kept[0]),
+            (jnp.arange(full, dtype=jnp.int32), kept[0]),
         )
     last = None
     if rest:
@@ -206,13 +208,16 @@ def _columns(a: jax.Array, start: Any, width: int) -> jax.Array:
 
 def accumulation_type(head: Head) -> Any:
     """Of logits, losses and sums: float32 at least."""
-    return jnp.promote_types(jnp.result_type(head.x, head.w), jnp.float32)
+    return jnp.dtype(_dtypes.accumulation_type(head.x, head.w))
 
 
 def _product_type(head: Head) -> Any:
-    """Of the factors of matrix products: bfloat16 stays; float16 has too small a range for p."""
-    kind = jnp.result_type(head.x, head.w)
-    return kind if kind == jnp.bfloat16 else accumulation_type(head)
+    """Of the factors of matrix products: float32 at least, or bfloat16 where both are of it.
+
+    float16 has too small a range for p, and bfloat16 too few digits for integers.
+    """
+    narrow = head.x.dtype == head.w.dtype == jnp.bfloat16
+    return jnp.bfloat16 if narrow else accumulation_type(head)
 
 
 def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], head: Head) -> jax.Array:
@@ -444,7 +449,7 @@ def _rank(spec: Spec, head: Head, targets: Targets, target: jax.Array) -> jax.Ar
 
     def visit(count, start, width, _):
         u = _unscaled(spec, head, start, width)
-        is_lower = start + jnp.arange(width)[None] < targets.ids[:, :1]
+        is_lower = start + jnp.arange(width, dtype=jnp.int32)[None] < targets.ids[:, :1]
         before = (u > target[:, None]) | ((u == target[:, None]) & is_lower)
         return count + jnp.sum(before, axis=1, dtype=jnp.int32), None
 

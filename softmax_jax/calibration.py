@@ -66,6 +66,7 @@ class Bins(NamedTuple):
     """``Σ s² (y - c)²``; of weights beyond 1e±15 float32 holds neither this nor the one above."""
 
 
+@jax.transfer_guard("allow")
 def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Confidence in the predicted class, and whether it is right: ``[n]`` each.
 
@@ -85,6 +86,7 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
     return confidence, metrics.correct(logits, targets).astype(confidence.dtype)
 
 
+@jax.transfer_guard("allow")
 def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The probability of each class, and whether it is the one: ``[n, q]`` each.
 
@@ -95,6 +97,7 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
     return jax.nn.softmax(logits, axis=-1), losses.distribution(logits, targets)
 
 
+@jax.transfer_guard("allow")
 def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, jax.Array]:
     """The probability of class ``j``, and whether it is the one: ``[n]`` each.
 
@@ -121,6 +124,7 @@ def equal_width_edges(bins: int) -> np.ndarray:
     return np.linspace(0, 1, checked_count(bins, "bins") + 1)
 
 
+@jax.transfer_guard("allow")
 def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
     """Edges that put equally many of the confidences in each bin, up to ties.
 
@@ -154,6 +158,7 @@ def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
     return np.concatenate([zero, inner, zero + 1], axis=-1)
 
 
+@jax.transfer_guard("allow")
 def reliability(
     confidence: jax.Array,
     outcome: jax.Array,
@@ -400,6 +405,7 @@ class Consistency(NamedTuple):
     """How often its `expected_error` would be as large as the observed one or larger."""
 
 
+@jax.transfer_guard("allow")
 def consistency(
     key: jax.Array,
     confidence: jax.Array,
@@ -442,6 +448,7 @@ def consistency(
     return Consistency(_band(expected + gaps, weight, level), float(p_value))
 
 
+@jax.transfer_guard("allow")
 def bootstrap_band(
     key: jax.Array,
     confidence: jax.Array,

@@ -29,7 +29,13 @@ from typing import Any, NamedTuple
 import constriction
 import numpy as np
 
-from softmax_jax._checks import checked_features, checked_labels, per_feature
+from softmax_jax._checks import (
+    as_array,
+    checked_count,
+    checked_features,
+    checked_labels,
+    per_feature,
+)
 from softmax_jax.model import Params
 
 PRECISION = 24
@@ -133,6 +139,7 @@ def decompress(
             f"the file of labels is of version {version}, with {recipe} bits; this is version "
             f"{VERSION}, with {ours}"
         )
+    x = as_array(x, "x")
     if np.shape(params.w) != (d, q) or len(x) != count:
         raise ValueError(
             f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {len(x):,} rows and "
@@ -240,7 +247,7 @@ class _Quantized(NamedTuple):
     ) -> "tuple[_Quantized, np.ndarray]":
         """The model with that power, or the largest possible one; and the features, checked."""
         x = checked_features(x)
-        w, b = (np.asarray(array).astype(np.float64) for array in params)
+        w, b = (np.asarray(as_array(a, "params")).astype(np.float64) for a in params)
         if w.ndim != 2 or x.shape[1] != w.shape[0] or b.shape != w.shape[1:]:
             raise ValueError(
                 f"x of shape {x.shape}, w of shape {w.shape} and b of shape {b.shape}; expected "
@@ -272,9 +279,9 @@ class _Quantized(NamedTuple):
 
     def blocks(self, n: int, rows: int | None) -> Iterator[slice]:
         """Of n rows."""
-        rows = max(BLOCK // self.num_classes, 1) if rows is None else rows
-        if rows < 1:
-            raise ValueError(f"block_size must be at least 1, got {rows}")
+        if rows is None:
+            rows = max(BLOCK // self.num_classes, 1)
+        rows = checked_count(rows, "block_size")
         return (slice(start, start + rows) for start in range(0, n, rows))
 
     def frequencies(self, x: np.ndarray) -> np.ndarray:
@@ -288,7 +295,7 @@ class _Quantized(NamedTuple):
 
 
 def _checked_labels(labels: Any, rows: int, num_classes: int) -> np.ndarray:
-    labels = np.asarray(labels)
+    labels = np.asarray(as_array(labels, "labels"))
     if rows == 0 and labels.shape == (0,):
         return labels.astype(np.int32)
     return checked_labels(labels, rows, num_classes)

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax import _head_core, _head_sweeps, losses
+from softmax_jax._checks import as_array, as_real, checked_count
 from softmax_jax._head_core import STRATEGIES as STRATEGIES
 from softmax_jax._head_sweeps import Head, Row, Spec, Targets
 from softmax_jax._head_targets import SparseTargets as SparseTargets
-from softmax_jax._head_targets import are_ids, made_targets
-from softmax_jax.model import ABSTAIN, Params, committed
+from softmax_jax._head_targets import made_targets
+from softmax_jax.model import ABSTAIN, Params, centred, committed
 
 EXTRAS = ("nats", "logsumexp", "entropy", "collision", "argmax", "rank", "top_k")
 LARGE = 2**24
@@ -56,6 +58,7 @@ class HeadOutput(NamedTuple):
     """``[..., k]`` int32."""
 
 
+@jax.transfer_guard("allow")
 def linear_cross_entropy(
     x: jax.Array,
     w: jax.Array,
@@ -93,7 +96,7 @@ def linear_cross_entropy(
     and take the strategy ``"recompute"``, as the other one would do both.
 
     Args:
-      x: ``[..., d]`` features; integers are read as the numbers they are.
+      x: ``[..., d]`` features; integers are read as the numbers they are, see `model.logits`.
       w: ``[d, q]``. Products of bfloat16 are summed in float32, as all sums are; the gradient of
         the logits is rounded to bfloat16 for its products then.
       b: ``[q]`` or None. ``-inf`` marks an impossible class.
@@ -102,7 +105,7 @@ def linear_cross_entropy(
         as long as its logits are finite.
       class_weights: ``[q]`` ``v_j``.
       ignore_id: a class id, such as -1, that gives its row weight 0.
-      label_smoothing: ``ε`` in [0, 1).
+      label_smoothing: ``ε`` in [0, 1].
       z_loss: ``z``, of Chowdhery et al. (2022), "PaLM".
       soft_cap: ``c``, of Gemma Team (2024), "Gemma 2"; None for no cap.
       temperature: ``T > 0``, a scalar.
@@ -125,44 +128,30 @@ def linear_cross_entropy(
         own row NaN, and with it the gradient in ``x`` of that row, and all of those in ``w`` and
         ``b`` if the row has a weight.
     """
-    x, w = jnp.asarray(x), jnp.asarray(w)
-    b = None if b is None else jnp.asarray(b)
-    _check_shapes(x, w, b)
-    _check_options(
-        extras,
-        k,
-        strategy,
-        soft_cap,
-        label_smoothing,
-        z_loss,
-        temperature,
-        (memory, block_rows, block_classes),
-    )
+    x, w, b = _operands(x, w, b)
+    _check_options(extras, strategy, soft_cap, label_smoothing, z_loss, temperature)
+    k = checked_count(k, "k")
     leading, (d, v) = x.shape[:-1], w.shape
     n = math.prod(leading)
-    if n == 0:
-        raise ValueError(f"there are no rows: x has shape {x.shape}")
     kind = _head_sweeps.accumulation_type(Head(x, w, b, jnp.ones(())))
-    row_weights = losses.weights_of(
-        jax.ShapeDtypeStruct(leading, kind), None if weights is None else jnp.asarray(weights)
-    )
+    row_weights = losses.weights_of(jax.ShapeDtypeStruct(leading, kind), weights)
     if class_weights is not None:
-        class_weights = jnp.asarray(class_weights, kind)
+        class_weights = as_real(class_weights, "class_weights").astype(kind)
         if class_weights.shape != (v,):
             raise ValueError(f"class_weights of shape {class_weights.shape} for {v} classes")
     made, counts = made_targets(targets, leading, v, class_weights, ignore_id, kind)
     row_weights = jnp.where(counts, row_weights, 0)
-    if "rank" in extras and not are_ids(targets, leading):
+    if "rank" in extras and (made.ids is None or isinstance(targets, SparseTargets)):
         raise ValueError("the rank is that of a class id; these targets are distributions")
     smoothing = _constant(label_smoothing, kind)
     if smoothing is not None:
         uniform = jnp.ones((), kind) if class_weights is None else class_weights
         made = made._replace(uniform=uniform / v)
     plan = _head_core.make_plan(
-        (n, d, v),
+        (max(n, 1), d, v),
         Spec(
-            rows=block_rows or 0,
-            classes=block_classes or 0,
+            rows=_size(block_rows, "block_rows") or 0,
+            classes=_size(block_classes, "block_classes") or 0,
             soft_cap=None if soft_cap is None else float(soft_cap),
             has_temperature=isinstance(temperature, jax.Array) or temperature != 1,
             has_entropy="entropy" in extras,
@@ -172,19 +161,22 @@ def linear_cross_entropy(
         ),
         kind,
         strategy,
-        memory,
+        _size(memory, "memory"),
+    )
+    made = made._replace(
+        ids=_some_rows(made.ids), weights=_some_rows(made.weights), dense=_some_rows(made.dense)
     )
     out = _head_core.compiled(
         plan,
-        Head(x.reshape(n, d), w, b, jnp.asarray(temperature, kind)),
+        Head(_some_rows(x.reshape(n, d)), w, b, jnp.asarray(temperature, kind)),
         jax.lax.stop_gradient(made),
-        jax.lax.stop_gradient(row_weights.reshape(n)),
+        jax.lax.stop_gradient(_some_rows(row_weights.reshape(n))),
         smoothing,
         _constant(z_loss, kind),
     )
 
     def shaped(a):
-        return None if a is None else a.reshape(*leading, *a.shape[1:])
+        return None if a is None else a[:n].reshape(*leading, *a.shape[1:])
 
     loss, ids = shaped(out.loss), shaped(out.top_ids)
     argmax = None
@@ -212,6 +204,7 @@ class TopK(NamedTuple):
     """``[..., k]`` int32."""
 
 
+@jax.transfer_guard("allow")
 def top_k(params: Params, x: jax.Array, *, k: int = 5, memory: int | None = None) -> TopK:
     """The ``k`` most probable classes of each row, a tile of logits at a time.
 
@@ -224,16 +217,16 @@ def top_k(params: Params, x: jax.Array, *, k: int = 5, memory: int | None = None
     Raises:
       ValueError: on shapes that do not fit, and a ``k`` below 1 or above ``q``.
     """
-    q = params.w.shape[-1]
-    if not 1 <= k <= q:
+    q, k = jnp.shape(params.w)[-1], checked_count(k, "k")
+    if k > q:
         raise ValueError(f"k must lie in [1, {q}] for {q} classes, got {k}")
-    row = _scored(params, x, k, memory)
+    row, leading = _scored(params, x, k, memory)
     values, ids = row.top
     probabilities = jnp.exp((values - row.m[:, None]) - row.r[:, None])
-    shape = (*jnp.shape(x)[:-1], k)
-    return TopK(probabilities.reshape(shape), ids.reshape(shape))
+    return TopK(probabilities.reshape(*leading, k), ids.reshape(*leading, k))
 
 
+@jax.transfer_guard("allow")
 def predict(
     params: Params,
     x: jax.Array,
@@ -249,25 +242,32 @@ def predict(
       threshold: least probability on which to commit.
       memory: see `linear_cross_entropy`.
     """
-    row = _scored(params, x, 1, memory)
-    shape = jnp.shape(x)[:-1]
+    row, leading = _scored(params, x, 1, memory)
     # The largest probability is exp(m - m - r).
-    confidence, classes = jnp.exp(-row.r).reshape(shape), row.top[1][:, 0].reshape(shape)
+    confidence, classes = jnp.exp(-row.r).reshape(leading), row.top[1][:, 0].reshape(leading)
     return committed(classes, confidence, threshold)
 
 
-def _scored(params: Params, x: jax.Array, k: int, memory: int | None) -> Row:
-    """What there is to say of the rows of ``x`` without targets."""
-    x, w, b = jnp.asarray(x), jnp.asarray(params.w), jnp.asarray(params.b)
-    _check_shapes(x, w, b)
-    if x.size == 0:
-        raise ValueError(f"there are no rows: x has shape {x.shape}")
-    _check_options((), k, "auto", None, 0.0, 0.0, 1.0, (memory,))
-    head = Head(x.reshape(-1, x.shape[-1]), w, b, jnp.ones(()))
+def _scored(params: Params, x: Any, k: int, memory: int | None) -> tuple[Row, tuple[int, ...]]:
+    """What there is to say of the rows of ``x`` without targets, and their leading axes."""
+    x, w, b = _operands(x, params.w, params.b)
+    head = Head(_some_rows(x.reshape(-1, x.shape[-1])), w, b, jnp.ones(()))
     sizes = (len(head.x), w.shape[0], w.shape[1])
     kind = _head_sweeps.accumulation_type(head)
+    memory = _size(memory, "memory")
     plan = _head_core.make_plan(sizes, Spec(rows=0, classes=0, k=k), kind, "recompute", memory)
-    return _head_core.compiled_statistics(plan.spec, head, Targets())
+    row = _head_core.compiled_statistics(plan.spec, head, Targets())
+    leading = x.shape[:-1]
+    return jax.tree.map(lambda a: a[: math.prod(leading)], row), leading
+
+
+def _some_rows(a: Any) -> Any:
+    """``[n, ...]``, or a row of zeros where there is none: what is compiled takes one at least."""
+    return jnp.zeros((1, *a.shape[1:]), a.dtype) if a is not None and len(a) == 0 else a
+
+
+def _size(size: int | None, name: str) -> int | None:
+    return None if size is None else checked_count(size, name)
 
 
 def _constant(value: float | jax.Array, kind: Any) -> jax.Array | None:
@@ -277,33 +277,40 @@ def _constant(value: float | jax.Array, kind: Any) -> jax.Array | None:
     return jax.lax.stop_gradient(jnp.asarray(value, kind))
 
 
-def _check_shapes(x: jax.Array, w: jax.Array, b: jax.Array | None) -> None:
+def _operands(x: Any, w: Any, b: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Features, weights and biases of the logits, checked; see `model.logits`."""
+    x, w = as_array(x, "x"), as_array(w, "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must have shape [d, q], got {w.shape}")
     d, v = w.shape
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(f"x of shape {x.shape} needs a last axis of the {d} features of w")
-    if b is not None and b.shape != (v,):
-        raise ValueError(f"b of shape {b.shape} for the {v} classes of w")
+    bias: Any = np.zeros(v) if b is None else as_array(b, "b")
+    if bias.shape != (v,):
+        raise ValueError(f"b of shape {bias.shape} for the {v} classes of w")
+    given = Params(w, bias)
+    params, x = centred(given, x)
+    has_bias = b is not None or params is not given
+    return (
+        as_real(x, "x"),
+        as_real(params.w, "w"),
+        as_real(params.b, "b") if has_bias else None,
+    )
 
 
 def _check_options(
     extras: Sequence[str],
-    k: int,
     strategy: str,
     soft_cap: float | None,
     label_smoothing: float | jax.Array,
     z_loss: float | jax.Array,
     temperature: float | jax.Array,
-    sizes: Sequence[int | None],
 ) -> None:
     for name in extras:
         if name not in EXTRAS:
             raise ValueError(f"extras: choose some of {', '.join(EXTRAS)}, got {name!r}")
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: choose one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     if soft_cap is not None and not 0 < soft_cap < math.inf:
         raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
     scalars = {"label_smoothing": label_smoothing, "z_loss": z_loss, "temperature": temperature}
@@ -313,5 +320,3 @@ def _check_options(
     losses.check_label_smoothing(label_smoothing)
     if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    if any(size is not None and size < 1 for size in sizes):
-        raise ValueError("memory, block_rows and block_classes must be at least 1")

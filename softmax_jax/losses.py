@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import model
-from softmax_jax._checks import as_array, as_real, checked_ids, checked_real, known_ids
+from softmax_jax._checks import as_array, as_real, checked_ids, checked_real, is_known, known_ids
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._log_normalizer import log_normalizer
 from softmax_jax.model import Params
@@ -97,7 +97,7 @@ def cross_entropy(
         logits, targets, where = _with_classes_last(logits, targets, where, axis)
     counts = None
     if ignore_id is not None:
-        targets, counts = _without_ignored(targets, ignore_id, rank=logits.ndim - 1)
+        targets, counts = without_ignored(targets, ignore_id, rank=logits.ndim - 1)
     y = distribution(logits, targets)
     if soft_cap is not None:
         logits = _capped(logits, soft_cap)
@@ -147,11 +147,16 @@ def _with_classes_last(
     return jnp.moveaxis(logits, axis, -1), targets, where
 
 
-def _without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
+def without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
     """Class ids with a 0 in place of those to ignore, and which of them count."""
     if targets.ndim > rank and not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError("ignore_id is a class id; these targets are probabilities")
-    numpy = jnp if isinstance(targets, jax.Array) else np
+    numpy: Any = jnp
+    if is_known(targets):
+        # By NumPy: under a transformation of something else, jnp would trace them.
+        numpy, targets = np, np.asarray(targets)
+    elif targets.dtype.itemsize < 4:
+        targets = targets.astype(jnp.int32)  # small types cannot hold the -1 to compare with
     if targets.ndim > rank and targets.shape[-1] == 1:
         targets = targets.reshape(targets.shape[:-1])
     counts = targets != ignore_id

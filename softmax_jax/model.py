@@ -109,6 +109,10 @@ def centred(params: Params, x: Any) -> tuple[Params, Any]:
         change = 2.0**-24 * np.sqrt(np.square(c[:, None] * w).sum(axis=0).max())
         if not (1e-5 < change < np.inf):
             return params, x
+        # Beside a larger spread, small numbers would lose their digits.
+        c = np.where(np.abs(rows - c).max(axis=0) < np.abs(c) / 4, c, 0)
+        if not c.any():
+            return params, x
         w = w.astype(np.float64)
         return Params(w, b + c @ w), x - c
 

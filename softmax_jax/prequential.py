@@ -22,7 +22,13 @@ import optax
 import scipy.special
 
 from softmax_jax import solvers, training
-from softmax_jax._checks import checked_features, checked_labels, per_feature
+from softmax_jax._checks import (
+    as_array,
+    checked_count,
+    checked_features,
+    checked_labels,
+    per_feature,
+)
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
@@ -65,6 +71,7 @@ def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
       ValueError: if they do not rise to 100, or there are no examples.
     """
     percent = tuple(percent)
+    n = checked_count(n, "n", at_least=0)
     rising = all(a < b for a, b in itertools.pairwise((0, *percent)))
     if n < 1 or not percent or percent[-1] != 100 or not rising:
         raise ValueError(f"percent: {percent} of {n} examples; expected to rise to 100")
@@ -107,9 +114,9 @@ def refit(
         or as `solvers.fit`.
       RuntimeError: if an optimum could not be certified.
     """
-    x = checked_features(x)
+    x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
     n, labels = len(x), checked_labels(labels, len(x), num_classes)
-    ends = block_ends(n) if ends is None else [int(end) for end in ends]
+    ends = block_ends(n) if ends is None else [checked_count(end, "ends", 0) for end in ends]
     if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
         raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
     if not 0 < precision < math.inf:
@@ -202,7 +209,7 @@ def stream(
       ValueError: on shapes that do not fit, or class ids out of range.
       FloatingPointError: if training diverges.
     """
-    x = checked_features(x)
+    x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
     labels = checked_labels(labels, len(x), num_classes)
     if scale is not None:
         scale = per_feature(scale, 1.0, x.shape[1], "scale")
@@ -232,4 +239,5 @@ def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
     codelength is above that of the labels themselves is their selectivity: what the features tell,
     less what the model is able to learn by heart.
     """
-    return np.asarray(labels)[np.asarray(jax.random.permutation(key, len(labels)))]
+    labels = np.asarray(as_array(labels, "labels"))
+    return labels[np.asarray(jax.random.permutation(key, len(labels)))]

@@ -282,7 +282,8 @@ class _Problem(NamedTuple):
     def of(cls, logits: Any, targets: Any, weights: Any, tol: float) -> "_Problem":
         if not 0 < tol < math.inf:
             raise ValueError(f"tol: {tol}; expected a positive number")
-        logits, targets = np.asarray(logits), np.asarray(targets)
+        logits = np.asarray(_checks.as_array(logits, "logits"))
+        targets = np.asarray(_checks.as_array(targets, "targets"))
         if logits.ndim != 2 or 0 in logits.shape or not _checks.is_real(logits):
             raise ValueError(
                 f"logits of shape {logits.shape} and type {logits.dtype}; expected numbers [n, q]"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.special
 
 from softmax_jax import coding, data, metrics, solvers, training
@@ -223,7 +224,9 @@ def test_confident_and_large_logits_are_coded():
         ({"w": [[np.inf, 0.0, 0.0]]}, "NaN or infinities"),
         ({"b": [np.inf, 0.0, 0.0]}, "NaN or infinities"),
         ({"scale": np.nan}, "scale: expected a finite number"),
-        ({"block_size": 0}, "block_size must be at least 1"),
+        ({"block_size": 0}, "block_size: 0; expected an integer, 1 or more"),
+        ({"block_size": 2.5}, "block_size: 2.5; expected an integer"),
+        ({"labels": [0, 2**32]}, "above 2"),
     ],
 )
 def test_bad_input_is_refused(changes, message):
@@ -232,6 +235,25 @@ def test_bad_input_is_refused(changes, message):
     params = Params(np.asarray(inputs.pop("w")), np.asarray(inputs.pop("b")))
     with pytest.raises(ValueError, match=message):
         coding.compress(params, np.asarray(inputs.pop("x")), **inputs)
+
+
+def test_sparse_features_are_refused_with_what_to_do():
+    params, x = model_of(0, 2, 3, 1.0), scipy.sparse.csr_matrix(np.eye(2))
+    for call in (coding.compress, coding.codelength):
+        with pytest.raises(ValueError, match=r"x: a sparse matrix; give x.toarray\(\)"):
+            call(params, x, [0, 1])
+    content = coding.compress(params, x.toarray(), [0, 1])
+    with pytest.raises(ValueError, match=r"give x.toarray\(\)"):
+        coding.decompress(content, params, x)
+
+
+@pytest.mark.parametrize("given", [list, lambda a: a.astype(">f8"), np.longdouble])
+def test_features_of_any_kind_are_coded_alike(given):
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    params, labels = model_of(0, 2, 3, 1.0), np.arange(9) % 3
+    expected = coding.compress(params, x, labels)
+    assert coding.compress(params, given(x), labels.astype(">i8")) == expected
+    np.testing.assert_array_equal(coding.decompress(expected, params, given(x)), labels)
 
 
 DECODE = """

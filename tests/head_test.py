@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from softmax_jax import _head_core, head, losses, model
+from softmax_jax import _head_core, calibration, head, losses, model, selective
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 
@@ -406,7 +406,10 @@ def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
         ({"x": np.zeros((6, 3))}, "4 features of w"),
         ({"w": np.zeros(4)}, r"w must have shape \[d, q\]"),
         ({"b": np.zeros(4)}, "5 classes of w"),
-        ({"x": np.zeros((0, 4)), "targets": np.zeros(0, int)}, "there are no rows"),
+        ({"targets": np.array([0, 1, 2, 3, 4, 2**32])}, "got 4294967296 at row"),
+        ({"targets": np.array([-(2**32) + 1, 1, 2, 3, 4, 0])}, "got -4294967295 at row"),
+        ({"targets": SparseTargets(np.full((6, 2), 2**32), np.ones((6, 2)))}, "got 4294967296"),
+        ({"x": np.full((6, 4), "a")}, "x: type"),
         ({"weights": np.ones(5)}, "weights of shape"),
         ({"class_weights": np.ones(4)}, "class_weights of shape"),
         ({"extras": ("perplexity",)}, "extras: choose some of nats"),
@@ -414,8 +417,11 @@ def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
         ({"label_smoothing": 1.1}, "label_smoothing must lie"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"soft_cap": -1.0}, "soft_cap must be positive"),
-        ({"k": 0}, "k must be at least 1"),
-        ({"memory": 0}, "memory, block_rows and block_classes"),
+        ({"k": 0}, "k: 0; expected an integer, 1 or more"),
+        ({"k": 2.5}, "k: 2.5; expected an integer"),
+        ({"memory": 0}, "memory: 0; expected an integer, 1 or more"),
+        ({"block_rows": 2.5}, "block_rows: 2.5; expected an integer"),
+        ({"block_classes": True}, "block_classes: True; expected an integer"),
         ({"targets": np.full((6, 5), 0.2), "extras": ("rank",)}, "the rank is that of a class id"),
         ({"targets": np.full((6, 5), 0.2), "ignore_id": -1}, "ignore_id is a class id"),
     ],
@@ -719,3 +725,112 @@ def test_scalars_must_be_scalars(small, options):
     x, w, b, labels = small
     with pytest.raises(ValueError, match="must be a scalar"):
         linear_cross_entropy(x, w, b, labels, **options)
+
+
+def test_integers_of_64_bits_are_the_numbers_they_are():
+    params = Params(np.array([[1e-12, 0.0]], np.float32), np.zeros(2, np.float32))
+    x = np.array([[1_600_000_000_000], [-(2**62)]])
+    expected = scipy.special.log_softmax(x @ np.array([[1e-12, 0.0]]), axis=1)
+    out = linear_cross_entropy(x, *params, np.array([0, 1]))
+    np.testing.assert_allclose(out.loss, -expected[[0, 1], [0, 1]], rtol=1e-6)
+    np.testing.assert_array_equal(head.predict(params, x), [0, 1])
+    best = head.top_k(params, x, k=1).probabilities[:, 0]
+    np.testing.assert_allclose(best, np.exp(expected.max(axis=1)), rtol=1e-6)
+
+
+def test_integers_keep_their_digits_beside_weights_in_bfloat16():
+    x, w = np.array([[257, 1001]], np.int16), jnp.array([[1.0, 0.0], [-0.25, 0.0]], jnp.bfloat16)
+    loss = linear_cross_entropy(x, w, None, np.array([1])).loss
+    np.testing.assert_allclose(loss, np.log1p(np.exp(6.75)), rtol=1e-6)
+
+
+def test_large_offsets_in_float64_are_taken_away_as_by_the_model():
+    rng = np.random.default_rng(0)
+    z, w, labels = rng.normal(size=(9, 2)), rng.normal(size=(2, 3)), rng.integers(3, size=9)
+    expected = -scipy.special.log_softmax(z @ w, axis=1)[np.arange(9), labels]
+    loss = linear_cross_entropy(1e9 + z, w, -1e9 * w.sum(axis=0), labels).loss
+    np.testing.assert_allclose(loss, expected, atol=1e-5)
+    shifted = linear_cross_entropy(1e3 + z, w, None, labels).loss
+    without = -scipy.special.log_softmax((1e3 + z) @ w, axis=1)[np.arange(9), labels]
+    np.testing.assert_allclose(shifted, without, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [np.ndarray.tolist, lambda a: a.astype(">f8"), np.longdouble])
+def test_arrays_of_any_kind_are_taken(small, given):
+    x, w, b, labels = (np.asarray(a) for a in small)
+    expected = linear_cross_entropy(x, w, b, labels).loss
+    x, w, b = (given(a.astype(np.float64)) for a in (x, w, b))
+    for ids in (labels.tolist(), labels.astype(">i8"), labels[:, None]):
+        np.testing.assert_allclose(linear_cross_entropy(x, w, b, ids).loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("leading", [(0,), (3, 0)])
+@pytest.mark.parametrize("targets", ["ids", "dense", "sparse"])
+def test_no_rows_have_no_losses(leading, targets):
+    w, b = jnp.ones((4, 5)), jnp.zeros(5)
+    ids = np.zeros((*leading, 2), int)
+    targets = {
+        "ids": ids[..., 0],
+        "dense": np.zeros((*leading, 5)),
+        "sparse": SparseTargets(ids, np.zeros((*leading, 2))),
+    }[targets]
+
+    def total(x, w, b):
+        out = linear_cross_entropy(x, w, b, targets, extras=("entropy", "top_k"), k=3)
+        return jnp.sum(out.loss), out
+
+    gradient, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(jnp.ones((*leading, 4)), w, b)
+    assert out.loss.shape == out.entropy.shape == leading
+    assert out.top_ids.shape == (*leading, 3)
+    assert [g.shape for g in gradient] == [(*leading, 4), (4, 5), (5,)]
+    assert not any(g.any() for g in gradient)
+    assert head.predict(Params(w, b), jnp.ones((*leading, 4))).shape == leading
+    assert head.top_k(Params(w, b), jnp.ones((*leading, 4)), k=2).ids.shape == (*leading, 2)
+
+
+def test_rows_commit_at_their_own_confidence_in_any_blocks():
+    rng = np.random.default_rng(0)
+    params = Params(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, 11), 11)))
+    x = jnp.asarray(rng.normal(size=(120, 7)), jnp.float32)
+    classes = np.asarray(model.predict(params, x))
+    confidence, _ = calibration.top_label(model.logits(params, x), classes)
+    curve = selective.risk_coverage(confidence, np.ones(120))
+    np.testing.assert_array_equal(curve.threshold, np.sort(np.asarray(confidence, float))[::-1])
+    thresholds = jnp.asarray(curve.threshold, jnp.float32)
+    predictors = {"eager": model.predict, "jit": jax.jit(model.predict)}
+    for memory in (None, 8 * 120 * 3, 1):
+        predictors[f"head {memory}"] = functools.partial(head.predict, memory=memory)
+    for name, predict in predictors.items():
+        at_own = predict(params, x, threshold=jnp.asarray(confidence))
+        np.testing.assert_array_equal(at_own, classes, err_msg=name)
+        for t in thresholds[::10]:
+            answered = np.asarray(predict(params, x, threshold=t)) != model.ABSTAIN
+            np.testing.assert_array_equal(answered, np.asarray(confidence) >= t, err_msg=name)
+
+
+def test_uniform_rows_are_at_one_over_q():
+    params, x = Params(jnp.zeros((1, 50)), jnp.zeros(50)), jnp.ones((1, 1))
+    scored = jax.jit(model.predict)
+    for q in range(2, 51):
+        uniform = params._replace(b=jnp.where(jnp.arange(50) < q, 0, -INF))
+        above = np.float32(1 / q) * np.float32(1 + 1e-4)
+        for predict in (model.predict, scored, head.predict):
+            assert predict(uniform, x, threshold=1 / q) == 0
+            assert predict(uniform, x, threshold=above) == model.ABSTAIN
+
+
+def test_impossible_classes_make_no_nan_on_the_way():
+    x, w, b = jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.array([0.0, -INF, 1.0])
+    labels = np.array([0, 2, 2, 0])
+    with jax.debug_nans(True):
+        for options in ({}, {"block_classes": 1, "strategy": "sweep", "soft_cap": 3.0}):
+            for targets in (labels, np.eye(3)[labels]):
+
+                def total(x, w, b, targets=targets, options=options):
+                    out = linear_cross_entropy(x, w, b, targets, extras=("entropy",), **options)
+                    return jnp.sum(out.loss)
+
+                loss, gradient = jax.value_and_grad(total, argnums=(0, 1, 2))(x, w, b)
+                assert np.isfinite(loss)
+                assert all(np.isfinite(g).all() for g in gradient)
+        assert head.predict(Params(w, b), x).tolist() == [2] * 4

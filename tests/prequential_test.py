@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.sparse
 from scipy.special import gammaln, log_softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -165,6 +166,10 @@ def test_a_pass_that_diverges_says_so():
         ({"ends": [10, 119]}, "expected to rise to 120"),
         ({"ends": [0, 120]}, "expected to rise to 120"),
         ({"ends": []}, "expected to rise to 120"),
+        ({"ends": [2.5, 120]}, "ends: 2.5; expected an integer"),
+        ({"num_classes": 2.5}, "num_classes: 2.5; expected an integer"),
+        ({"labels": np.full(120, 2**32)}, "class id 4294967296"),
+        ({"x": scipy.sparse.csr_matrix(np.eye(120))}, r"x: a sparse matrix; give x.toarray\(\)"),
         ({"precision": 0.0}, "expected a positive number"),
     ],
 )
@@ -186,3 +191,31 @@ def test_a_share_of_less_than_a_label_is_one():
 def test_percents_that_do_not_rise_are_refused(percent):
     with pytest.raises(ValueError, match="expected to rise to 100"):
         prequential.block_ends(10, percent)
+
+
+@pytest.mark.parametrize("factor", [1e8, 1e-8, 2.0**40])
+def test_units_of_the_features_change_nothing_but_the_prior(factor):
+    x, labels = drawn()
+    options = {"num_classes": 3, "ends": [20, 50, 120], "tol": 1e-9}
+    expected = prequential.refit(x, labels, **options)
+    found = prequential.refit(factor * x, labels, precision=factor**2, **options)
+    np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-8)
+    scaled = prequential.refit(factor * x, labels, scale=1 / factor, **options)
+    np.testing.assert_allclose(scaled.bits, expected.bits, rtol=1e-8)
+
+
+def test_the_zero_of_the_features_changes_nothing():
+    x, labels = drawn()
+    options = {"num_classes": 3, "ends": [20, 50, 120], "tol": 1e-9}
+    expected = prequential.refit(x, labels, **options)
+    found = prequential.refit(1e8 + x, labels, **options)
+    np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [list, lambda a: a.astype(">f8"), np.longdouble])
+def test_arrays_of_any_kind_are_taken(given):
+    x, labels = drawn()
+    options = {"num_classes": 3, "ends": [60, 120]}
+    expected = prequential.refit(x, labels, **options)
+    found = prequential.refit(given(x), labels.astype(">i8"), **options)
+    np.testing.assert_array_equal(found.bits, expected.bits)

@@ -215,6 +215,10 @@ def test_confidence_without_bounds_is_brought_back():
         ({"logits": [[1e-310, 0.0]] * 2}, "expected 1e-290 to 1e290"),
         ({"logits": [[-np.inf, 0.0]] * 2}, "a class whose logit is -inf"),
         ({"targets": [0, 2]}, r"must lie in \[0, 2\)"),
+        ({"targets": [0, 2**32]}, "above 2"),
+        ({"targets": [50, 50]}, r"must lie in \[0, 2\)"),
+        ({"targets": [[50, 50]] * 2}, "not probabilities"),
+        ({"weights": [np.nan, 1.0]}, "0 or more"),
         ({"targets": [0]}, "for 2 rows"),
         ({"targets": [[0.5, 0.6]] * 2}, "not probabilities"),
         ({"weights": [0.0, 0.0]}, "a finite sum above 0"),
@@ -228,3 +232,11 @@ def test_bad_input_is_refused(fit, changes, message):
     inputs = {"logits": [[0.0, 1.0], [1.0, 0.0]], "targets": [0, 1], "weights": None} | changes
     with pytest.raises(ValueError, match=message):
         fit(**inputs)
+
+
+@pytest.mark.parametrize("given", [np.ndarray.tolist, lambda a: a.astype(">f8"), np.longdouble])
+def test_arrays_of_any_kind_are_taken(given):
+    logits, targets, weights = drawn(6)
+    expected = scaling.fit_temperature(logits, targets, weights)
+    found = scaling.fit_temperature(given(logits), targets[:, None].astype(">i8"), given(weights))
+    assert found == expected

@@ -1,5 +1,6 @@
 """`fit` and `fit_path`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,13 +14,16 @@ from softmax_jax.solvers import (
     _inputs,
     _lanes,
     _logits_free,
-    _preconditioner,
     _settings,
     _strengths,
 )
-from softmax_jax.solvers._solution import Progress, Solution, stacked
+from softmax_jax.solvers._solution import CERTIFIED, Progress, Solution, stacked
 
 SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
+
+# Up to so many parameters, Newton's method is taken after so many passes of proximal gradients.
+FEW = 256
+PATIENCE = 500
 
 
 def fit(
@@ -210,12 +214,49 @@ def fit_path(
         elif smooth:
             solved |= _lanes.solve(inputs, smooth, _lanes.SMOOTH_METHODS[method], options, 0)
         if sharp := [work for work in works if work.l1 > 0]:
-            few = (1 + inputs.problem.d) * inputs.q <= _preconditioner.CORE
-            proximal = _lanes.PROXIMAL_NEWTON if few and not grouped else _lanes.PROXIMAL
-            solved |= _lanes.solve(inputs, sharp, proximal, options, len(solved))
+            solved |= _by_proximal_methods(inputs, sharp, options, len(solved))
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     solution = _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
+
+
+def _by_proximal_methods(
+    inputs: _inputs.Inputs,
+    works: list[_lanes.Work],
+    options: _lanes.Options,
+    solved_before: int,
+) -> dict[tuple[int, ...], Solution]:
+    """Solutions by place: by proximal gradients, or by Newton's method where these are slow.
+
+    A step of the latter costs some hundred of theirs on a few parameters, and more on many, as its
+    model takes the cube of their number.
+    """
+    few = not options.grouped and (1 + inputs.problem.d) * inputs.q <= FEW
+    patient = min(options.max_passes, PATIENCE) if few else options.max_passes
+    solved = _lanes.solve(
+        inputs, works, _lanes.PROXIMAL, options._replace(max_passes=patient), solved_before
+    )
+    for work in works:
+        slow = solved[work.place].status != CERTIFIED
+        if not (few and slow) or options.max_passes < work.passes + 2:
+            continue
+        # From where the other began: it may be stuck where this one gets nowhere either.
+        again = dataclasses.replace(
+            work,
+            target=0.7 * options.tol,
+            lowest=math.inf,
+            least=math.inf,
+            idle_steps=0,
+            restarted=False,
+        )
+        new = _lanes.solve(inputs, [again], _lanes.PROXIMAL_NEWTON, options, solved_before)
+        first, second = solved[work.place], new[work.place]
+        if second.gap > first.gap:
+            second = first._replace(
+                passes=second.passes, history=second.history, reason=second.reason
+            )
+        solved[work.place] = second
+    return solved
 
 
 def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Solution:

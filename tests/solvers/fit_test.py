@@ -431,3 +431,18 @@ def test_bad_input_is_refused_before_anything_is_compiled(change, message, count
             solvers.fit(**(good | change))
 
     assert count_compilations(refused) == 0
+
+
+def test_weak_l1_that_proximal_gradients_do_not_solve_is_solved_by_newton():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 1)) + 0.02 * rng.normal(size=(200, 5))
+    y, l1 = rng.integers(3, size=200), 1e-4
+    solution = solvers.fit(x, y, l2=0, l1=l1)
+    assert solution.status == solvers.CERTIFIED
+    assert solvers._fit.PATIENCE < solution.passes == solution.history.passes[-1] + 1
+    # The conditions of Karush, Kuhn and Tucker, in NumPy.
+    w, b = solution.params
+    g = x.T @ (scipy.special.softmax(x @ w + b, axis=1) - np.eye(3)[y]) / 200
+    assert 0 < (w != 0).sum() < w.size
+    np.testing.assert_allclose(g[w != 0], -l1 * np.sign(w[w != 0]), rtol=1e-6)
+    assert np.abs(g).max() < l1 * (1 + 1e-6)
