@@ -119,8 +119,9 @@ def _out(row: Row, smoothing: jax.Array | None, z: jax.Array | None) -> Out:
     loss = nats
     if smoothing is not None:
         spread = row.uniform_below + row.uniform_mass * row.r
-        # An impossible class makes the spread infinite.
-        loss = (1 - smoothing) * nats + jnp.where(smoothing == 0, 0, smoothing * spread)
+        # An impossible class makes the spread infinite, and as a target the nats, too.
+        loss = jnp.where(smoothing == 1, 0, (1 - smoothing) * nats)
+        loss += jnp.where(smoothing == 0, 0, smoothing * spread)
     if z is not None:
         loss = loss + z * logsumexp**2
     return Out(

@@ -210,17 +210,21 @@ def _check_values(confidence: jax.Array, outcome: jax.Array, weights: jax.Array)
 
 
 def _checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
-    shape = np.shape(edges)
+    edges = as_real(edges, "edges")
+    shape = edges.shape
     if shape[:-1] not in ((), confidence.shape[1:]) or shape[-1:] < (2,):
         raise ValueError(
             f"edges of shape {shape} for confidences of shape {confidence.shape}; expected "
             "[bins + 1] or [classes, bins + 1]"
         )
-    if not isinstance(edges, jax.core.Tracer):
-        values = np.asarray(edges, np.float64)
-        if not (values[..., 1:] >= values[..., :-1]).all():
-            raise ValueError(f"edges: {edges}; expected to rise")
-    return jnp.asarray(edges, confidence.dtype)
+    if is_known(edges):
+        values = np.asarray(edges).astype(np.float64)
+        inner = values[..., 1:-1]
+        if not (
+            (values[..., 1:] >= values[..., :-1]).all() and ((inner >= 0) & (inner <= 1)).all()
+        ):
+            raise ValueError(f"edges: {values}; expected to rise from 0 to 1, as confidences do")
+    return edges.astype(confidence.dtype)
 
 
 @jax.jit

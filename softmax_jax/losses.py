@@ -149,6 +149,8 @@ def _with_classes_last(
 
 def without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
     """Class ids with a 0 in place of those to ignore, and which of them count."""
+    if not hasattr(ignore_id, "__index__"):
+        raise ValueError(f"ignore_id: {ignore_id!r}; expected a class id, an integer")
     if targets.ndim > rank and not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError("ignore_id is a class id; these targets are probabilities")
     numpy: Any = jnp

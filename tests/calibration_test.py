@@ -378,6 +378,16 @@ def test_top_label_is_what_evaluate_counts():
             "draws: 0; expected an integer",
         ),
         (lambda c, y: calibration.reliability(c, y, FEW[::-1]), "expected to rise"),
+        (lambda c, y: calibration.reliability(c, y, 100 * FEW), "rise from 0 to 1"),
+        (
+            lambda c, y: calibration.of_class(jnp.ones((2, 3)), [0, 1], 0.5),
+            "j: 0.5; expected an integer",
+        ),
+        (
+            lambda c, y: calibration.consistency(jax.random.key(0), c, y, FEW, draws=9.5),
+            "draws: 9.5; expected an integer",
+        ),
+        (lambda c, y: calibration.equal_width_edges(2.5), "bins: 2.5; expected an integer"),
         (lambda c, y: calibration.reliability(c, y, [0.5]), r"edges of shape \(1,\)"),
         (lambda c, y: calibration.reliability(c, y, FEW[None]), r"edges of shape \(1, 6\)"),
         (lambda c, y: calibration.equal_mass_edges([0.3, np.nan], 2), "confidence: row 1 has nan"),

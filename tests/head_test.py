@@ -97,7 +97,7 @@ def made(case):
         reference,
         y=np.float64(y) * factors,
         uniform=np.float64(factors) / v,
-        weights=weights,
+        weights=np.float64(weights),
         smoothing=case["smoothing"],
         z=case["z"],
         cap=case["cap"],
@@ -419,6 +419,7 @@ def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
         ({"soft_cap": -1.0}, "soft_cap must be positive"),
         ({"k": 0}, "k: 0; expected an integer, 1 or more"),
         ({"k": 2.5}, "k: 2.5; expected an integer"),
+        ({"ignore_id": 2.5}, "ignore_id: 2.5; expected a class id, an integer"),
         ({"memory": 0}, "memory: 0; expected an integer, 1 or more"),
         ({"block_rows": 2.5}, "block_rows: 2.5; expected an integer"),
         ({"block_classes": True}, "block_classes: True; expected an integer"),
@@ -834,3 +835,22 @@ def test_impossible_classes_make_no_nan_on_the_way():
                 assert np.isfinite(loss)
                 assert all(np.isfinite(g).all() for g in gradient)
         assert head.predict(Params(w, b), x).tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("impossible", [False, True])
+def test_smoothing_of_one_takes_all_from_the_target(small, strategy, impossible):
+    x, w, b, labels = small
+    b = b.at[2].set(-INF) if impossible else b
+    o = np.asarray(x, np.float64) @ np.asarray(w, np.float64) + np.asarray(b, np.float64)
+    log_p = scipy.special.log_softmax(o, axis=1)
+    out = linear_cross_entropy(x, w, b, labels, label_smoothing=1.0, strategy=strategy)
+    np.testing.assert_allclose(out.loss, -log_p.mean(axis=1), rtol=1e-6)
+
+    def mean(w):
+        out = linear_cross_entropy(x, w, b, labels, label_smoothing=1.0, strategy=strategy)
+        return jnp.mean(out.loss)
+
+    if not impossible:
+        expected = np.asarray(x).T @ (np.exp(log_p) - 1 / 5) / 6
+        np.testing.assert_allclose(jax.grad(mean)(w), expected, rtol=1e-4, atol=1e-6)
