@@ -215,7 +215,8 @@ def checked_targets(
     with np.errstate(over="ignore"):  # an infinity is refused below
         probabilities: np.ndarray = targets.astype(dtype)
     bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
-    bad |= ~(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE)
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    bad |= ~(np.abs(sums - 1) <= _rounding_of_probabilities(targets.dtype))
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(
@@ -270,15 +271,35 @@ def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "label
     return labels
 
 
-def checked_features(x: Any, where: str = "x") -> np.ndarray:
-    """Finite real numbers ``[n, d]``, as they are."""
-    x = np.asarray(as_array(x, where))
+def checked_features(x: Any, where: str = "x") -> Any:
+    """Finite real numbers ``[n, d]``, as they are, in NumPy; sparse ones as CSR of its own entries.
+
+    `dense_rows` takes blocks of either.
+    """
+    is_sparse = hasattr(x, "tocsr")
+    if is_sparse:
+        x = x.tocsr()
+        if not x.has_canonical_format:
+            x = x.copy()  # it is the user's
+            x.sum_duplicates()
+        stored = as_array(x.data, where)
+        x = x if stored is x.data else type(x)((stored, x.indices, x.indptr), shape=x.shape)
+    else:
+        x = np.asarray(as_array(x, where))
     if x.ndim != 2:
         raise ValueError(f"{where}: shape {x.shape}; expected [n, d]")
     if not is_real(x):
         raise ValueError(f"{where}: type {x.dtype}; expected real numbers")
-    refuse_not_finite(x, where)
+    if is_sparse:
+        refuse_not_finite(x.data[:, None], f"{where}, stored values")
+    else:
+        refuse_not_finite(x, where)
     return x
+
+
+def dense_rows(x: Any, rows: slice) -> np.ndarray:
+    """Some rows of `checked_features`."""
+    return x[rows].toarray() if hasattr(x, "tocsr") else x[rows]
 
 
 def refuse_other_than_probabilities(
@@ -295,9 +316,7 @@ def refuse_other_than_probabilities(
     """
     if not is_real(values):
         raise ValueError(f"{where}: type {values.dtype}; expected probabilities")
-    slack = SUM_TOLERANCE
-    if jnp.issubdtype(values.dtype, jnp.floating):
-        slack = max(slack, float(jnp.finfo(values.dtype).eps))
+    slack = _rounding_of_probabilities(values.dtype)
     values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
     bad = ~((values >= -slack) & (values <= 1 + slack))
     if counts is not None:
@@ -308,6 +327,12 @@ def refuse_other_than_probabilities(
             f"{where}: row {at[0]} has {values[at]:g}, which is no probability; expected numbers "
             "in [0, 1]: of logits take the softmax, divide percents by 100"
         )
+
+
+def _rounding_of_probabilities(dtype: Any) -> float:
+    """By how much they or their sum may be off: `SUM_TOLERANCE`, or an ulp of narrower types."""
+    is_floating = jnp.issubdtype(dtype, jnp.floating)
+    return max(SUM_TOLERANCE, float(jnp.finfo(dtype).eps) if is_floating else 0.0)
 
 
 def checked_row_weights(weights: Any, rows: int) -> np.ndarray:

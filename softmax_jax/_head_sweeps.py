@@ -163,9 +163,9 @@ def over_rows(
 
     def step(carry, i):
         start = jnp.minimum(i * size, n - size)
-        return visit(carry, start, start + jnp.arange(size) >= i * size)
+        return visit(carry, start, start + jnp.arange(size, dtype=jnp.int32) >= i * size)
 
-    carry, blocks = jax.lax.scan(step, carry, jnp.arange(number))
+    carry, blocks = jax.lax.scan(step, carry, jnp.arange(number, dtype=jnp.int32))
     seen = number * size - n
 
     def joined(a):

@@ -34,6 +34,7 @@ from softmax_jax._checks import (
     checked_count,
     checked_features,
     checked_labels,
+    dense_rows,
     per_feature,
 )
 from softmax_jax.model import Params
@@ -69,8 +70,8 @@ def compress(
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``; a bias of ``-inf`` marks a class that should not occur.
-      x: ``[n, d]`` features as they are stored; integers below 2^31 are taken exactly, larger ones
-        to 2^-31 and floats to 2^-22 of the largest one of their feature.
+      x: ``[n, d]`` features as they are stored, dense or SciPy sparse; integers below 2^31 are
+        taken exactly, larger ones to 2^-31 and floats to 2^-22 of the largest one of their feature.
       labels: class ids ``[n]``.
       scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
       block_size: rows at a time, of no influence on the content; by default such that there are
@@ -84,10 +85,10 @@ def compress(
         beyond 2^30, or more than `MOST_CLASSES` classes.
     """
     model, x = _Quantized.of(params, x, scale)
-    labels = _checked_labels(labels, len(x), model.num_classes)
+    labels = _checked_labels(labels, x.shape[0], model.num_classes)
     encoder = constriction.stream.queue.RangeEncoder()
-    for rows in model.blocks(len(x), block_size):
-        _encode(encoder, labels[rows], model.frequencies(x[rows]))
+    for rows in model.blocks(x.shape[0], block_size):
+        _encode(encoder, labels[rows], model.frequencies(dense_rows(x, rows)))
     head = _HEADER.pack(
         MAGIC,
         VERSION,
@@ -139,10 +140,10 @@ def decompress(
             f"the file of labels is of version {version}, with {recipe} bits; this is version "
             f"{VERSION}, with {ours}"
         )
-    x = as_array(x, "x")
-    if np.shape(params.w) != (d, q) or len(x) != count:
+    n = x.shape[0] if hasattr(x, "shape") else len(x)
+    if np.shape(params.w) != (d, q) or n != count:
         raise ValueError(
-            f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {len(x):,} rows and "
+            f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {n:,} rows and "
             f"w of shape {np.shape(params.w)}"
         )
     model, x = _Quantized.of(params, x, scale, power)
@@ -150,7 +151,7 @@ def decompress(
     labels = np.zeros(count, np.int32)
     try:
         for rows in model.blocks(count, block_size):
-            labels[rows] = _decode(decoder, model.frequencies(x[rows]))
+            labels[rows] = _decode(decoder, model.frequencies(dense_rows(x, rows)))
     except AssertionError:  # what is left is no code at all; the digest will say so
         pass
     if _digest(labels.astype("<i4").tobytes()) != labels_digest:
@@ -170,10 +171,10 @@ def codelength(
       ValueError: as `compress`.
     """
     model, x = _Quantized.of(params, x, scale)
-    labels = _checked_labels(labels, len(x), model.num_classes)
+    labels = _checked_labels(labels, x.shape[0], model.num_classes)
     bits = [PRECISION * float(len(labels))]
-    for rows in model.blocks(len(x), block_size):
-        table = model.frequencies(x[rows])
+    for rows in model.blocks(x.shape[0], block_size):
+        table = model.frequencies(dense_rows(x, rows))
         bits.append(-np.log2(table[np.arange(len(table)), labels[rows]]).sum())
     return math.fsum(bits)
 
@@ -244,7 +245,7 @@ class _Quantized(NamedTuple):
     @classmethod
     def of(
         cls, params: Params, x: Any, scale: Any, power: int | None = None
-    ) -> "tuple[_Quantized, np.ndarray]":
+    ) -> "tuple[_Quantized, Any]":
         """The model with that power, or the largest possible one; and the features, checked."""
         x = checked_features(x)
         w, b = (np.asarray(as_array(a, "params")).astype(np.float64) for a in params)
@@ -261,9 +262,7 @@ class _Quantized(NamedTuple):
         b = np.where(impossible, 0, b) * LOG2_E
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise ValueError("w or b has NaN or infinities, where only b may have -inf")
-        # Not the largest of np.abs, which of the int8 -128 is -128.
-        low, high = (end(x, axis=0, initial=0).astype(np.float64) for end in (np.min, np.max))
-        largest = np.maximum(-low, high)
+        largest = _largest(x)
         exponents = np.frexp(largest)[1]
         powers = np.minimum(INTEGER_BITS - exponents, 0)
         if x.dtype.kind not in "bui":
@@ -279,9 +278,8 @@ class _Quantized(NamedTuple):
 
     def blocks(self, n: int, rows: int | None) -> Iterator[slice]:
         """Of n rows."""
-        if rows is None:
-            rows = max(BLOCK // self.num_classes, 1)
-        rows = checked_count(rows, "block_size")
+        most = max(BLOCK // self.num_classes, 1)
+        rows = most if rows is None else checked_count(rows, "block_size")
         return (slice(start, start + rows) for start in range(0, n, rows))
 
     def frequencies(self, x: np.ndarray) -> np.ndarray:
@@ -292,6 +290,17 @@ class _Quantized(NamedTuple):
         logits = (exact + (1 << shift >> 1)) >> shift
         logits[:, self.impossible] = logits.min(axis=1, keepdims=True) - (64 << FRACTION)
         return frequencies(logits)
+
+
+def _largest(x: Any) -> np.ndarray:
+    """In size, of each feature: ``[d]`` float64."""
+    if hasattr(x, "tocsr"):
+        largest = np.zeros(x.shape[1])
+        np.maximum.at(largest, x.indices, np.abs(x.data.astype(np.float64)))
+        return largest
+    # Not the largest of np.abs, which of the int8 -128 is -128.
+    low, high = (end(x, axis=0, initial=0).astype(np.float64) for end in (np.min, np.max))
+    return np.maximum(-low, high)
 
 
 def _checked_labels(labels: Any, rows: int, num_classes: int) -> np.ndarray:

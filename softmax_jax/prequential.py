@@ -24,9 +24,11 @@ import scipy.special
 from softmax_jax import solvers, training
 from softmax_jax._checks import (
     as_array,
+    as_real,
     checked_count,
     checked_features,
     checked_labels,
+    dense_rows,
     per_feature,
 )
 from softmax_jax.information import NATS_PER_BIT
@@ -70,8 +72,7 @@ def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
     Raises:
       ValueError: if they do not rise to 100, or there are no examples.
     """
-    percent = tuple(percent)
-    n = checked_count(n, "n", at_least=0)
+    percent, n = tuple(percent), checked_count(n, "n", at_least=0)
     rising = all(a < b for a, b in itertools.pairwise((0, *percent)))
     if n < 1 or not percent or percent[-1] != 100 or not rising:
         raise ValueError(f"percent: {percent} of {n} examples; expected to rise to 100")
@@ -100,7 +101,8 @@ def refit(
     (1981): a class that was not met yet costs some bits and not infinitely many.
 
     Args:
-      x: ``[n, d]`` features, in the order in which their labels are sent; shuffle them first.
+      x: ``[n, d]`` features, dense or SciPy sparse, in the order in which their labels are sent;
+        shuffle them first.
       labels: class ids ``[n]``.
       num_classes: q.
       ends: of the blocks; by default `block_ends`.
@@ -112,10 +114,12 @@ def refit(
     Raises:
       ValueError: on shapes that do not fit, class ids out of range, ``ends`` that do not rise to n,
         or as `solvers.fit`.
-      RuntimeError: if an optimum could not be certified.
+      RuntimeError: if an optimum could not be certified, as where labels are told apart by
+        features of 1e10, for which a precision of 1 is next to none.
     """
     x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
-    n, labels = len(x), checked_labels(labels, len(x), num_classes)
+    n = x.shape[0]
+    labels = checked_labels(labels, n, num_classes)
     ends = block_ends(n) if ends is None else [checked_count(end, "ends", 0) for end in ends]
     if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
         raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
@@ -125,7 +129,7 @@ def refit(
     for seen, end in itertools.pairwise(ends):
         params = _fitted(x, labels, seen, num_classes, precision, scale, tol)
         unknown = num_classes / 2 / (seen + num_classes / 2)
-        likelihoods = _likelihoods(params, x[seen:end], labels[seen:end], scale)
+        likelihoods = _likelihoods(params, x, labels, range(seen, end), scale)
         mixed = (1 - unknown) * likelihoods + unknown / num_classes
         bits.append(-float(np.sum(np.log2(mixed))))
         if callback is not None:
@@ -134,7 +138,7 @@ def refit(
 
 
 def _fitted(
-    x: np.ndarray,
+    x: Any,
     labels: np.ndarray,
     seen: int,
     num_classes: int,
@@ -152,7 +156,7 @@ def _fitted(
         x,
         labels,
         l2=precision / seen,
-        sample_weight=(np.arange(len(x)) < seen).astype(np.float64),
+        sample_weight=(np.arange(len(labels)) < seen).astype(np.float64),
         num_classes=num_classes,
         scale=scale,
         tol=tol,
@@ -160,19 +164,22 @@ def _fitted(
     if solution.status != solvers.CERTIFIED:
         raise RuntimeError(
             f"the model of the first {seen:,} labels is not certified to be within {tol:g} of its "
-            f"optimum: {solution.reason}"
+            f"optimum: {solution.reason}; where features are large, a precision of "
+            f"{precision:g} is next to none: give a scale that brings them to about 1, or a larger "
+            "precision"
         )
     return solution.params
 
 
-def _likelihoods(params: Params, x: np.ndarray, labels: np.ndarray, scale: Any) -> np.ndarray:
-    """``P(y_i)`` in float64: ``[n]``."""
+def _likelihoods(params: Params, x: Any, labels: np.ndarray, rows: range, scale: Any) -> np.ndarray:
+    """``P(y_i)`` in float64, of some rows."""
     w = params.w * per_feature(scale, 1.0, len(params.w), "scale")[:, None]
-    rows = max(BLOCK // len(params.b), 1)
+    most = max(BLOCK // len(params.b), 1)
     found = []
-    for start in range(0, len(x), rows):
-        at = slice(start, start + rows)
-        log_p = scipy.special.log_softmax(x[at].astype(np.float64) @ w + params.b, axis=1)
+    for start in rows[::most]:
+        at = slice(start, min(start + most, rows.stop))
+        block = dense_rows(x, at).astype(np.float64)
+        log_p = scipy.special.log_softmax(block @ w + params.b, axis=1)
         found.append(np.exp(np.take_along_axis(log_p, labels[at, None], axis=1)[:, 0]))
     return np.concatenate(found)
 
@@ -195,7 +202,7 @@ def stream(
     label. The epoch is one program: it costs no more than training does.
 
     Args:
-      x: ``[n, d]`` features.
+      x: ``[n, d]`` features; not sparse.
       labels: class ids ``[n]``.
       num_classes: q.
       optimizer: see `training.init`, as are ``learning_rate`` and ``l2``.
@@ -209,17 +216,15 @@ def stream(
       ValueError: on shapes that do not fit, or class ids out of range.
       FloatingPointError: if training diverges.
     """
-    x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
+    x = checked_features(as_array(x, "x"))
+    num_classes = checked_count(num_classes, "num_classes")
     labels = checked_labels(labels, len(x), num_classes)
     if scale is not None:
         scale = per_feature(scale, 1.0, x.shape[1], "scale")
-    if x.dtype.kind in "ui" and not np.can_cast(x.dtype, np.int32):
-        # A device would keep the last 32 bits of them.
-        x, scale = (x * (1.0 if scale is None else scale)).astype(np.float32), None
     zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
     state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
-    state, steps = epoch(state, Batch(jnp.asarray(x), jnp.asarray(labels), scale=scale))
+    state, steps = epoch(state, Batch(as_real(x, "x"), as_real(labels, "labels"), scale=scale))
     if (step := int(state.diverged)) >= 0:
         raise FloatingPointError(
             f"training diverged at step {step}: try a third of the learning rate {learning_rate:g}"

@@ -225,8 +225,9 @@ def test_confident_and_large_logits_are_coded():
         ({"b": [np.inf, 0.0, 0.0]}, "NaN or infinities"),
         ({"scale": np.nan}, "scale: expected a finite number"),
         ({"block_size": 0}, "block_size: 0; expected an integer, 1 or more"),
-        ({"block_size": 2.5}, "block_size: 2.5; expected an integer"),
-        ({"labels": [0, 2**32]}, "above 2"),
+        ({"block_size": 2.5}, r"block_size: 2\.5; expected an integer"),
+        ({"labels": np.array([2**32, 1])}, f"row 0 has class id {2**32}, above"),
+        ({"labels": np.array([0, 2**64 - 1], np.uint64)}, f"row 1 has class id {2**64 - 1}"),
     ],
 )
 def test_bad_input_is_refused(changes, message):
@@ -235,16 +236,6 @@ def test_bad_input_is_refused(changes, message):
     params = Params(np.asarray(inputs.pop("w")), np.asarray(inputs.pop("b")))
     with pytest.raises(ValueError, match=message):
         coding.compress(params, np.asarray(inputs.pop("x")), **inputs)
-
-
-def test_sparse_features_are_refused_with_what_to_do():
-    params, x = model_of(0, 2, 3, 1.0), scipy.sparse.csr_matrix(np.eye(2))
-    for call in (coding.compress, coding.codelength):
-        with pytest.raises(ValueError, match=r"x: a sparse matrix; give x.toarray\(\)"):
-            call(params, x, [0, 1])
-    content = coding.compress(params, x.toarray(), [0, 1])
-    with pytest.raises(ValueError, match=r"give x.toarray\(\)"):
-        coding.decompress(content, params, x)
 
 
 @pytest.mark.parametrize("given", [list, lambda a: a.astype(">f8"), np.longdouble])
@@ -308,3 +299,44 @@ def test_the_labels_of_fashion_mnist_have_the_size_of_the_loss(idx_folder, data_
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ValueError, match="file of labels"):
             coding.decompress(bytes(damaged), params, x, scale=scale)
+
+
+@pytest.mark.parametrize("layout", ["csr_array", "csc_matrix", "coo_array"])
+@pytest.mark.parametrize("kind", ["float64", "float32", "uint8", "int8"])
+def test_sparse_features_make_the_file_of_dense_ones(layout, kind):
+    rng = np.random.default_rng(0)
+    x = (rng.integers(-128, 128, size=(50, 9)) * (rng.uniform(size=(50, 9)) < 0.3)).astype(kind)
+    x[:, 4], x[0, 5] = 0, 100
+    params, labels = model_of(1, 9, 5, 0.05), rng.integers(5, size=50)
+    sparse = getattr(scipy.sparse, layout)(x)
+    content = assert_comes_back(params, x, labels, scale=0.5)
+    assert coding.compress(params, sparse, labels, scale=0.5, block_size=7) == content
+    again = coding.decompress(content, params, sparse, scale=0.5)
+    np.testing.assert_array_equal(again, labels)
+    bits = coding.codelength(params, x, labels, scale=0.5)
+    assert coding.codelength(params, sparse, labels, scale=0.5) == bits
+
+
+def test_sparse_features_with_entries_in_parts_are_summed_and_left_alone():
+    parts = scipy.sparse.csr_array(
+        (np.array([1.0, 2.0, -4.0]), np.array([0, 0, 1]), np.array([0, 2, 3])), shape=(2, 2)
+    )
+    params, labels = model_of(0, 2, 3, 1.0), np.array([0, 2])
+    content = coding.compress(params, np.array([[3.0, 0.0], [0.0, -4.0]]), labels)
+    assert coding.compress(params, parts, labels) == content
+    assert parts.nnz == 3
+    parts.data[2] = np.nan
+    with pytest.raises(ValueError, match=r"x, stored values: .*is nan"):
+        coding.compress(params, parts, labels)
+
+
+def test_features_of_other_types_are_the_numbers_they_are():
+    params, labels = model_of(0, 1, 2, 1e-12), np.array([0, 1])
+    x = np.array([[1_600_000_000_000], [-1_700_000_000_000]])
+    content = coding.compress(params, x, labels)
+    others = (x.astype(">i8"), x.tolist(), x.astype(object))
+    assert all(coding.compress(params, other, labels) == content for other in others)
+    assert (coding.decompress(content, params, x.tolist()) == labels).all()
+    assert coding.codelength(params, x.astype(np.longdouble), labels) == pytest.approx(
+        coding.codelength(params, x, labels), abs=1e-3
+    )

@@ -169,7 +169,6 @@ def test_a_pass_that_diverges_says_so():
         ({"ends": [2.5, 120]}, "ends: 2.5; expected an integer"),
         ({"num_classes": 2.5}, "num_classes: 2.5; expected an integer"),
         ({"labels": np.full(120, 2**32)}, "class id 4294967296"),
-        ({"x": scipy.sparse.csr_matrix(np.eye(120))}, r"x: a sparse matrix; give x.toarray\(\)"),
         ({"precision": 0.0}, "expected a positive number"),
     ],
 )
@@ -219,3 +218,41 @@ def test_arrays_of_any_kind_are_taken(given):
     expected = prequential.refit(x, labels, **options)
     found = prequential.refit(given(x), labels.astype(">i8"), **options)
     np.testing.assert_array_equal(found.bits, expected.bits)
+
+
+def test_features_of_1e8_are_fitted_under_a_precision_of_one():
+    x, labels = drawn()
+    options = {"labels": labels, "num_classes": 3, "ends": [40, 120]}
+    # The prior is as good as none.
+    expected = prequential.refit(x, precision=1e-16, **options).bits
+    np.testing.assert_allclose(prequential.refit(1e8 * x, **options).bits, expected, rtol=0.02)
+
+
+def test_what_cannot_be_certified_says_what_to_do():
+    x, labels = drawn()
+    with pytest.raises(RuntimeError, match=r"first 40 labels .*: give a scale that brings them"):
+        prequential.refit(1e12 * x, labels, num_classes=3, ends=[40, 120])
+
+
+def test_sparse_features_are_coded_as_dense_ones():
+    x, labels = drawn()
+    x = x * (np.random.default_rng(1).uniform(size=x.shape) < 0.5)
+    options = {"labels": labels, "num_classes": 3, "ends": [20, 60, 120], "tol": 1e-8}
+    dense, sparse = (prequential.refit(a, **options) for a in (x, scipy.sparse.csc_array(x)))
+    np.testing.assert_allclose(sparse.bits, dense.bits, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"x: a sparse matrix; give x.toarray\(\)"):
+        prequential.stream(
+            scipy.sparse.csr_array(x), labels, num_classes=3, optimizer=optax.sgd(1.0)
+        )
+
+
+def test_a_pass_takes_arrays_of_any_kind():
+    x, labels = drawn()
+    options = {"num_classes": 3, "optimizer": optax.sgd(0.1)}
+    expected = prequential.stream(x, labels, **options).bits
+    for a, b in (
+        (x.astype(">f8"), labels.astype(">i8")),
+        (x.tolist(), labels.tolist()),
+        (x.astype(np.longdouble), labels.astype(np.uint64)),
+    ):
+        np.testing.assert_array_equal(prequential.stream(a, b, **options).bits, expected)
