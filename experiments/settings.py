@@ -181,7 +181,7 @@ def _check_member(member: Member, prefix: str = "") -> None:
     _require(in_range, f"{prefix}learning_rate", rate, "positive and finite as a float32")
     _require(0 <= member.l2 < 1e30, f"{prefix}l2", member.l2, "0 or more, and below 1e30")
     smoothing = member.label_smoothing
-    _require(0 <= smoothing < 1, f"{prefix}label_smoothing", smoothing, "in [0, 1)")
+    _require(0 <= smoothing <= 1, f"{prefix}label_smoothing", smoothing, "in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -14,6 +14,7 @@ from softmax_jax.solvers import (
     _inputs,
     _lanes,
     _logits_free,
+    _preconditioner,
     _settings,
     _strengths,
 )
@@ -21,8 +22,7 @@ from softmax_jax.solvers._solution import CERTIFIED, Progress, Solution, stacked
 
 SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
 
-# Up to so many parameters, Newton's method is taken after so many passes of proximal gradients.
-FEW = 256
+# Passes of proximal gradients before Newton's method is taken where it can be.
 PATIENCE = 500
 
 
@@ -229,9 +229,9 @@ def _by_proximal_methods(
     """Solutions by place: by proximal gradients, or by Newton's method where these are slow.
 
     A step of the latter costs some hundred of theirs on a few parameters, and more on many, as its
-    model takes the cube of their number.
+    model takes the cube of their number. It is for as many as the preconditioner's core.
     """
-    few = not options.grouped and (1 + inputs.problem.d) * inputs.q <= FEW
+    few = not options.grouped and (1 + inputs.problem.d) * inputs.q <= _preconditioner.CORE
     patient = min(options.max_passes, PATIENCE) if few else options.max_passes
     solved = _lanes.solve(
         inputs, works, _lanes.PROXIMAL, options._replace(max_passes=patient), solved_before

@@ -1,10 +1,13 @@
 """The small runs that several tests look at."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
+import driver
 import settings
 from softmax_jax import figures
 
@@ -37,3 +40,24 @@ def digits(data_dir):
         )
 
     return make
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function: from now on SIGTERM comes after so many looks at the signals."""
+
+    def stop(looks):
+        @contextlib.contextmanager
+        def noted():
+            left = looks
+
+            def came():
+                nonlocal left
+                left -= 1
+                return signal.SIGTERM if left < 0 else 0
+
+            yield came
+
+        monkeypatch.setattr(driver, "signals_noted", noted)
+
+    return stop

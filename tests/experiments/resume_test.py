@@ -56,27 +56,6 @@ def whole(config, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """A function: from now on SIGTERM comes after so many looks at the signals."""
-
-    def stop(looks):
-        @contextlib.contextmanager
-        def noted():
-            left = looks
-
-            def came():
-                nonlocal left
-                left -= 1
-                return signal.SIGTERM if left < 0 else 0
-
-            yield came
-
-        monkeypatch.setattr(driver, "signals_noted", noted)
-
-    return stop
-
-
 @pytest.mark.parametrize(
     "looks",
     [0, pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],

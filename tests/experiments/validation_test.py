@@ -1,9 +1,7 @@
 """Early stopping: what is held out, which step is the best, and that a stop changes no bit."""
 
-import contextlib
 import dataclasses
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -179,27 +177,6 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(config, tmp_p
     summary = train.train(config, tmp_path)
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {summary["best_step"], summary["last_step"]}
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """A function: from now on SIGTERM comes after so many looks at the signals."""
-
-    def stop(looks):
-        @contextlib.contextmanager
-        def noted():
-            left = looks
-
-            def came():
-                nonlocal left
-                left -= 1
-                return signal.SIGTERM if left < 0 else 0
-
-            yield came
-
-        monkeypatch.setattr(driver, "signals_noted", noted)
-
-    return stop
 
 
 @pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 4])
