@@ -61,7 +61,8 @@ def save(
       scale: scalar or ``[d]``; the model sees ``x * scale + shift``.
       shift: scalar or ``[d]``.
       class_names: ``q`` names.
-      dtype: type of the stored features ``x``, by which `features` tells raw from scaled ones.
+      dtype: type of the stored features ``x``, by which `features` tells raw from scaled ones;
+        without it, features in any unit are taken.
       best: which of stacked models `load` takes unless told otherwise.
       about: further arrays by name; of stacked models, those of length ``m`` are one entry each.
 
@@ -134,8 +135,9 @@ def features(saved: Model, x: Any) -> jax.Array:
       x: ``[..., d]`` features, as they were stored for training.
 
     Raises:
-      ValueError: if there are not ``d`` features a row; or if they are integers and the model was
-        made for floating-point ones, or the other way round, as one of them is in another unit.
+      ValueError: if there are not ``d`` features a row; or, where the file says of what type they
+        were stored, if that tells another unit: integers for a model made for floating-point ones,
+        the other way round, or integers that the type does not hold. The message says the scale.
     """
     return training.features(_batch(saved, x))
 
@@ -148,12 +150,25 @@ def _batch(saved: Model, x: Any) -> training.Batch:
         raise ValueError(f"x: shape {x.shape}; the model was made for {d} features, [..., {d}]")
     if saved.dtype is not None and _is_floating(x.dtype) != _is_floating(saved.dtype):
         raise ValueError(
-            f"x: type {x.dtype}, but the model was made for {saved.dtype} features, of which it "
-            f"sees x * {_brief(saved.scale)} + {_brief(saved.shift)}: give them as they were "
-            f"stored for training; if they are in that unit, x.astype({saved.dtype!r})"
+            f"x: type {x.dtype}, {_unit(saved)}; if they are in that unit, "
+            f"x.astype({saved.dtype!r})"
         )
+    is_integer = saved.dtype is not None and jnp.issubdtype(jnp.dtype(saved.dtype), jnp.integer)
+    if is_integer and x.dtype != saved.dtype and _checks.is_known(x) and x.size:
+        low, high, held = int(x.min()), int(x.max()), jnp.iinfo(saved.dtype)
+        if low < held.min or high > held.max:
+            raise ValueError(f"x: from {low} to {high}, {_unit(saved)}")
     batch = training.Batch(x, x[..., 0], scale=saved.scale, shift=saved.shift)
     return training.formed_on_host(batch)
+
+
+def _unit(saved: Model) -> str:
+    """In words, and what to do."""
+    return (
+        f"but the model was made for {saved.dtype} features, of which it sees "
+        f"x * {_brief(saved.scale)} + {_brief(saved.shift)}: give them as they were stored for "
+        "training"
+    )
 
 
 def _seen(saved: Model, x: Any) -> Any:

@@ -70,6 +70,12 @@ def test_large_integers_are_the_numbers_that_they_are(path):
     [
         ("uint8", [[0.1, 0.9]], r"type float64, but .* uint8 features, .* x \* 0\.00392157 \+ 0"),
         ("float32", np.array([[3, 250]], np.uint8), "type uint8, but the model was made for float"),
+        (
+            "uint8",
+            [[0, 2550]],
+            r"x: from 0 to 2550, but .* uint8 features, of which it sees x \* 0",
+        ),
+        ("uint8", jnp.array([[-1, 7]]), "x: from -1 to 7, but the model was made for uint8"),
         (None, [[1.0, 2.0, 3.0]], r"shape \(1, 3\); the model was made for 2 features"),
         (None, 3.0, "made for 2 features"),
     ],

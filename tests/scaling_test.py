@@ -1,5 +1,6 @@
 import hypothesis
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -240,3 +241,13 @@ def test_arrays_of_any_kind_are_taken(given):
     expected = scaling.fit_temperature(logits, targets, weights)
     found = scaling.fit_temperature(given(logits), targets[:, None].astype(">i8"), given(weights))
     assert found == expected
+
+
+def test_probabilities_sum_to_one_as_their_type_rounds_them():
+    logits, targets, _ = drawn(3, 400, q=7, kind="soft")
+    rounded = targets.astype(jnp.bfloat16)
+    sums = rounded.astype(np.float64).sum(axis=1)
+    assert np.abs(sums - 1).max() > 1e-3
+    found = scaling.fit_temperature(logits, rounded)
+    exact = rounded.astype(np.float64) / sums[:, None]
+    assert found.temperature == pytest.approx(scaling.fit_temperature(logits, exact).temperature)
