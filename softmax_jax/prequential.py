@@ -184,6 +184,7 @@ def _likelihoods(params: Params, x: Any, labels: np.ndarray, rows: range, scale:
     return np.concatenate(found)
 
 
+@jax.transfer_guard("allow")
 def stream(
     x: Any,
     labels: Any,
@@ -237,6 +238,7 @@ def stream(
     )
 
 
+@jax.transfer_guard("allow")
 def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
     """The same labels in another order, which features tell nothing about: ``[n]``.
 

@@ -64,6 +64,7 @@ class Scaling(NamedTuple):
     reason: str
 
 
+@jax.transfer_guard("allow")
 def fit_temperature(
     logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-9
 ) -> Temperature:
@@ -143,6 +144,7 @@ def fit_temperature(
     return result(beta, NOT_CONVERGED, reason)
 
 
+@jax.transfer_guard("allow")
 def fit_vector_scaling(
     logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-8
 ) -> Scaling:

@@ -369,7 +369,7 @@ def _make_epoch(
             batch = _take(data, order[i], is_real[i] if filling else None)
             state, one = _update(optimizer, state, batch, strategy)
             return state, jax.tree.map(
-                lambda all_steps, value: all_steps.at[i].set(value), done, one
+                lambda seen, value: seen.at[i].set(value.astype(seen.dtype)), done, one
             )
 
         empty = StepMetrics(*(jnp.zeros(steps, jnp.float32) for _ in StepMetrics._fields))

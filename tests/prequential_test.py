@@ -256,3 +256,21 @@ def test_a_pass_takes_arrays_of_any_kind():
         (x.astype(np.longdouble), labels.astype(np.uint64)),
     ):
         np.testing.assert_array_equal(prequential.stream(a, b, **options).bits, expected)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_guards_of_transfers_and_promotion_let_arrays_through(x64):
+    x, labels = drawn()
+    options = {"num_classes": 3, "optimizer": optax.sgd(0.1), "scale": 0.5}
+    expected = prequential.stream(x, labels, **options)
+    with (
+        jax.enable_x64(x64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.transfer_guard("disallow"),
+    ):
+        found = prequential.stream(x, labels, **options)
+        coded = prequential.refit(x, labels, num_classes=3, ends=[60, 120])
+    np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-5)
+    np.testing.assert_array_equal(
+        coded.bits, prequential.refit(x, labels, num_classes=3, ends=[60, 120]).bits
+    )

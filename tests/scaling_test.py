@@ -1,5 +1,6 @@
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -251,3 +252,13 @@ def test_probabilities_sum_to_one_as_their_type_rounds_them():
     found = scaling.fit_temperature(logits, rounded)
     exact = rounded.astype(np.float64) / sums[:, None]
     assert found.temperature == pytest.approx(scaling.fit_temperature(logits, exact).temperature)
+
+
+@pytest.mark.parametrize("fit", [scaling.fit_temperature, scaling.fit_vector_scaling])
+def test_guards_of_transfers_and_promotion_let_arrays_through(fit):
+    logits, targets, weights = drawn(6)
+    expected = fit(logits, targets, weights)
+    with jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"):
+        found = fit(logits, targets, weights)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
