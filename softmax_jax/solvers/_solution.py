@@ -52,7 +52,7 @@ class Solution(NamedTuple):
     gap: Any
     """In nats: the minimum is not below ``objective - gap``; the objective, if nothing is known."""
     relative_gap: Any
-    """gap / objective, the objective counting for a millionth of the loss without features."""
+    """``gap / max(objective, m)``, with a millionth m of the loss without features."""
     slope: Any
     """The largest entry of the gradient of F, in features of size 1; NaN where a gap is known."""
     status: Any
