@@ -89,7 +89,7 @@ def make_problem(seed: int, dtype: str, size: str, soft: bool, weighted: bool) -
     return Problem(
         params=Params(jnp.asarray(w, dtype), jnp.asarray(b, dtype)),
         x=jnp.asarray(rng.normal(size=(ROWS, FEATURES)), dtype),
-        targets=jnp.asarray(soft_targets, jnp.promote_types(dtype, jnp.float32))
+        targets=jnp.asarray(soft_targets, np.promote_types(jnp.dtype(dtype), np.float32))
         if soft
         else jnp.asarray(labels, jnp.int32),
         weights=jnp.asarray(rng.uniform(0.5, 2, size=ROWS), dtype) if weighted else None,
@@ -122,7 +122,7 @@ def gradient_by_examples(problem: Problem) -> Params:
     weights = jnp.ones(len(x), x.dtype) if weights is None else weights
     mean = jax.tree.map(
         lambda g: (
-            jnp.tensordot(weights, g.astype(jnp.promote_types(g.dtype, jnp.float32)), axes=1)
+            jnp.tensordot(weights, g.astype(np.promote_types(g.dtype, np.float32)), axes=1)
             / jnp.sum(weights)
         ),
         gradients,

@@ -304,7 +304,8 @@ def run(optimizer, params, problem, num_steps):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=num_steps)[0][0]
 
-    with jax.enable_x64(True):
+    # optax meets integers with floats.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         arrays = (params, problem.x, problem.y, problem.weights)
         return jax.device_get(steps(*jax.tree.map(jnp.asarray, arrays)))
 
