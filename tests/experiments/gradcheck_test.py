@@ -11,6 +11,13 @@ from softmax_jax.training import Batch
 right_gradient = losses.cross_entropy_gradient
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """The script compares types with one another; it runs under JAX's own rules."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "size", "soft"),
