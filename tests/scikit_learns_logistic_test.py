@@ -277,34 +277,6 @@ EXPECTED_FAILURES = {
         r"test_logistic_cv_folds_with_classes_missing\[2-.*",
     ),
 }
-# Functions whose cases take more than a second or two.
-SLOW = {
-    "test_check_solver_option",
-    "test_logistic_cv_mock_scorer",
-    "test_logreg_predict_proba_multinomial",
-    "test_penalty_deprecated",
-    "test_warm_start_converge_LR",
-    "test_LogisticRegressionCV_GridSearchCV_elastic_net",
-    "test_LogisticRegressionCV_elasticnet_attribute_shapes",
-    "test_LogisticRegressionCV_no_refit",
-    "test_elastic_net_vs_l1_l2",
-    "test_logistic_cv_refit_false_non_elasticnet",
-    "test_logistic_cv_sparse",
-    "test_logistic_regression_array_api_compliance",
-    "test_logistic_regression_class_weights",
-    "test_logistic_regression_cv_refit",
-    "test_logistic_regression_sample_weights",
-    "test_logistic_regression_solvers_multiclass",
-    "test_logisticregression_liblinear_sample_weight",
-    "test_logisticregressioncv_warns_with_use_legacy_attributes",
-    "test_lr_cv_scores_differ_when_sample_weight_is_requested",
-    "test_lr_cv_scores_without_enabling_metadata_routing",
-    "test_multinomial_cv_iris",
-    "test_multinomial_logistic_regression_string_inputs",
-    "test_n_iter",
-    "test_penalty_none",
-    "test_scores_attribute_layout_elasticnet",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -325,7 +297,7 @@ def of_what_is_installed(mark):
 
 def prepared(test):
     test.pytestmark = [of_what_is_installed(mark) for mark in getattr(test, "pytestmark", [])]
-    return pytest.mark.slow(test) if test.__name__ in SLOW else test
+    return pytest.mark.slow(test)
 
 
 globals().update(

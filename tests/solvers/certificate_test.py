@@ -108,7 +108,9 @@ def minimiser(x, y, weights, offset, l2):
 
 
 @pytest.mark.parametrize("tol", [1e-1, 1e-5])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [SHAPES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES[1:])], ids=str
+)
 @pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_gap_is_never_below_the_true_distance(shape, tol, part):
     # 2 tolerances x 3 shapes x 2 parts x 17 = 204 problems.

@@ -68,4 +68,4 @@ def test_nearly_all_random_problems_are_certified_and_none_falsely():
             assert other.objective >= solution.objective - solution.gap * (1 + 1e-9), seed
     print(f"{certified} of {number} certified, the slowest took {slowest:.1f} s")
     # Where fewer rows than features explain offsets of 1e5 by l1 alone, some are not.
-    assert certified >= 0.9 * number
+    assert certified >= 0.95 * number
