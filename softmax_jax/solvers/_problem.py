@@ -291,8 +291,3 @@ def dual_dot(problem: Problem, a: jax.Array, b: jax.Array) -> jax.Array:
 def wide(a: jax.Array) -> jax.Array:
     """``[k]`` as ``[k, 1, 1]``."""
     return a[:, None, None]
-
-
-def without_bias(theta: jax.Array) -> jax.Array:
-    """With the column of biases set to zero."""
-    return theta.at[..., 0].set(0)
