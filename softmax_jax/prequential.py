@@ -31,6 +31,7 @@ from softmax_jax._checks import (
     dense_rows,
     per_feature,
 )
+from softmax_jax.data.dataset import stored_features
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
 from softmax_jax.training import Batch
@@ -214,10 +215,13 @@ def stream(
       l2: on the mean loss of a minibatch.
 
     Raises:
-      ValueError: on shapes that do not fit, or class ids out of range.
+      ValueError: on shapes that do not fit, class ids out of range, or a feature of which float32,
+        in which training works, loses digits; see `data.from_arrays`.
       FloatingPointError: if training diverges.
     """
     x = checked_features(as_array(x, "x"))
+    if not jax.config.jax_enable_x64:
+        x = stored_features(x, "x")
     num_classes = checked_count(num_classes, "num_classes")
     labels = checked_labels(labels, len(x), num_classes)
     if scale is not None:

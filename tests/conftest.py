@@ -15,6 +15,16 @@ TESTS = itertools.count(1)
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+def pytest_configure(config):
+    """Lets all processes of the tests, scripts included, share what they compile."""
+    folder = os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled").resolve())
+    )
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 @pytest.fixture
 def count_compilations():
     """A function that runs another and returns how many programs XLA compiled meanwhile."""

@@ -258,6 +258,15 @@ def test_a_pass_takes_arrays_of_any_kind():
         np.testing.assert_array_equal(prequential.stream(a, b, **options).bits, expected)
 
 
+def test_a_pass_refuses_features_of_which_float32_keeps_too_little():
+    x, labels = drawn()
+    options = {"num_classes": 3, "optimizer": optax.sgd(0.1)}
+    with pytest.raises(ValueError, match=r"x: feature 0 .*; subtract its mean"):
+        prequential.stream(x + 1e9, labels, **options)
+    with jax.enable_x64(True):
+        assert np.isfinite(prequential.stream(1 + 1e-9 * x, labels, **options).bits).all()
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_guards_of_transfers_and_promotion_let_arrays_through(x64):
     x, labels = drawn()

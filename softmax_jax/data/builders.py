@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from softmax_jax.data.idx import read_idx
+from softmax_jax.data.npz import MAX_BYTES
 from softmax_jax.data.prepared import write_digests
 
 # More than 60,000 images have; 47 MB.
@@ -99,13 +100,18 @@ class _IdxImages(_GreyImages):
     SHAPE = (28, 28)
     URL: str
 
-    def __init__(self, *, folder: str | os.PathLike[str] = "", **kwargs):
+    def __init__(
+        self, *, folder: str | os.PathLike[str] = "", max_bytes: int = MAX_BYTES, **kwargs
+    ):
         """Takes the folder of the files, if they need not be downloaded, and what TFDS takes."""
-        self._folder = folder
+        self._folder, self._max_bytes = folder, max_bytes
         super().__init__(**kwargs)
 
     def _split_generators(self, dl_manager):
-        arrays = self.read_folder(self._folder) if self._folder else self._download(dl_manager)
+        if self._folder:
+            arrays = self.read_folder(self._folder, max_bytes=self._max_bytes)
+        else:
+            arrays = self._download(dl_manager)
         return {
             split: self._generate_examples(
                 arrays[f"{prefix}-images-idx3-ubyte"], arrays[f"{prefix}-labels-idx1-ubyte"]
@@ -132,8 +138,14 @@ class _IdxImages(_GreyImages):
         return arrays
 
     @classmethod
-    def read_folder(cls, folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    def read_folder(
+        cls, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+    ) -> dict[str, np.ndarray]:
         """The four arrays from the files of ``folder``, gzipped or not, by their names.
+
+        Args:
+          folder: of the files.
+          max_bytes: what a gzipped file may unpack to.
 
         Raises:
           FileNotFoundError: if one is missing.
@@ -148,7 +160,7 @@ class _IdxImages(_GreyImages):
                     f"{folder} has neither {name}.gz nor {name}; it must hold "
                     f"{', '.join(f'{n}.gz' for n in cls.SHA256)}"
                 )
-            arrays[name] = read_idx(path)
+            arrays[name] = read_idx(path, max_bytes=max_bytes)
         for prefix in ("train", "t10k"):
             images, labels = (
                 arrays[f"{prefix}-images-idx3-ubyte"],

@@ -90,7 +90,7 @@ def from_arrays(
     image_shape = (train_x.shape[1], train_x.shape[2]) if train_x.ndim == 3 else None
     splits = []
     for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
-        x = _checked_features(x.reshape(len(x), -1), name)
+        x = stored_features(x.reshape(len(x), -1), name)
         splits.append(Split(x, checked_targets(targets, len(x), name)))
     train, test = splits
     if train.x.dtype != test.x.dtype:
@@ -120,13 +120,19 @@ def _checked_shape(x: Any, split: str) -> np.ndarray:
     return x
 
 
-def _checked_features(x: np.ndarray, split: str) -> np.ndarray:
-    """``[n, d]`` as it is, or in float32."""
+def stored_features(x: np.ndarray, split: str) -> np.ndarray:
+    """Returns real ``[n, d]`` as it is if its type is compact, or in float32.
+
+    Raises:
+      ValueError: if numbers are not finite, or float32 loses digits of a feature, see `from_arrays`.
+    """
     if x.dtype.name in _COMPACT:
         refuse_not_finite(x, split)
         return x
     with np.errstate(over="ignore"):
         stored = x.astype(np.float32)
+    if x.size == 0:
+        return stored
     if x.dtype.kind not in "biu" or max(-int(x.min()), int(x.max())) > _LARGEST_EXACT:
         ends = stored.min(axis=0), stored.max(axis=0)
         if not np.isfinite(ends).all():

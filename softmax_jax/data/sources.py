@@ -119,11 +119,13 @@ def _load_builder(name: str, folder: str, data_dir: str, max_bytes: int) -> Data
         candidate = pathlib.Path(os.environ.get(FOLDER_VARIABLE, ""), name)
         folder = str(candidate) if os.environ.get(FOLDER_VARIABLE) and candidate.is_dir() else ""
 
-    source = {"folder": folder} if name != "digits" else {}
+    source: dict[str, Any] = {}
+    if name != "digits":
+        source = {"folder": folder, "max_bytes": max_bytes}
     expected = cls.SHA256
     if folder:
         # The same checks as when TFDS writes, before it begins to.
-        expected = builders.content_digests(cls.read_folder(folder))
+        expected = builders.content_digests(cls.read_folder(folder, max_bytes=max_bytes))
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     prepared = pathlib.Path(root, cls.name, str(cls.VERSION)).expanduser()
     if not prepared.exists():
@@ -140,7 +142,7 @@ def _load_builder(name: str, folder: str, data_dir: str, max_bytes: int) -> Data
     return dataset
 
 
-def _prepare(cls: Any, final: pathlib.Path, source: dict[str, str]) -> None:
+def _prepare(cls: Any, final: pathlib.Path, source: dict[str, Any]) -> None:
     """Prepares under a name of its own, so that another process may be at the same."""
     root = final.parent.parent
     root.mkdir(parents=True, exist_ok=True)

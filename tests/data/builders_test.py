@@ -255,6 +255,16 @@ def test_a_download_is_not_unpacked_beyond_the_size_of_the_published_one(tmp_pat
         data.load("mnist", data_dir=str(tmp_path / "tfds"))
 
 
+def test_the_budget_for_files_of_a_folder_can_be_raised(tmp_path, idx_files, write_idx_folder):
+    name = "train-images-idx3-ubyte"
+    write_idx_folder(idx_files, {name: np.zeros((30, 28, 28), np.uint8)})
+    options = {"folder": str(idx_files), "data_dir": str(tmp_path / "tfds")}
+    with pytest.raises(ValueError, match="23,520 bytes; with max_bytes=23520 they are unpacked"):
+        data.load("mnist", max_bytes=23_519, **options)
+    assert not is_prepared(tmp_path)
+    assert len(data.load("mnist", max_bytes=23_520, **options).train.x) == 30
+
+
 @pytest.mark.parametrize("builder", [builders.SoftmaxJaxMnist, builders.SoftmaxJaxFashionMnist])
 def test_published_files_are_fetched_by_https(builder):
     assert builder.URL.startswith("https://")
