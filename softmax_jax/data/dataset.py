@@ -124,7 +124,8 @@ def stored_features(x: np.ndarray, split: str) -> np.ndarray:
     """Returns real ``[n, d]`` as it is if its type is compact, or in float32.
 
     Raises:
-      ValueError: if numbers are not finite, or float32 loses digits of a feature, see `from_arrays`.
+      ValueError: if numbers are not finite, or float32 loses digits of a feature; see
+        `from_arrays`.
     """
     if x.dtype.name in _COMPACT:
         refuse_not_finite(x, split)
