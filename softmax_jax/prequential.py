@@ -220,7 +220,7 @@ def stream(
       FloatingPointError: if training diverges.
     """
     x = checked_features(as_array(x, "x"))
-    if not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         x = stored_features(x, "x")
     num_classes = checked_count(num_classes, "num_classes")
     labels = checked_labels(labels, len(x), num_classes)
