@@ -71,10 +71,12 @@ def compressed(
     config: settings.Codelength, dataset: data.Dataset, workdir: pathlib.Path
 ) -> dict[str, Any]:
     """Writes the test labels to a file, reads them back, and says what they cost."""
-    q, scale = len(dataset.class_names), dataset.scale
-    solution = solvers.fit(*dataset.train, l2=config.l2, num_classes=q, scale=scale, tol=config.tol)
+    q, scale = len(dataset.class_names), dataset.train.scale
+    solution = solvers.fit(
+        *dataset.train[:2], l2=config.l2, num_classes=q, scale=scale, tol=config.tol
+    )
     params = Params(*(jnp.asarray(a, jnp.float32) for a in solution.params))
-    x, labels = dataset.test
+    x, labels = dataset.test[:2]
     nats = metrics.summarize(training.evaluate(params, driver.batches(dataset)[1]))["nats"]
     bits = float(information.to_bits(nats)) * len(labels)
     content = coding.compress(params, x, labels, scale=scale)
@@ -116,7 +118,7 @@ def online(
     found = []
     with tqdm(total=2 * len(ends), unit="block", desc="sending labels") as bar:
         for task in (labels, prequential.control_labels(control_key, labels)):
-            common: Any = {"num_classes": q, "scale": dataset.scale}
+            common: Any = {"num_classes": q, "scale": dataset.train.scale}
             refitted = prequential.refit(
                 x,
                 task,

@@ -27,10 +27,10 @@ from ml_collections import config_flags
 
 import output
 import settings
-from softmax_jax import _checks, data, io
+from softmax_jax import checks, data, io
+from softmax_jax.data import Data
 from softmax_jax.io import write_atomically as write_atomically
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 try:
     import fcntl
@@ -252,21 +252,21 @@ def printable(name: str) -> str:
 
 def digest(dataset: data.Dataset) -> str:
     """Of all features and targets."""
-    found = hashlib.sha256(repr(dataset.scale).encode())
+    found = hashlib.sha256(repr(dataset.train.scale).encode())
     for array in (*dataset.train[:2], *dataset.test[:2]):
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 
-def batches(dataset: data.Dataset) -> tuple[Batch, Batch]:
+def batches(dataset: data.Dataset) -> tuple[Data, Data]:
     """Training and test data on the device."""
-    return batch(dataset, dataset.train), batch(dataset, dataset.test)
+    return batch(dataset.train), batch(dataset.test)
 
 
-def batch(dataset: data.Dataset, split: data.Split) -> Batch:
+def batch(split: Data) -> Data:
     """A split of a data set on the device."""
-    return Batch(jnp.asarray(split.x), jnp.asarray(split.targets), scale=jnp.float32(dataset.scale))
+    return jax.device_put(split._replace(scale=jnp.float32(split.scale)))
 
 
 @contextlib.contextmanager
@@ -305,7 +305,7 @@ def save_params(
     io.save(
         workdir / io.PARAMS,
         params,
-        scale=dataset.scale,
+        scale=dataset.train.scale,
         class_names=dataset.class_names,
         dtype=dataset.train.x.dtype,
         **options,
@@ -340,7 +340,7 @@ def refuse_what_is_no_run(workdir: pathlib.Path) -> None:
     """Raises if a folder is neither to be made nor empty nor has a config.json."""
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"{workdir} is a file: give another --workdir")
-    _checks.refuse_other_than_utf8(workdir.absolute())
+    checks.refuse_other_than_utf8(workdir.absolute())
     if not workdir.exists() or (workdir / "config.json").exists():
         return
     if (workdir / "checkpoints").exists():

@@ -28,8 +28,8 @@ from tqdm import tqdm
 import driver
 import settings
 from softmax_jax import data, figures, metrics, solvers, training
+from softmax_jax.data import Data
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 # For the accuracy within the so many most probable classes.
 TOP = 5
@@ -110,7 +110,7 @@ def solve(
             l1=l1,
             grouped=config.grouped,
             num_classes=len(dataset.class_names),
-            scale=dataset.scale,
+            scale=dataset.train.scale,
             tol=config.tol,
             max_passes=config.max_passes,
             callback=show,
@@ -123,7 +123,7 @@ def solve(
     return solutions
 
 
-def scores(params: Params, batch: Batch) -> list[dict[str, float]]:
+def scores(params: Params, batch: Data) -> list[dict[str, float]]:
     """`metrics.summarize` of each of the stacked parameters; one program serves all."""
     return [
         metrics.summarize(training.evaluate(Params(w, b), batch, k=TOP))

@@ -29,8 +29,8 @@ from absl import app, logging
 
 import output
 from softmax_jax import losses, model
+from softmax_jax.data import Data, features
 from softmax_jax.model import Params
-from softmax_jax.training import Batch, features
 
 # Both sides round each of about ten operations.
 ULPS = 8.0
@@ -156,7 +156,7 @@ def relative(actual: np.typing.ArrayLike, expected: jax.Array, size: jax.Array) 
 
 
 def check_model(
-    params: Params, data: Batch, *, l2: float, label_smoothing: float, rows: int = 1024
+    params: Params, data: Data, *, l2: float, label_smoothing: float, rows: int = 1024
 ) -> Check:
     """`jax.grad` against the closed form at trained parameters, on the first ``rows`` of data."""
     data = data._replace(x=data.x[:rows], targets=data.targets[:rows])

@@ -32,9 +32,9 @@ import driver
 import optimizers
 import settings
 from softmax_jax import figures, io, training
+from softmax_jax.data import Data
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 
 def run(config: settings.Head, workdir: pathlib.Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def run(config: settings.Head, workdir: pathlib.Path) -> dict[str, Any]:
     with tqdm(total=config.steps, unit="step", desc="training") as bar:
         for step in range(1, config.steps + 1):
             x, targets = generate(config, jax.random.fold_in(key, step), config.batch_size)
-            state, scores = update(state, Batch(x, targets))
+            state, scores = update(state, Data(x, targets))
             if step == 1:
                 # Compilation is in the first step.
                 jax.block_until_ready(state)

@@ -25,8 +25,8 @@ import logs
 import reliability
 import settings
 from softmax_jax import data, figures, io, losses, metrics, model, training
+from softmax_jax.data import Data, features
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 PACKAGES = ("softmax_jax", "jax", "jaxlib", "optax", "numpy", "orbax-checkpoint")
 SURPRISING = 12
@@ -50,9 +50,9 @@ def write(
     config: settings.Train,
     workdir: pathlib.Path,
     dataset: data.Dataset,
-    train_data: Batch,
-    test_data: Batch,
-    validation_data: Batch | None,
+    train_data: Data,
+    test_data: Data,
+    validation_data: Data | None,
     ends: Sequence[End],
     rows: Sequence[dict[str, Any]],
     about: Mapping[str, Any],
@@ -176,7 +176,7 @@ STOPPING = ("validation", "best_step", "last_step", "why_last")
 """Keys of scores, where there are validation data."""
 
 
-def stopping(end: End, validation_data: Batch | None) -> dict[str, Any]:
+def stopping(end: End, validation_data: Data | None) -> dict[str, Any]:
     """The entries of `STOPPING`."""
     if validation_data is None:
         return {}
@@ -184,7 +184,7 @@ def stopping(end: End, validation_data: Batch | None) -> dict[str, Any]:
     return dict(zip(STOPPING, (held, end.best_step, end.last_step, end.why), strict=True))
 
 
-def measured(params: Params, batch: Batch) -> dict[str, float | None]:
+def measured(params: Params, batch: Data) -> dict[str, float | None]:
     scores = metrics.summarize(training.evaluate(params, batch))
     return {key: value if np.isfinite(value) else None for key, value in scores.items()}
 
@@ -229,14 +229,14 @@ def write_params(
     )
 
 
-def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
+def surprising(params: Params, dataset: data.Dataset, test_data: Data) -> Any:
     """The picture of the test examples whose label the model finds least likely."""
     nats = [np.asarray(surprisal(params, part)) for part in in_blocks(test_data)]
     bits = np.concatenate(nats) / np.log(2)
     worst = np.argsort(-bits, kind="stable")[:SURPRISING]
     x = np.asarray(dataset.test.x)[worst]
     part = test_data._replace(x=jnp.asarray(x), targets=test_data.targets[worst])
-    guesses = np.asarray(model.probabilities(params, training.features(part))).argmax(axis=1)
+    guesses = np.asarray(model.probabilities(params, features(part))).argmax(axis=1)
     targets = np.asarray(dataset.test.targets)[worst]
     labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
     return figures.surprising_examples(
@@ -248,18 +248,18 @@ def surprising(params: Params, dataset: data.Dataset, test_data: Batch) -> Any:
 
 
 @jax.jit
-def surprisal(params: Params, batch: Batch) -> jax.Array:
+def surprisal(params: Params, batch: Data) -> jax.Array:
     """``[n]`` in nats."""
-    return losses.cross_entropy(model.logits(params, training.features(batch)), batch.targets)
+    return losses.cross_entropy(model.logits(params, features(batch)), batch.targets)
 
 
-def logits_of(params: Params, batch: Batch) -> np.ndarray:
+def logits_of(params: Params, batch: Data) -> np.ndarray:
     """``[n, q]`` on the host."""
-    parts = [model.logits(params, training.features(part)) for part in in_blocks(batch)]
+    parts = [model.logits(params, features(part)) for part in in_blocks(batch)]
     return np.concatenate(list(map(np.asarray, parts)))
 
 
-def in_blocks(batch: Batch) -> list[Batch]:
+def in_blocks(batch: Data) -> list[Data]:
     starts = range(0, len(batch.x), training.BLOCK)
     return [
         batch._replace(

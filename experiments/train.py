@@ -43,7 +43,8 @@ import results
 import settings
 import validation
 from softmax_jax import checkpoint, data, head, metrics, model, training
-from softmax_jax.training import Batch, StepMetrics, TrainState
+from softmax_jax.data import Data
+from softmax_jax.training import StepMetrics, TrainState
 
 T = TypeVar("T")
 
@@ -55,9 +56,9 @@ class Run(NamedTuple):
     members: list[settings.Member]
     """One, if nothing is swept."""
     dataset: data.Dataset
-    train_data: Batch
-    test_data: Batch
-    validation_data: Batch | None
+    train_data: Data
+    test_data: Data
+    validation_data: Data | None
     share: optax.Schedule
     """Of the learning rate that a step takes."""
     optimizer: optax.GradientTransformation
@@ -164,7 +165,7 @@ def make_run(config: settings.Train, dataset: data.Dataset) -> Run:
     validation_data = None
     if config.data.validation:
         dataset, held = validation.hold_out(dataset, config.data.validation, seed=config.seed)
-        validation_data = driver.batch(dataset, held)
+        validation_data = driver.batch(held)
         print(f"{len(held.x):,} of the training examples are held out for validation")
     train_data, test_data = driver.batches(dataset)
     n = len(train_data.x)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softmax_jax import data
+from softmax_jax.data import Data
 from softmax_jax.model import Params
 
 
@@ -39,7 +40,7 @@ def parse(text: str) -> tuple[float, str]:
     return float(match[1]), "%" if match[2] == "%" else "rows"
 
 
-def hold_out(dataset: data.Dataset, text: str, *, seed: int) -> tuple[data.Dataset, data.Split]:
+def hold_out(dataset: data.Dataset, text: str, *, seed: int) -> tuple[data.Dataset, Data]:
     """Splits the training data at random.
 
     Args:
@@ -60,7 +61,10 @@ def hold_out(dataset: data.Dataset, text: str, *, seed: int) -> tuple[data.Datas
         raise ValueError(f"config.data.validation={text!r} is {rows:,} of {n:,} training examples")
     held = np.zeros(n, bool)
     held[np.random.default_rng(seed).permutation(n)[:rows]] = True
-    train, split = (data.Split(*(a[mask] for a in dataset.train)) for mask in (~held, held))
+    x, targets = dataset.train[:2]
+    train, split = (
+        dataset.train._replace(x=x[mask], targets=targets[mask]) for mask in (~held, held)
+    )
     if train.targets.ndim == 1 and np.all(train.targets == train.targets[0]):
         raise ValueError(f"config.data.validation={text!r} leaves a single class to train on")
     return dataset._replace(train=train), split

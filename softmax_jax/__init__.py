@@ -8,7 +8,8 @@ from softmax_jax import losses as losses
 from softmax_jax import metrics as metrics
 from softmax_jax import model as model
 from softmax_jax import training as training
-from softmax_jax._permutation import permutation as permutation
+from softmax_jax.data import Data as Data
+from softmax_jax.data.shuffle import permutation as permutation
 from softmax_jax.head import SparseTargets as SparseTargets
 from softmax_jax.head import linear_cross_entropy as linear_cross_entropy
 from softmax_jax.io import load as load
@@ -24,7 +25,6 @@ from softmax_jax.model import init as init
 from softmax_jax.model import logits as logits
 from softmax_jax.model import predict as predict
 from softmax_jax.model import probabilities as probabilities
-from softmax_jax.training import Batch as Batch
 from softmax_jax.training import TrainState as TrainState
 
 __version__ = "0.1.0"

@@ -6,7 +6,7 @@ softmax needs: with ``m = max_j o_j`` and the gaps ``m - o_j >= 0``,
 .. math:: r = \log\sum_j e^{-(m - o_j)}, \qquad \mathrm{logsumexp}(o) = m + r, \qquad
     -\log p_j = (m - o_j) + r,
 
-sums of terms that are never negative, as in `softmax_jax._log_normalizer`: neither a common offset
+sums of terms that are never negative, as in `softmax_jax.normalizer`: neither a common offset
 nor a confident prediction costs a digit. `gradients` goes over the classes once more with the
 derivative in the logits, a tile ``G``, adding ``G Wᵀ`` to the gradient in ``x`` and ``Xᵀ G`` to
 that in ``w``.

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax import losses
-from softmax_jax._checks import as_array, as_ids, as_real, known_ids
 from softmax_jax._head_sweeps import Targets
+from softmax_jax.checks import as_array, as_ids, as_real, known_ids
 
 
 class SparseTargets(NamedTuple):

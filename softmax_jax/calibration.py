@@ -25,7 +25,8 @@ import numpy as np
 from scipy.special import erf
 
 from softmax_jax import losses, metrics, model
-from softmax_jax._checks import (
+from softmax_jax._dtypes import accumulation_type, at_least_float32
+from softmax_jax.checks import (
     as_array,
     as_real,
     checked_count,
@@ -34,7 +35,6 @@ from softmax_jax._checks import (
     is_known,
     refuse_other_than_probabilities,
 )
-from softmax_jax._dtypes import accumulation_type, at_least_float32
 
 ROWS = 4096
 """That are summed one after the other."""

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from softmax_jax import _checks
+from softmax_jax import checks
 
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
 MARGIN = 2**20
@@ -79,7 +79,7 @@ def open_folder(
     if keep_last < 1 or keep_best < 0:
         raise ValueError(f"keep_last={keep_last}, keep_best={keep_best}: at least 1 and 0")
     path = pathlib.Path(path).resolve()
-    _checks.refuse_other_than_utf8(path)
+    checks.refuse_other_than_utf8(path)
     path.mkdir(parents=True, exist_ok=True)
     scores: dict[int, float] = {}
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import constriction
 import numpy as np
 
-from softmax_jax._checks import (
+from softmax_jax.checks import (
     as_array,
     checked_count,
     checked_features,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._checks import as_real
 from softmax_jax._dtypes import accumulation_type, at_least_float32
+from softmax_jax.checks import as_real
 
 Unit = Literal["nats", "bits"]
 

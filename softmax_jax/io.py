@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import _checks, model, training
+from softmax_jax import checks, model
+from softmax_jax.data import types
 from softmax_jax.data.npz import MAX_BYTES, read_npz
 from softmax_jax.model import Params
 
@@ -139,12 +140,12 @@ def features(saved: Model, x: Any) -> jax.Array:
         were stored, if that tells another unit: integers for a model made for floating-point ones,
         the other way round, or integers that the type does not hold. The message says the scale.
     """
-    return training.features(_batch(saved, x))
+    return types.features(_batch(saved, x))
 
 
-def _batch(saved: Model, x: Any) -> training.Batch:
+def _batch(saved: Model, x: Any) -> types.Data:
     """Features with their unit; those in float64 on the host have it applied already."""
-    x = _checks.as_array(x, "x")
+    x = checks.as_array(x, "x")
     d = saved.params.w.shape[0]
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(f"x: shape {x.shape}; the model was made for {d} features, [..., {d}]")
@@ -154,12 +155,12 @@ def _batch(saved: Model, x: Any) -> training.Batch:
             f"x.astype({saved.dtype!r})"
         )
     is_integer = saved.dtype is not None and jnp.issubdtype(jnp.dtype(saved.dtype), jnp.integer)
-    if is_integer and x.dtype != saved.dtype and _checks.is_known(x) and x.size:
+    if is_integer and x.dtype != saved.dtype and checks.is_known(x) and x.size:
         low, high, held = int(x.min()), int(x.max()), jnp.iinfo(saved.dtype)
         if low < held.min or high > held.max:
             raise ValueError(f"x: from {low} to {high}, {_unit(saved)}")
-    batch = training.Batch(x, x[..., 0], scale=saved.scale, shift=saved.shift)
-    return training.formed_on_host(batch)
+    batch = types.Data(x, x[..., 0], scale=saved.scale, shift=saved.shift)
+    return types.formed_on_host(batch)
 
 
 def _unit(saved: Model) -> str:
@@ -174,7 +175,7 @@ def _unit(saved: Model) -> str:
 def _seen(saved: Model, x: Any) -> Any:
     """`features`, which on the host keep the float64 that parameters may need."""
     batch = _batch(saved, x)
-    return batch.x if batch.scale is None else training.features(batch)
+    return batch.x if batch.scale is None else types.features(batch)
 
 
 def probabilities(saved: Model, x: Any) -> jax.Array:
@@ -214,7 +215,7 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
     d, q = w.shape[-2:]
     scale, shift = arrays.get("scale", np.array(1.0)), arrays.get("shift", np.array(0.0))
     for name, unit in (("scale", scale), ("shift", shift)):
-        _checks.per_feature(unit, 0.0, d, f"{where}: {name}")
+        checks.per_feature(unit, 0.0, d, f"{where}: {name}")
     names = arrays.get("class_names", np.arange(q))
     if names.shape != (q,):
         raise ValueError(f"{where}: class_names of shape {names.shape} for {q} classes")

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import model
-from softmax_jax._checks import as_array, as_real, checked_ids, checked_real, is_known, known_ids
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax._log_normalizer import log_normalizer
+from softmax_jax.checks import as_array, as_real, checked_ids, checked_real, is_known, known_ids
 from softmax_jax.model import Params
+from softmax_jax.normalizer import log_normalizer
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -47,7 +47,7 @@ def cross_entropy(
     eqs. 3.4.8 and 3.4.9 (the second form for targets that sum to one), never through
     ``log(softmax(o))``. For float32 logits and a class id the value is within 2 ulp of the exact
     value for those numbers, whatever their common offset and however small the loss, down to
-    1e-30, and within 4 ulp for probabilities; see `softmax_jax._log_normalizer`.
+    1e-30, and within 4 ulp for probabilities; see `softmax_jax.normalizer`.
 
     The options are those of `head.linear_cross_entropy`, and mean the same:
 
@@ -403,7 +403,7 @@ def _surprisals(logits: jax.Array) -> jax.Array:
 
     .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
 
-    See `softmax_jax._log_normalizer` for its accuracy. Its derivative is ``p_k - δ_jk``.
+    See `softmax_jax.normalizer` for its accuracy. Its derivative is ``p_k - δ_jk``.
     """
     m, r = log_normalizer(logits)
     below_top = jnp.broadcast_to(m[..., None], logits.shape) - logits

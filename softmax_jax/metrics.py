@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
-from softmax_jax._checks import as_real, checked_count, known_ids
+from softmax_jax.checks import as_real, checked_count, known_ids
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 

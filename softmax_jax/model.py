@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._checks import as_array, as_real
 from softmax_jax._dtypes import accumulation_type, at_least_float32
-from softmax_jax._log_normalizer import log_normalizer
+from softmax_jax.checks import as_array, as_real
+from softmax_jax.normalizer import log_normalizer
 
 ABSTAIN = -1
 """What `predict` answers where it does not commit itself to a class."""

@@ -22,7 +22,7 @@ import optax
 import scipy.special
 
 from softmax_jax import solvers, training
-from softmax_jax._checks import (
+from softmax_jax.checks import (
     as_array,
     as_real,
     checked_count,
@@ -31,10 +31,10 @@ from softmax_jax._checks import (
     dense_rows,
     per_feature,
 )
+from softmax_jax.data import Data
 from softmax_jax.data.dataset import stored_features
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 BLOCK = 2**22
 """Logits at a time."""
@@ -229,7 +229,7 @@ def stream(
     zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
     state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
-    state, steps = epoch(state, Batch(as_real(x, "x"), as_real(labels, "labels"), scale=scale))
+    state, steps = epoch(state, Data(as_real(x, "x"), as_real(labels, "labels"), scale=scale))
     if (step := int(state.diverged)) >= 0:
         raise FloatingPointError(
             f"training diverged at step {step}: try a third of the learning rate {learning_rate:g}"

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import _checks, losses
+from softmax_jax import checks, losses
 
 BLOCK = 2**22
 """Logits at a time, in float64."""
@@ -284,18 +284,18 @@ class _Problem(NamedTuple):
     def of(cls, logits: Any, targets: Any, weights: Any, tol: float) -> "_Problem":
         if not 0 < tol < math.inf:
             raise ValueError(f"tol: {tol}; expected a positive number")
-        logits = np.asarray(_checks.as_array(logits, "logits"))
-        targets = np.asarray(_checks.as_array(targets, "targets"))
-        if logits.ndim != 2 or 0 in logits.shape or not _checks.is_real(logits):
+        logits = np.asarray(checks.as_array(logits, "logits"))
+        targets = np.asarray(checks.as_array(targets, "targets"))
+        if logits.ndim != 2 or 0 in logits.shape or not checks.is_real(logits):
             raise ValueError(
                 f"logits of shape {logits.shape} and type {logits.dtype}; expected numbers [n, q]"
             )
         if targets.shape[:1] != logits.shape[:1]:
             raise ValueError(f"targets of shape {targets.shape} for {len(logits)} rows of logits")
-        weights = _checks.checked_row_weights(weights, len(logits))
+        weights = checks.checked_row_weights(weights, len(logits))
         # Rows without weight take no part, whatever they hold.
         logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
-        targets = _checks.checked_targets(targets, len(logits), "targets", np.float64)
+        targets = checks.checked_targets(targets, len(logits), "targets", np.float64)
         if not losses.are_labels(jax.ShapeDtypeStruct(logits.shape, logits.dtype), targets):
             targets = targets / targets.sum(axis=1, keepdims=True)
         impossible = np.isneginf(logits)

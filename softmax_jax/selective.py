@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._checks import (
+from softmax_jax.checks import (
     as_array,
     checked_row_weights,
     is_real,

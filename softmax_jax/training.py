@@ -11,40 +11,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from softmax_jax import head, losses, metrics, model
-from softmax_jax._checks import (
+from softmax_jax.checks import (
     as_array,
     as_real,
     checked_count,
     checked_ids,
     checked_real,
-    is_known,
 )
-from softmax_jax._dtypes import at_least_float32
-from softmax_jax._permutation import permutation
+from softmax_jax.data.shuffle import permutation
+from softmax_jax.data.types import Data, features, formed_on_host
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 
 # Rows that are measured at a time.
 BLOCK = 8192
-
-
-class Batch(NamedTuple):
-    """Examples as they are stored, and how to read their features; a whole data set is one too."""
-
-    x: jax.Array
-    """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
-    targets: jax.Array
-    """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `head.SparseTargets`."""
-    weights: jax.Array | None = None
-    """``[n]`` example weights; None means 1."""
-    scale: float | jax.Array | np.ndarray | None = None
-    """Scalar or ``[d]``; None means 1."""
-    shift: float | jax.Array | np.ndarray | None = None
-    """Scalar or ``[d]``; None means 0."""
 
 
 class TrainState(NamedTuple):
@@ -116,48 +99,6 @@ def init(
     )
 
 
-@jax.transfer_guard("allow")
-def features(batch: Batch) -> jax.Array:
-    """``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
-
-    Formed in float32 at least: float16 and bfloat16 features that have no scale and no shift keep
-    their type, all others become float32 (or float64 under ``jax_enable_x64``). Host arrays of
-    float64 or of integers of 32 bits and more are formed by NumPy in float64, so that a shift takes
-    away a large offset, of a date for example, before float32 would round it.
-    """
-    batch = formed_on_host(batch)
-    x = as_real(batch.x, "x")
-    if batch.scale is None and batch.shift is None and jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    x = at_least_float32(x)
-    if batch.scale is not None:
-        x = x * _like_rows_of(x, batch.scale)
-    if batch.shift is not None:
-        x = x + _like_rows_of(x, batch.shift)
-    return x
-
-
-def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:
-    return jnp.broadcast_to(as_real(value, "scale, shift").astype(x.dtype), x.shape)
-
-
-def formed_on_host(batch: Batch) -> Batch:
-    """The batch with wide host features formed in float64; any other as it is."""
-    scale, shift = batch.scale, batch.shift
-    if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
-        return batch
-    x = as_array(batch.x, "x")
-    is_wide = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
-    if not is_wide or (scale is None and shift is None):
-        return batch._replace(x=x)
-    formed = x.astype(np.float64)
-    if scale is not None:
-        formed *= np.asarray(scale, np.float64)
-    if shift is not None:
-        formed += np.asarray(shift, np.float64)
-    return batch._replace(x=formed, scale=None, shift=None)
-
-
 class Program:
     """A jitted function of a state and a batch, which are made fit for JAX before it sees them.
 
@@ -170,7 +111,7 @@ class Program:
         self._jitted = jax.jit(function)
 
     @jax.transfer_guard("allow")
-    def __call__(self, state: TrainState, batch: Batch, *stop: Any) -> Any:
+    def __call__(self, state: TrainState, batch: Data, *stop: Any) -> Any:
         """Runs it."""
         return self._jitted(state, _admitted(state.params, batch, look=False), *stop)
 
@@ -179,7 +120,7 @@ class Program:
         return self._jitted.lower(*arguments)
 
 
-def _admitted(params: Params, batch: Batch, *, look: bool) -> Batch:
+def _admitted(params: Params, batch: Data, *, look: bool) -> Data:
     """The batch as JAX reads it rightly; told to ``look``, ids on the device are checked too."""
     batch = formed_on_host(batch)
     x, targets, q = checked_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
@@ -192,7 +133,7 @@ def _admitted(params: Params, batch: Batch, *, look: bool) -> Batch:
         if x.shape[:1] == targets.shape[:1]:  # the others are told of below
             logits = jax.ShapeDtypeStruct((*x.shape[:-1], q), jnp.float32)
             targets = losses.checked_targets(logits, targets)
-    return Batch(
+    return Data(
         x,
         targets,
         None if batch.weights is None else checked_real(batch.weights, "weights"),
@@ -214,7 +155,7 @@ def make_update(optimizer: optax.GradientTransformation) -> Program:
 def _update(
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: Batch,
+    batch: Data,
     strategy: str = "auto",
 ) -> tuple[TrainState, StepMetrics]:
     is_large = len(batch.x) * state.params.w.shape[1] > head.LARGE
@@ -243,7 +184,7 @@ def _update(
     ), step_metrics
 
 
-def _gradient(state: TrainState, batch: Batch) -> tuple[Params, StepMetrics]:
+def _gradient(state: TrainState, batch: Data) -> tuple[Params, StepMetrics]:
     """In closed form, eq. 3.4.10; `experiments/gradcheck.py` holds it to `jax.grad`."""
     x, targets, weights = features(batch), batch.targets, batch.weights
     # Gradient and metrics need the logits; the compiler computes them once.
@@ -264,7 +205,7 @@ def _gradient(state: TrainState, batch: Batch) -> tuple[Params, StepMetrics]:
 
 
 def _gradient_of_large_head(
-    state: TrainState, batch: Batch, strategy: str
+    state: TrainState, batch: Data, strategy: str
 ) -> tuple[Params, StepMetrics]:
     """The same without all the logits."""
     x, targets, weights = features(batch), batch.targets, batch.weights
@@ -292,7 +233,7 @@ def _gradient_of_large_head(
     )
 
 
-def _weight(batch: Batch) -> jax.Array:
+def _weight(batch: Data) -> jax.Array:
     if batch.weights is None:
         return jnp.float32(len(batch.x))
     return jnp.sum(batch.weights, dtype=jnp.float32)
@@ -378,7 +319,7 @@ def _make_epoch(
     return epoch
 
 
-def _num_examples(data: Batch) -> int:
+def _num_examples(data: Data) -> int:
     if isinstance(data.targets, head.SparseTargets):
         raise ValueError("targets: epochs and evaluation take no SparseTargets; make_update does")
     arrays = {"x": data.x, "targets": data.targets, "weights": data.weights}
@@ -388,7 +329,7 @@ def _num_examples(data: Batch) -> int:
     return rows["x"]
 
 
-def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
+def _take(data: Data, rows: jax.Array, real: jax.Array | None) -> Data:
     """The batch of the given rows; those not ``real`` get weight zero."""
 
     def at(a):
@@ -402,7 +343,7 @@ def _take(data: Batch, rows: jax.Array, real: jax.Array | None) -> Batch:
 
 @jax.transfer_guard("allow")
 def evaluate(
-    params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
+    params: Params, data: Data, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
@@ -433,7 +374,7 @@ def evaluate(
 
 @jax.transfer_guard("allow")
 def measure_blocks(
-    params: Params, data: Batch, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
+    params: Params, data: Data, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
 ) -> Metrics:
     """The part of `evaluate` on the device, which need not be waited for.
 
@@ -452,7 +393,7 @@ def measure_blocks(
 
 @partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
 def _measured_blocks(
-    params: Params, data: Batch, *, block_size: int, k: int, confusion: bool
+    params: Params, data: Data, *, block_size: int, k: int, confusion: bool
 ) -> Metrics:
     n = _num_examples(data)
     q = params.w.shape[1]

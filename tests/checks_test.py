@@ -12,9 +12,9 @@ import pytest
 import scipy.sparse
 import scipy.special
 
-from softmax_jax import _checks, losses, metrics, model, training
+from softmax_jax import checks, losses, metrics, model, training
+from softmax_jax.data import Data, features
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 # Milliseconds since 1970: beyond 32 bits.
 DATES = np.array([[1_600_000_000_000], [1_700_000_000_000], [-1_600_000_000_000]])
@@ -58,19 +58,19 @@ class TestLargeIntegers:
         np.testing.assert_allclose(gradient.w[0], expected, rtol=1e-5)
 
     def test_evaluation(self):
-        measured = training.evaluate(PER_DATE, Batch(DATES, DATE_LABELS))
+        measured = training.evaluate(PER_DATE, Data(DATES, DATE_LABELS))
         np.testing.assert_allclose(measured.negative_log_likelihood, date_losses().sum(), rtol=1e-6)
 
     def test_a_shift_takes_an_offset_away_before_it_is_rounded(self):
         start = 1_600_000_000_000
-        batch = Batch(start + np.arange(3)[:, None], DATE_LABELS, scale=2.0, shift=-2.0 * start)
-        np.testing.assert_array_equal(training.features(batch), [[0], [2], [4]])
+        batch = Data(start + np.arange(3)[:, None], DATE_LABELS, scale=2.0, shift=-2.0 * start)
+        np.testing.assert_array_equal(features(batch), [[0], [2], [4]])
 
     def test_training(self):
         optimizer = optax.sgd(0.1)
         params = Params(jnp.zeros((1, 2)), jnp.zeros(2))
-        batch = Batch(DATES, DATE_LABELS, scale=1e-12)
-        narrow = Batch((DATES * 1e-12).astype(np.float32), DATE_LABELS)
+        batch = Data(DATES, DATE_LABELS, scale=1e-12)
+        narrow = Data((DATES * 1e-12).astype(np.float32), DATE_LABELS)
         states = [
             training.make_epoch(optimizer, batch_size=3)(training.init(params, optimizer), b)[0]
             for b in (batch, narrow)
@@ -110,9 +110,9 @@ class TestClassIds:
         for call in (
             lambda: losses.objective(params, x, labels),
             lambda: losses.objective_gradient(params, x, labels),
-            lambda: training.evaluate(params, Batch(x, labels)),
-            lambda: training.make_update(optimizer)(state, Batch(x, labels)),
-            lambda: training.make_epoch(optimizer, batch_size=2)(state, Batch(x, labels)),
+            lambda: training.evaluate(params, Data(x, labels)),
+            lambda: training.make_update(optimizer)(state, Data(x, labels)),
+            lambda: training.make_epoch(optimizer, batch_size=2)(state, Data(x, labels)),
         ):
             with pytest.raises(ValueError, match=message):
                 call()
@@ -123,7 +123,7 @@ class TestClassIds:
         labels = np.array([1, 2, 3]).astype(dtype)
         for ids in (labels, jnp.asarray(labels.astype("int32"))):
             with pytest.raises(ValueError, match=r"got 3 at row \[2\]; they seem to start at 1"):
-                training.evaluate(params, Batch(jnp.ones((3, 1)), ids))
+                training.evaluate(params, Data(jnp.ones((3, 1)), ids))
 
     @pytest.mark.parametrize("x64", [False, True])
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64"])
@@ -147,7 +147,7 @@ class TestClassIds:
         a, b = (metrics.measure(logits, y, confusion=True) for y in (labels[:, None], labels))
         jax.tree.map(np.testing.assert_array_equal, a, b)
         params = Params(jnp.eye(3), jnp.zeros(3))
-        a, b = (training.evaluate(params, Batch(logits, y)) for y in (labels[:, None], labels))
+        a, b = (training.evaluate(params, Data(logits, y)) for y in (labels[:, None], labels))
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -182,7 +182,7 @@ def test_what_numpy_takes_is_taken(name):
     np.testing.assert_allclose(
         losses.objective(params, x, labels, weights=weights), mean, rtol=1e-6
     )
-    measured = training.evaluate(params, Batch(x, labels, weights))
+    measured = training.evaluate(params, Data(x, labels, weights))
     np.testing.assert_allclose(measured.negative_log_likelihood, 4 * mean, rtol=1e-6)
     assert model.predict(params, x).tolist() == [0, 1]
 
@@ -190,8 +190,8 @@ def test_what_numpy_takes_is_taken(name):
 def test_a_matrix_is_an_array():
     with pytest.warns(PendingDeprecationWarning):
         x = np.matrix(X)
-    np.testing.assert_array_equal(_checks.as_real(x, "x"), X)
-    assert not isinstance(_checks.as_array(x, "x"), np.matrix)
+    np.testing.assert_array_equal(checks.as_real(x, "x"), X)
+    assert not isinstance(checks.as_array(x, "x"), np.matrix)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_traced_values_pass_as_they_are():
 
 @pytest.mark.parametrize("value", [2.5, 0, True, "8"])
 def test_sizes_are_integers(value):
-    params, batch = Params(jnp.zeros((1, 2)), jnp.zeros(2)), Batch(jnp.ones((3, 1)), [0, 1, 0])
+    params, batch = Params(jnp.zeros((1, 2)), jnp.zeros(2)), Data(jnp.ones((3, 1)), [0, 1, 0])
     for name, call in {
         "block_size": lambda: training.evaluate(params, batch, block_size=value),
         "k": lambda: training.evaluate(params, batch, k=value),
@@ -246,7 +246,7 @@ def test_a_fit_is_used_with_the_digits_it_was_certified_with(offset):
     labels = (exact[:, 1] + rng.logistic(size=500) > exact[:, 0]).astype(int)
     nats = -scipy.special.log_softmax(exact, axis=1)[np.arange(500), labels].mean()
     rounding = 2e-6 + 1e-15 * offset  # of float64
-    measured = training.evaluate(params, Batch(x, labels))
+    measured = training.evaluate(params, Data(x, labels))
     assert abs(measured.negative_log_likelihood / 500 - nats) < rounding
     assert abs(losses.objective(params, x, labels) - nats) < rounding
     p = scipy.special.softmax(exact, axis=1)
@@ -274,8 +274,8 @@ def test_a_guard_of_transfers_lets_arrays_through(count_compilations):
             losses.cross_entropy(model.logits(params, x), labels, label_smoothing=0.1),
             losses.objective(params, x, labels, l2=0.1),
             metrics.measure(model.logits(params, x), labels, confusion=True),
-            training.evaluate(params, Batch(x, labels, scale=2.0)),
-            epoch(state, Batch(x, labels))[0].params,
+            training.evaluate(params, Data(x, labels, scale=2.0)),
+            epoch(state, Data(x, labels))[0].params,
         )
 
     expected = run()

@@ -12,6 +12,7 @@ import scipy.sparse
 import scipy.special
 
 from softmax_jax import coding, data, metrics, solvers, training
+from softmax_jax.data import Data
 from softmax_jax.model import Params
 
 NAT = coding.LOG2_E * 2**coding.FRACTION
@@ -20,8 +21,8 @@ NAT = coding.LOG2_E * 2**coding.FRACTION
 @pytest.fixture(scope="module")
 def digits(data_dir):
     dataset = data.load("digits", data_dir=data_dir)
-    params = solvers.fit(*dataset.train, l2=1e-4, scale=dataset.scale, tol=1e-2).params
-    return params, *dataset.test, dataset.scale
+    params = solvers.fit(*dataset.train[:2], l2=1e-4, scale=dataset.train.scale, tol=1e-2).params
+    return params, *dataset.test[:2], dataset.test.scale
 
 
 @pytest.fixture(scope="module")
@@ -281,14 +282,14 @@ def test_another_process_decodes(digits, tmp_path):
 @pytest.mark.slow
 def test_the_labels_of_fashion_mnist_have_the_size_of_the_loss(idx_folder, data_dir, tmp_path):
     dataset = data.load("fashion_mnist", folder=str(idx_folder("fashion_mnist")), data_dir=data_dir)
-    (x, labels), scale = dataset.test, dataset.scale
+    x, labels, scale = dataset.test.x, dataset.test.targets, dataset.test.scale
     part = slice(0, 6000)
     train = dataset.train
     params = solvers.fit(train.x[part], train.targets[part], l2=1e-3, scale=scale, tol=0.1).params
     content = coding.compress(params, x, labels, scale=scale)
     # The loss that everybody measures: float32 logits, no integers.
     model = Params(*(jnp.asarray(a, jnp.float32) for a in params))
-    batch = training.Batch(jnp.asarray(x), jnp.asarray(labels), scale=scale)
+    batch = Data(jnp.asarray(x), jnp.asarray(labels), scale=scale)
     bits = metrics.summarize(training.evaluate(model, batch))["bits"] * len(labels)
     assert len(labels) == 10_000
     assert len(content) <= 1.001 * bits / 8 + 64

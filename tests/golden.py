@@ -22,8 +22,8 @@ import scipy.sparse
 
 import softmax_jax
 from softmax_jax import coding, head, metrics, prequential, solvers, training
+from softmax_jax.data import Data
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 TRAIN = FILE.parent.parent / "experiments" / "train.py"
@@ -104,7 +104,7 @@ def coded() -> str:
 def trained() -> dict[str, list[float]]:
     """Parameters after epochs of a single state and of a sweep, in float32."""
     x, y = _drawn(200, 5, 3)
-    data = Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
+    data = Data(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
     optimizer = optax.adam(0.1)
     zero = Params(jnp.zeros((5, 3)), jnp.zeros(3))
     states = [training.init(zero, optimizer, key=jax.random.key(i), l2=1e-3) for i in (0, 1)]
@@ -131,7 +131,7 @@ def evaluated() -> dict[str, Any]:
     )
     code = prequential.refit(x, y, num_classes=4, ends=[20, 100, 300], tol=1e-8)
     return {
-        "metrics": metrics.summarize(training.evaluate(params, Batch(x, y))),
+        "metrics": metrics.summarize(training.evaluate(params, Data(x, y))),
         "head": {
             name: np.sum(np.asarray(a), dtype=np.float64).item()
             for name, a in out._asdict().items()
@@ -150,8 +150,8 @@ def compilations() -> dict[str, int]:
     calls = {
         "fit": lambda: solvers.fit(x, y, l2=1e-2),
         "fit with l1": lambda: solvers.fit(x, y, l2=1e-2, l1=1e-3),
-        "evaluate": lambda: training.evaluate(Params(w, b), Batch(features, y)),
-        "epoch": lambda: epoch(state, Batch(features, y)),
+        "evaluate": lambda: training.evaluate(Params(w, b), Data(features, y)),
+        "epoch": lambda: epoch(state, Data(features, y)),
         "head": lambda: head.linear_cross_entropy(features, w, b, y),
     }
     found, events = {}, []

@@ -10,9 +10,9 @@ from scipy.special import gammaln, log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from softmax_jax import conventions, prequential, training
-from softmax_jax._permutation import permutation
+from softmax_jax.data import Data
+from softmax_jax.data.shuffle import permutation
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 
 def drawn(n=120, d=4, q=3, seed=0):
@@ -128,7 +128,7 @@ def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
         w, b = map(np.asarray, state.params)
         log_p = log_softmax(0.5 * x[rows] @ w + b, axis=1)
         bits.append(-log_p[np.arange(len(rows)), labels[rows]].sum() / math.log(2))
-        state, _ = update(state, Batch(jnp.asarray(x[rows]), jnp.asarray(labels[rows]), scale=0.5))
+        state, _ = update(state, Data(jnp.asarray(x[rows]), jnp.asarray(labels[rows]), scale=0.5))
     np.testing.assert_allclose(found.bits, np.cumsum(bits), rtol=1e-5)
     assert found.seen.tolist() == [32, 64, 96, 120]
     assert found.bits[0] == pytest.approx(32 * math.log2(3), rel=1e-6)

@@ -6,8 +6,8 @@ import pytest
 import scipy.special
 
 from softmax_jax import head, losses, metrics, model, training
+from softmax_jax.data import Data, features
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -33,7 +33,7 @@ def data():
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=103)
     x = rng.integers(0, 100, size=(103, 5)) + 50 * labels[:, None]
-    return Batch(
+    return Data(
         jnp.asarray(x, jnp.uint8), jnp.asarray(labels, jnp.int32), scale=np.float32(1 / 255)
     )
 
@@ -311,13 +311,13 @@ def test_golden_step(params, data):
 class TestFeatures:
     def test_scale_and_shift(self):
         x = jnp.array([[0, 255], [51, 102]], jnp.uint8)
-        batch = Batch(x, jnp.zeros(2, jnp.int32), scale=1 / 255, shift=jnp.array([0.0, -1.0]))
-        np.testing.assert_allclose(training.features(batch), [[0, 0], [0.2, -0.6]], atol=1e-6)
+        batch = Data(x, jnp.zeros(2, jnp.int32), scale=1 / 255, shift=jnp.array([0.0, -1.0]))
+        np.testing.assert_allclose(features(batch), [[0, 0], [0.2, -0.6]], atol=1e-6)
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
     def test_floating_point_features_without_a_unit_keep_their_type(self, dtype):
-        batch = Batch(jnp.ones((2, 2), dtype), jnp.zeros(2, jnp.int32))
-        assert training.features(batch).dtype == dtype
+        batch = Data(jnp.ones((2, 2), dtype), jnp.zeros(2, jnp.int32))
+        assert features(batch).dtype == dtype
 
     def test_float16_features_are_scaled_beyond_its_range(self):
         z = np.random.default_rng(0).normal(size=(200, 3))
@@ -327,8 +327,8 @@ class TestFeatures:
         logits = 20 * x.astype(np.float64) @ np.asarray(params.w, np.float64)
         logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
-        for features in (x, jnp.asarray(x)):
-            measured = training.evaluate(params, Batch(features, labels, scale=20.0))
+        for array in (x, jnp.asarray(x)):
+            measured = training.evaluate(params, Data(array, labels, scale=20.0))
             assert abs(measured.negative_log_likelihood / 200 - nats) < 1e-6
 
     @pytest.mark.parametrize("on_device", [False, True])
@@ -340,14 +340,14 @@ class TestFeatures:
         logits = (x.astype(np.float64) - 300) / 10 @ np.asarray(params.w, np.float64)
         logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(500), labels].mean()
-        batch = Batch(jnp.asarray(x) if on_device else x, labels, scale=0.1, shift=-30.0)
+        batch = Data(jnp.asarray(x) if on_device else x, labels, scale=0.1, shift=-30.0)
         measured = training.evaluate(params, batch)
         assert abs(measured.negative_log_likelihood / 500 - nats) < 1e-5
 
     def test_a_float64_offset_is_taken_away_in_float64(self):
         z = np.random.default_rng(2).normal(size=(50, 2))
-        batch = Batch(1e9 + z, np.zeros(50, int), scale=np.array([2.0, 1.0]), shift=[-2e9, -1e9])
-        np.testing.assert_allclose(training.features(batch), z * [2, 1], atol=1e-6)
+        batch = Data(1e9 + z, np.zeros(50, int), scale=np.array([2.0, 1.0]), shift=[-2e9, -1e9])
+        np.testing.assert_allclose(features(batch), z * [2, 1], atol=1e-6)
 
 
 class TestEvaluate:
@@ -357,7 +357,7 @@ class TestEvaluate:
         if weighted:
             data = data._replace(weights=jnp.arange(103.0))
         measured = training.evaluate(params, data, block_size=block_size, k=2, confusion=True)
-        scores = model.logits(params, training.features(data))
+        scores = model.logits(params, features(data))
         whole = metrics.measure(scores, data.targets, data.weights, k=2, confusion=True)
         assert_trees_close(measured, whole, rtol=1e-5)
 

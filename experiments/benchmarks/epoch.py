@@ -32,8 +32,7 @@ import optax
 from absl import app, flags, logging
 
 from softmax_jax import model, training
-from softmax_jax.data import load
-from softmax_jax.training import Batch
+from softmax_jax.data import Data, load
 
 _FOLDER = flags.DEFINE_string("folder", "", "Folder with the IDX files of Fashion-MNIST.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each variant runs.", lower_bound=1)
@@ -69,9 +68,9 @@ def python_loop(update, state, x, y, batch_size, *, convert: bool, read: bool) -
         running = state
         for rows in rows_of_batches(seed, len(x), batch_size):
             if convert:
-                batch = Batch(x[rows].astype(np.float32) / np.float32(255), y[rows])
+                batch = Data(x[rows].astype(np.float32) / np.float32(255), y[rows])
             else:
-                batch = Batch(x[rows], y[rows], scale=SCALE)
+                batch = Data(x[rows], y[rows], scale=SCALE)
             running, step_metrics = update(running, batch)
             if read:
                 float(step_metrics.loss)
@@ -122,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     optimizer = optax.sgd(LEARNING_RATE)
     params = model.init(jax.random.key(0), num_features=x.shape[1], num_classes=10)
     state = training.init(params, optimizer)
-    data = Batch(jnp.asarray(x), jnp.asarray(y), scale=jnp.float32(SCALE))
+    data = Data(jnp.asarray(x), jnp.asarray(y), scale=jnp.float32(SCALE))
 
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
     update = training.make_update(optimizer)

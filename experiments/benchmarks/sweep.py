@@ -23,7 +23,7 @@ import optax
 
 from softmax_jax import data as datasets
 from softmax_jax import model, training
-from softmax_jax.training import Batch
+from softmax_jax.data import Data
 
 BATCH = 256
 
@@ -48,11 +48,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
 
     dataset = datasets.load("fashion_mnist", folder=args.folder)
-    batch = Batch(
-        jnp.asarray(dataset.train.x),
-        jnp.asarray(dataset.train.targets),
-        scale=jnp.float32(dataset.scale),
-    )
+    batch = jax.device_put(dataset.train)
     n, d = batch.x.shape
     q = len(dataset.class_names)
     params = model.init(jax.random.key(0), num_features=d, num_classes=q)
@@ -75,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         print("".join(cell.rjust(16) for cell in line(m, params, batch, args.rounds)))
 
 
-def line(m: int, params: model.Params, batch: Batch, rounds: int) -> tuple[str, ...]:
+def line(m: int, params: model.Params, batch: Data, rounds: int) -> tuple[str, ...]:
     """The measurements of a sweep of ``m`` members."""
     (n, d), q = batch.x.shape, params.b.size
     optimizer = optax.sgd(1.0)

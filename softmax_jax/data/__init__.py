@@ -2,9 +2,10 @@
 
 from softmax_jax.data.classroom import classroom as classroom
 from softmax_jax.data.dataset import Dataset as Dataset
-from softmax_jax.data.dataset import Split as Split
 from softmax_jax.data.dataset import from_arrays as from_arrays
 from softmax_jax.data.prepared import load_prepared as load_prepared
 from softmax_jax.data.sources import NAMES as NAMES
 from softmax_jax.data.sources import load as load
 from softmax_jax.data.sources import load_npz as load_npz
+from softmax_jax.data.types import Data as Data
+from softmax_jax.data.types import features as features

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._checks import (
+from softmax_jax.checks import (
     as_array,
     checked_targets,
     is_real,
     number_of_classes,
     refuse_not_finite,
 )
+from softmax_jax.data.types import Data
 
 _COMPACT = ("uint8", "float16", "bfloat16", "float32")  # stay as they are
 # float32 has all integers up to this.
@@ -22,21 +23,12 @@ _MOST_CHANGE = 2.0**-8
 _ROUNDING = 2.0**-48
 
 
-class Split(NamedTuple):
-    """``x: [n, d]`` raw features, and class ids ``[n]`` or probabilities ``[n, q]``."""
-
-    x: np.ndarray
-    targets: np.ndarray
-
-
 class Dataset(NamedTuple):
     """Train and test examples with what is needed to read and to name them."""
 
-    train: Split
-    test: Split
+    train: Data
+    test: Data
     class_names: tuple[str, ...]
-    scale: float = 1.0
-    """The model sees ``x * scale``: 1/255 takes 8-bit pixels to [0, 1]."""
     image_shape: tuple[int, int] | None = None
     """Height and width if the features are the pixels of a grey image, row by row."""
 
@@ -64,7 +56,7 @@ def from_arrays(
       class_names: one name a class; by default as many numbers as there are classes.
       num_classes: by default the number of names, or one more than the largest class id, which
         then must be below the number of rows of its split.
-      scale: see `Dataset`.
+      scale: the model sees ``x * scale``; 1/255 takes 8-bit pixels to [0, 1].
 
     Raises:
       ValueError: on any defect; the message names the split, the first row at fault and a remedy.
@@ -91,7 +83,7 @@ def from_arrays(
     splits = []
     for name, x, targets in (("train", train_x, train_targets), ("test", test_x, test_targets)):
         x = stored_features(x.reshape(len(x), -1), name)
-        splits.append(Split(x, checked_targets(targets, len(x), name)))
+        splits.append(Data(x, checked_targets(targets, len(x), name), scale=scale))
     train, test = splits
     if train.x.dtype != test.x.dtype:
         raise ValueError(
@@ -101,7 +93,7 @@ def from_arrays(
     if train.targets.ndim != test.targets.ndim:
         raise ValueError("one split has class ids and the other probabilities; give both the same")
     names = _checked_class_names(class_names, num_classes, train, test)
-    return Dataset(train, test, names, scale=scale, image_shape=image_shape)
+    return Dataset(train, test, names, image_shape=image_shape)
 
 
 def _counted(x: np.ndarray) -> str:
@@ -177,7 +169,7 @@ def _refuse_lost_digits(
 
 
 def _checked_class_names(
-    class_names: Sequence[str] | None, num_classes: int | None, train: Split, test: Split
+    class_names: Sequence[str] | None, num_classes: int | None, train: Data, test: Data
 ) -> tuple[str, ...]:
     if class_names is not None:
         if num_classes not in (None, len(class_names)):

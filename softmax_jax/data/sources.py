@@ -133,7 +133,7 @@ def _load_builder(name: str, folder: str, data_dir: str, max_bytes: int) -> Data
             _check_reachable(name, f"{cls.URL}{next(iter(cls.SHA256))}.gz", prepared)
         _prepare(cls, prepared, source)
     dataset = load_prepared(prepared, max_bytes=max_bytes)
-    arrays = dict(zip(cls.SHA256, (*dataset.train, *dataset.test), strict=True))
+    arrays = dict(zip(cls.SHA256, (*dataset.train[:2], *dataset.test[:2]), strict=True))
     if builders.content_digests(arrays) != expected:
         raise ValueError(
             f"{prepared} was prepared from other data than {folder or 'the published'}; give the "

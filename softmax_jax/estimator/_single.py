@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import validate_data
 
 from softmax_jax import solvers, training
+from softmax_jax.data import Data
 from softmax_jax.estimator._arrays import for_solvers, to_numpy, without_bfloat16
 from softmax_jax.estimator._linear_classifier import (
     LinearClassifier,
@@ -232,7 +233,7 @@ class SoftmaxRegression(LinearClassifier):
         if self._moments is not None:
             state = state._replace(opt_state=self._moments)
         X = X.toarray() if scipy.sparse.issparse(X) else to_numpy(X)
-        rows = training.Batch(
+        rows = Data(
             jnp.asarray(X, jnp.float32),
             jnp.asarray(ids, jnp.int32),
             jnp.asarray(weights, jnp.float32),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
-from softmax_jax._checks import per_feature
+from softmax_jax.checks import per_feature
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import _inputs, _settings, _strengths

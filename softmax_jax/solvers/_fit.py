@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_jax import _checks, _fork
+from softmax_jax import _fork, checks
 from softmax_jax.model import Params
 from softmax_jax.solvers import (
     _inputs,
@@ -174,7 +174,7 @@ def fit_path(
         raise ValueError(f"method: {method!r}; expected one of {', '.join(SMOOTH_METHODS)}")
     if method == "logits-free" and offset is not None:
         raise ValueError("offset: the method 'logits-free' takes none; choose another method")
-    lanes = _checks.checked_count(lanes, "lanes")
+    lanes = checks.checked_count(lanes, "lanes")
     if not max_passes >= 1:
         raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
     if not 0 < tol < math.inf:

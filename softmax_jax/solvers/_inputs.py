@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import _checks
-from softmax_jax._checks import is_real, per_feature, refuse_not_finite
+from softmax_jax import checks
+from softmax_jax.checks import is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
 from softmax_jax.solvers import _units
 from softmax_jax.solvers._problem import Problem, SparseBlocks
@@ -101,7 +101,7 @@ def arrange(
     if block_size is None:
         block_size = max(_BLOCK // max(d, q), 256)
     else:
-        block_size = _checks.checked_count(block_size, "block_size")
+        block_size = checks.checked_count(block_size, "block_size")
     blocks = -(-n // min(block_size, n))
     rows = _rounded_up(-(-n // blocks))
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
@@ -186,10 +186,10 @@ def checked_x(x: Any) -> tuple[Any, float]:
     """Features as CSR, a JAX array where they were one, or NumPy; and the largest in size."""
     if _is_sparse(x):
         x = x.tocsr()
-        data = _checks.as_array(x.data, "x, stored values")
+        data = checks.as_array(x.data, "x, stored values")
         x = x if data is x.data else type(x)((data, x.indices, x.indptr), shape=x.shape)
     else:
-        x = _checks.as_array(x, "x")
+        x = checks.as_array(x, "x")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"x: shape {x.shape}; expected [n, d] with at least one row and one feature"
@@ -223,8 +223,8 @@ def _largest(a: Any, numpy: Any) -> float:
 
 def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Class ids as int32, or probabilities as float64; and the number of classes."""
-    y = _checks.checked_targets(y, n, "y", np.float64)
-    q = _checks.number_of_classes(y, num_classes, "y")
+    y = checks.checked_targets(y, n, "y", np.float64)
+    q = checks.number_of_classes(y, num_classes, "y")
     if q < 2:
         raise ValueError(
             f"y: {q} class; there is nothing to tell apart: give rows of two classes at least, or "

@@ -266,7 +266,7 @@ def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Probabilities ``[k, q, rows]``, and ``o - max o`` with the log of its partition function.
 
     That is at least the number of largest entries, and by log1p of the rest its digits survive
-    where a prediction is nearly certain; see `softmax_jax._log_normalizer`.
+    where a prediction is nearly certain; see `softmax_jax.normalizer`.
     """
     below = o - jnp.max(o, axis=1, keepdims=True)
     is_largest = below == 0

@@ -49,7 +49,7 @@ def test_digits_have_10_classes_of_8x8_images(digits):
 
 
 def test_the_scale_of_digits_takes_them_to_0_1(digits):
-    assert (digits.train.x * digits.scale).max() == 1
+    assert (digits.train.x * digits.train.scale).max() == 1
 
 
 def test_every_fifth_digit_of_scikit_learn_is_in_test(digits):
@@ -108,7 +108,7 @@ def test_idx_files_become_a_data_set(tmp_path, write_idx_folder, idx_arrays, nam
         np.testing.assert_array_equal(split.x, images.reshape(len(images), 784))
         np.testing.assert_array_equal(split.targets, idx_arrays[f"{prefix}-labels-idx1-ubyte"])
     assert dataset.image_shape == (28, 28)
-    assert dataset.scale == 1 / 255
+    assert dataset.train.scale == 1 / 255
     assert len(dataset.class_names) == 10
 
 
@@ -306,5 +306,5 @@ def test_the_published_data_is_read(idx_folder, data_dir, name, mean, deviation)
     dataset = data.load(name, folder=str(idx_folder(name)), data_dir=data_dir)
     assert dataset.train.x.shape == (60_000, 784)
     assert dataset.test.x.shape == (10_000, 784)
-    assert dataset.train.x.mean() * dataset.scale == pytest.approx(mean, abs=1e-4)
-    assert dataset.train.x.std() * dataset.scale == pytest.approx(deviation, abs=1e-4)
+    assert dataset.train.x.mean() * dataset.train.scale == pytest.approx(mean, abs=1e-4)
+    assert dataset.train.x.std() * dataset.train.scale == pytest.approx(deviation, abs=1e-4)

@@ -68,13 +68,13 @@ def test_a_folder_prepared_by_tfds_is_read(prepare):
     np.testing.assert_array_equal(dataset.train.x, [[i] * 3 for i in range(4)])
     assert dataset.test.targets.tolist() == [0, 1, 0, 1]
     assert dataset.class_names == ("cat", "dog")
-    assert dataset.scale == 1
+    assert dataset.train.scale == 1
 
 
 def test_prepared_digits_are_read_by_their_folder(prepared_digits, data_dir):
     dataset = data.load(str(prepared_digits))
     np.testing.assert_array_equal(dataset.train.x, data.load("digits", data_dir=data_dir).train.x)
-    assert dataset.scale == 1 / 16
+    assert dataset.train.scale == 1 / 16
 
 
 def test_prepared_data_without_image_or_label_is_refused(prepare):
@@ -155,7 +155,7 @@ def test_every_change_of_a_file_of_prepared_digits_is_an_error_that_names_it(pre
         with pytest.raises((ValueError, OSError), match=f"prepared.*{re.escape(path.name)}"):
             load_prepared(prepared_digits)
         path.write_bytes(content)
-    assert load_prepared(prepared_digits).scale == 1 / 16
+    assert load_prepared(prepared_digits).train.scale == 1 / 16
 
 
 def test_files_of_prepared_digits_that_change_places_are_an_error(prepared_digits):

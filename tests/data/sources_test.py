@@ -101,12 +101,12 @@ def test_an_npz_file_can_say_how_many_classes_there_are(path):
 def test_npz_pixels_are_scaled(path):
     pixels = (255 * X).astype(np.uint8)
     np.savez(path, **{**ARRAYS, "x_train": pixels, "x_test": pixels[:3]})
-    assert load_npz(path).scale == 1 / 255
+    assert load_npz(path).train.scale == 1 / 255
 
 
 def test_npz_floats_are_not_scaled(path):
     np.savez(path, **ARRAYS)
-    assert load_npz(path).scale == 1
+    assert load_npz(path).train.scale == 1
 
 
 def test_npz_pixels_in_one_split_and_floats_in_the_other_are_refused(path):

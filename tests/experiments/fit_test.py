@@ -229,7 +229,7 @@ def test_the_solver_gets_the_data_as_they_are_stored_and_the_settings(
     assert options == {
         "grouped": True,
         "num_classes": 10,
-        "scale": digits.scale,
+        "scale": digits.train.scale,
         "tol": 0.25,
         "max_passes": 7,
     }
@@ -284,7 +284,7 @@ def test_json_has_null_for_what_is_not_finite(value):
 
 
 def test_scores_of_many_compile_as_much_as_of_one(digits, count_compilations):
-    split = data.Split(digits.test.x[:100], digits.test.targets[:100])
+    split = digits.test._replace(x=digits.test.x[:100], targets=digits.test.targets[:100])
     _, batch = fit.driver.batches(digits._replace(test=split))
     params = fit.Params(np.zeros((5, 64, 10), np.float32), np.zeros((5, 10), np.float32))
     one = fit.Params(params.w[:1], params.b[:1])

@@ -5,8 +5,8 @@ import pytest
 
 import gradcheck
 from softmax_jax import losses
+from softmax_jax.data import Data
 from softmax_jax.model import Params
-from softmax_jax.training import Batch
 
 right_gradient = losses.cross_entropy_gradient
 
@@ -130,7 +130,7 @@ def random_model():
     generator = np.random.default_rng(0)
     w, b, x = (generator.normal(size=size).astype(np.float32) for size in ((4, 3), 3, (50, 4)))
     labels = generator.integers(3, size=50).astype(np.int32)
-    return Params(jnp.asarray(w), jnp.asarray(b)), Batch(jnp.asarray(x), jnp.asarray(labels))
+    return Params(jnp.asarray(w), jnp.asarray(b)), Data(jnp.asarray(x), jnp.asarray(labels))
 
 
 def test_a_model_is_checked_on_data():

@@ -6,7 +6,7 @@ import pytest
 
 import optimizers
 from softmax_jax import model, training
-from softmax_jax.training import Batch
+from softmax_jax.data import Data
 
 CONSTANT = optax.constant_schedule(1.0)
 
@@ -21,7 +21,7 @@ def data():
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=200)
     x = rng.normal(size=(200, 5)) + 2 * np.eye(5)[labels]
-    return Batch(jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32))
+    return Data(jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32))
 
 
 # Each compiles anew.

@@ -85,7 +85,7 @@ def test_all_or_nothing_cannot_be_held_out(dataset, text):
 def test_at_least_two_classes_stay(dataset):
     labels = np.zeros(40, int)
     labels[:2] = 1
-    skewed = dataset._replace(train=data.Split(dataset.train.x, labels))
+    skewed = dataset._replace(train=dataset.train._replace(targets=labels))
     with pytest.raises(ValueError, match="leaves a single class"):
         validation.hold_out(skewed, "39 rows", seed=0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from softmax_jax import cross_entropy
-from softmax_jax._log_normalizer import log_normalizer
+from softmax_jax.normalizer import log_normalizer
 
 # A loss below this is made of terms that float32 flushes to zero.
 SMALLEST = 1e-30

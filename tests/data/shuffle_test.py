@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from softmax_jax._permutation import permutation
+from softmax_jax.data.shuffle import permutation
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4095, 4096, 4097, 60_000])

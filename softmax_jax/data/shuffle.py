@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._checks import checked_count
+from softmax_jax.checks import checked_count
 
 _SMALL = 4096
 _ROUNDS = 4

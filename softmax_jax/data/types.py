@@ -1,0 +1,67 @@
+"""Examples as they are stored, and the one function that makes features of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax._dtypes import at_least_float32
+from softmax_jax.checks import as_array, as_real, is_known
+
+
+class Data(NamedTuple):
+    """Examples as they are stored, and how to read their features; a whole data set is one too."""
+
+    x: Any
+    """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
+    targets: Any
+    """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `head.SparseTargets`."""
+    weights: Any = None
+    """``[n]`` example weights; None means 1."""
+    scale: float | jax.Array | np.ndarray | None = None
+    """Scalar or ``[d]``; None means 1."""
+    shift: float | jax.Array | np.ndarray | None = None
+    """Scalar or ``[d]``; None means 0."""
+
+
+@jax.transfer_guard("allow")
+def features(batch: Data) -> jax.Array:
+    """``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
+
+    Formed in float32 at least: float16 and bfloat16 features that have no scale and no shift keep
+    their type, all others become float32 (or float64 under ``jax_enable_x64``). Host arrays of
+    float64 or of integers of 32 bits and more are formed by NumPy in float64, so that a shift takes
+    away a large offset, of a date for example, before float32 would round it.
+    """
+    batch = formed_on_host(batch)
+    x = as_real(batch.x, "x")
+    if batch.scale is None and batch.shift is None and jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    x = at_least_float32(x)
+    if batch.scale is not None:
+        x = x * _like_rows_of(x, batch.scale)
+    if batch.shift is not None:
+        x = x + _like_rows_of(x, batch.shift)
+    return x
+
+
+def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:
+    return jnp.broadcast_to(as_real(value, "scale, shift").astype(x.dtype), x.shape)
+
+
+def formed_on_host(batch: Data) -> Data:
+    """The batch with wide host features formed in float64; any other as it is."""
+    scale, shift = batch.scale, batch.shift
+    if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
+        return batch
+    x = as_array(batch.x, "x")
+    is_wide = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
+    if not is_wide or (scale is None and shift is None):
+        return batch._replace(x=x)
+    formed = x.astype(np.float64)
+    if scale is not None:
+        formed *= np.asarray(scale, np.float64)
+    if shift is not None:
+        formed += np.asarray(shift, np.float64)
+    return batch._replace(x=formed, scale=None, shift=None)
