@@ -11,7 +11,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import operator
 import os
 import pathlib
 import shutil
@@ -133,7 +132,7 @@ def save(
       ValueError: if there is a checkpoint of this step or of a later one.
       OSError: if this or the checkpoint before could not be written, or there is no room for it.
     """
-    manager, step, score = folder.manager, operator.index(step), float(score)
+    manager, step, score = folder.manager, checks.checked_count(step, "step", 0), float(score)
     later = [each for each in sorted(manager.all_steps()) if each >= step]
     if later:
         raise ValueError(
@@ -157,7 +156,10 @@ def save(
         "extra": dict(extra),
     }
     # As it will be read: the keys of JSON are strings.
-    known = json.loads(json.dumps(known, default=lambda array: np.asarray(array).tolist()))
+    try:
+        known = json.loads(json.dumps(known, default=lambda array: np.asarray(array).tolist()))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"extra: {_first_line(e)}; give what JSON can hold, and arrays") from e
     about = {
         "known": known,
         "digest_of_known": _digest([], known),
@@ -229,8 +231,9 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
     damaged: dict[int, str] = {}
     steps = sorted(manager.all_steps(), reverse=True)
     if best:
-        finite = [step for step in steps if math.isfinite(scores.get(step, math.inf))]
-        steps = sorted(finite, key=lambda step: (scores[step], -step))
+        # One whose score cannot be read may have been the best, so it comes first.
+        steps = [step for step in steps if math.isfinite(scores.get(step, -1))]
+        steps.sort(key=lambda step: (scores.get(step, -math.inf), -step))
     for step in steps:
         try:
             known = _about(manager, step)

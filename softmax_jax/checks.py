@@ -4,6 +4,7 @@ import decimal
 import numbers
 import operator
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -251,6 +252,8 @@ def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) 
                 "classes, with np.unique(labels, return_inverse=True) for example"
             )
         return found
+    if num_classes > 2**31:
+        raise ValueError(f"num_classes: {num_classes}; class ids are int32, so 2**31 at most")
     if found > num_classes:
         raise ValueError(
             f"{where}: row {row} has class id {targets[row]}, but there are {num_classes} "
@@ -262,7 +265,7 @@ def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) 
 def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
     """Class ids as int32, all of them below ``num_classes``."""
     labels = np.asarray(as_array(labels, where))
-    if labels.ndim != 1:
+    if labels.ndim != 1 and labels.shape != (rows, 1):
         raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
     labels = checked_targets(labels, rows, where)
     if labels.max() >= num_classes:
@@ -354,6 +357,21 @@ def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
     if value.shape not in ((), (d,)) or not np.isfinite(value).all():
         raise ValueError(f"{name}: expected a finite number, or {d} of them, one a feature")
     return np.array(np.broadcast_to(value, (d,)))
+
+
+def checked_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
+    """Returns names as text; bytes, as NumPy's type S and HDF5 have them, are read as UTF-8.
+
+    Raises:
+      ValueError: if bytes are not UTF-8.
+    """
+    found = []
+    for name in names:
+        try:
+            found.append(name.decode() if isinstance(name, bytes) else str(name))
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{where}: {name!r} is not UTF-8; give text") from e
+    return tuple(found)
 
 
 def refuse_other_than_utf8(path: os.PathLike[str]) -> None:

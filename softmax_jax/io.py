@@ -1,7 +1,6 @@
 """Models on disk: parameters together with the features and the classes that they were made for."""
 
 import io
-import operator
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -88,8 +87,9 @@ def save(
         "shift": np.asarray(shift),
     }
     if class_names is not None:
-        arrays["class_names"] = np.array([str(name) for name in class_names], np.str_)
-        if arrays["class_names"].tolist() != [str(name) for name in class_names]:
+        names = checks.checked_names(class_names, "class_names")
+        arrays["class_names"] = np.array(names, np.str_)
+        if tuple(arrays["class_names"].tolist()) != names:
             raise ValueError("class_names: a name ends with a NUL character, which files lose")
     if dtype is not None:
         arrays["dtype"] = np.array(jnp.dtype(dtype).name)
@@ -215,7 +215,12 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
     d, q = w.shape[-2:]
     scale, shift = arrays.get("scale", np.array(1.0)), arrays.get("shift", np.array(0.0))
     for name, unit in (("scale", scale), ("shift", shift)):
+        if not checks.is_real(unit):
+            raise ValueError(f"{where}: {name} is {unit.dtype}; expected numbers")
         checks.per_feature(unit, 0.0, d, f"{where}: {name}")
+    dtype = str(arrays["dtype"]) if "dtype" in arrays else None
+    if dtype is not None and not _is_type(dtype):
+        raise ValueError(f"{where}: dtype is {dtype!r}; expected the name of a type of numbers")
     names = arrays.get("class_names", np.arange(q))
     if names.shape != (q,):
         raise ValueError(f"{where}: class_names of shape {names.shape} for {q} classes")
@@ -229,8 +234,9 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
                 f"{where}: holds {m} models, and does not say which is the best: give best to "
                 "save, or member to load"
             )
-        at = operator.index(arrays["best"] if member is None else member)
-        if not 0 <= at < m:
+        of_file = f"{where}: best" if member is None else "member"
+        at = checks.checked_count(arrays["best"][()] if member is None else member, of_file, 0)
+        if at >= m:
             raise ValueError(f"{where}: model {at} of {m}; they are numbered from 0")
         w, b = w[at], b[at]
         about = {name: a[at] if a.shape[:1] == (m,) else a for name, a in about.items()}
@@ -241,8 +247,8 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
         params=Params(w, b),
         scale=scale,
         shift=shift,
-        class_names=tuple(map(str, names.tolist())),
-        dtype=str(arrays["dtype"]) if "dtype" in arrays else None,
+        class_names=checks.checked_names(names.tolist(), f"{where}: class_names"),
+        dtype=dtype,
         about={name: a.item() if a.ndim == 0 else a for name, a in about.items()},
     )
 
@@ -251,6 +257,14 @@ def _in_numpy(a: Any) -> np.ndarray:
     """As files can hold it: they know no bfloat16, every number of which is a float32."""
     array = np.asarray(a)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _is_type(name: str) -> bool:
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
 
 
 def _is_floating(dtype: Any) -> bool:

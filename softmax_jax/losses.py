@@ -93,7 +93,15 @@ def cross_entropy(
     check_label_smoothing(label_smoothing)
     logits = at_least_float32(as_real(logits, "logits"))
     targets = as_array(targets, "targets")
-    if axis != -1:
+    rank = max(logits.ndim, 1)
+    if not hasattr(axis, "__index__") or not -rank <= axis < rank:
+        raise ValueError(f"axis: {axis!r}; expected an integer in [{-rank}, {rank})")
+    if where is not None and not _broadcasts(jnp.shape(where), logits.shape):
+        raise ValueError(
+            f"where: shape {jnp.shape(where)}; expected one that broadcasts to that of logits, "
+            f"{logits.shape}"
+        )
+    if axis % rank != rank - 1:
         logits, targets, where = _with_classes_last(logits, targets, where, axis)
     counts = None
     if ignore_id is not None:
@@ -137,6 +145,13 @@ def cross_entropy(
     return jnp.sum(loss) / jnp.where(total == 0, 1, total)
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
 def _with_classes_last(
     logits: jax.Array, targets: Any, where: Any, axis: int
 ) -> tuple[jax.Array, Any, Any]:
@@ -149,7 +164,7 @@ def _with_classes_last(
 
 def without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
     """Class ids with a 0 in place of those to ignore, and which of them count."""
-    if not hasattr(ignore_id, "__index__"):
+    if isinstance(ignore_id, bool) or not hasattr(ignore_id, "__index__"):
         raise ValueError(f"ignore_id: {ignore_id!r}; expected a class id, an integer")
     if targets.ndim > rank and not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError("ignore_id is a class id; these targets are probabilities")
@@ -157,11 +172,12 @@ def without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, ja
     if is_known(targets):
         # By NumPy: under a transformation of something else, jnp would trace them.
         numpy, targets = np, np.asarray(targets)
-    elif targets.dtype.itemsize < 4:
-        targets = targets.astype(jnp.int32)  # small types cannot hold the -1 to compare with
     if targets.ndim > rank and targets.shape[-1] == 1:
         targets = targets.reshape(targets.shape[:-1])
-    counts = targets != ignore_id
+    ids = targets.dtype if jnp.issubdtype(targets.dtype, jnp.integer) else jnp.int32
+    # JAX would wrap a number that the type of the ids does not hold.
+    can_be = jnp.iinfo(ids).min <= ignore_id <= jnp.iinfo(ids).max
+    counts = targets != ignore_id if can_be else numpy.ones(targets.shape, bool)
     return numpy.where(counts, targets, numpy.zeros_like(targets)), jnp.asarray(counts)
 
 

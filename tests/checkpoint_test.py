@@ -187,7 +187,39 @@ def test_a_copy_under_another_step_is_not_the_best(tmp_path):
     shutil.copytree(tmp_path / "4", tmp_path / "7")
     with checkpoint.open_folder(tmp_path) as folder:
         assert folder.scores == {4: 0.0, 5: 1.0}
+        with pytest.warns(UserWarning, match=r"step 7 .* \(it is that of step 4, copied"):
+            assert checkpoint.restore(folder, state_at(0), best=True).step == 4
+    assert (tmp_path / "damaged-7").exists()
+
+
+def test_a_best_one_that_is_damaged_is_told_of(tmp_path):
+    saved(tmp_path, [3, 4])
+    with checkpoint.open_folder(tmp_path) as folder:
         assert checkpoint.restore(folder, state_at(0), best=True).step == 4
+    about = tmp_path / "4" / "about" / "metadata"
+    about.write_bytes(about.read_bytes()[:-10])
+    with (
+        checkpoint.open_folder(tmp_path) as folder,
+        pytest.warns(UserWarning, match=r"step 4 .* is damaged .*; that of step 3 is taken"),
+    ):
+        assert checkpoint.restore(folder, state_at(0), best=True).step == 3
+
+
+@pytest.mark.parametrize("step", [40.5, -1, "4"])
+def test_a_step_is_a_number_of_steps(tmp_path, step):
+    with (
+        checkpoint.open_folder(tmp_path) as folder,
+        pytest.raises(ValueError, match=r"step: .*; expected an integer, 0 or more"),
+    ):
+        checkpoint.save(folder, step, state_at(1), extra={}, score=0.0)
+
+
+def test_what_json_cannot_hold_is_refused(tmp_path):
+    with (
+        checkpoint.open_folder(tmp_path) as folder,
+        pytest.raises(ValueError, match=r"extra: .*; give what JSON can hold, and arrays"),
+    ):
+        checkpoint.save(folder, 1, state_at(1), extra={"a": object()}, score=0.0)
 
 
 SCORES = {10: 2.0, 20: 0.5, 30: 1.0, 40: 3.0}

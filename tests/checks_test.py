@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 import scipy.special
 
-from softmax_jax import checks, losses, metrics, model, training
+from softmax_jax import checks, coding, losses, metrics, model, prequential, training
 from softmax_jax.data import Data, features
 from softmax_jax.model import Params
 
@@ -149,6 +149,14 @@ class TestClassIds:
         params = Params(jnp.eye(3), jnp.zeros(3))
         a, b = (training.evaluate(params, Data(logits, y)) for y in (labels[:, None], labels))
         jax.tree.map(np.testing.assert_array_equal, a, b)
+        assert coding.compress(params, logits, labels[:, None]) == coding.compress(
+            params, logits, labels
+        )
+        a, b = (
+            prequential.refit(logits, y, num_classes=3, ends=[2, 4])
+            for y in (labels[:, None], labels)
+        )
+        np.testing.assert_array_equal(a.bits, b.bits)
 
 
 X = np.array([[1.5, -2.0], [0.25, 3.0]])

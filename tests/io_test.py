@@ -102,6 +102,30 @@ def test_of_stacked_models_the_best_is_loaded_and_others_on_demand(path):
 
 
 @pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"w": np.stack([W, W]), "b": np.stack([B, B]), "best": 1.5}, "best: .*1.5.*an integer"),
+        (
+            {"w": np.stack([W, W]), "b": np.stack([B, B]), "best": -1},
+            "best: .*an integer, 0 or more",
+        ),
+        ({"w": W, "b": B, "scale": "x"}, "scale is <U1; expected numbers"),
+        ({"w": W, "b": B, "dtype": "nonsense"}, "dtype is 'nonsense'; expected the name of a type"),
+        ({"w": W, "b": B, "class_names": np.array([b"\xff", b"a", b"b"])}, "class_names: .*UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_model_is_named(path, arrays, message):
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=rf"{path.name}: {message}"):
+        softmax_jax.load(path)
+
+
+def test_class_names_in_bytes_are_text(path):
+    softmax_jax.save(path, Params(W, B), class_names=np.array([b"cat", b"dog", "größe".encode()]))
+    assert softmax_jax.load(path).class_names == ("cat", "dog", "größe")
+
+
+@pytest.mark.parametrize(
     ("params", "options", "message"),
     [
         (Params(W, B[:2]), {}, r"w has shape \(2, 3\) and b \(2,\)"),

@@ -490,11 +490,25 @@ class TestVocabulary:
             ({"class_weights": np.ones(4)}, r"class_weights of shape \(4,\) for 5 classes"),
             ({"weights": np.ones(7)}, "one weight each"),
             ({"label_smoothing": 1.1}, "label_smoothing must lie in"),
+            ({"ignore_id": True}, "ignore_id: True; expected a class id"),
+            ({"ignore_id": 1.0}, "ignore_id: 1.0; expected a class id"),
+            ({"axis": 1.5}, r"axis: 1.5; expected an integer in \[-2, 2\)"),
+            ({"axis": 2}, r"axis: 2; expected an integer in \[-2, 2\)"),
+            ({"where": np.ones(7, bool)}, r"where: shape \(7,\); expected one that broadcasts"),
         ],
     )
     def test_options_that_do_not_fit_are_refused(self, logits, labels, options, message):
         with pytest.raises(ValueError, match=message):
             cross_entropy(logits, labels, **options)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint32, np.int32])
+    @pytest.mark.parametrize("ignore_id", [-1, 1, 2**32])
+    def test_only_the_id_itself_is_ignored_whatever_its_type(self, dtype, ignore_id):
+        # Cut to so many bits, the last one is -1.
+        ids = np.array([0, 1, np.iinfo(dtype).max], dtype)
+        loss = jax.jit(partial(cross_entropy, ignore_id=ignore_id))(np.zeros((3, 3)), ids)
+        expected = [np.log(3), 0 if ignore_id == 1 else np.log(3), np.nan]
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
     def test_probabilities_have_no_ignored_id(self, logits, soft):
         with pytest.raises(ValueError, match="ignore_id is a class id"):

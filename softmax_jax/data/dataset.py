@@ -7,6 +7,7 @@ import numpy as np
 
 from softmax_jax.checks import (
     as_array,
+    checked_names,
     checked_targets,
     is_real,
     number_of_classes,
@@ -187,4 +188,4 @@ def _checked_class_names(
             f"train: all {len(train.targets)} rows are of class {train.targets[0]}; training needs "
             "rows of two classes at least"
         )
-    return tuple(map(str, range(q) if class_names is None else class_names))
+    return checked_names(range(q) if class_names is None else class_names, "class_names")

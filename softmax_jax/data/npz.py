@@ -16,7 +16,7 @@ MAX_BYTES = 2**32
 DEFLATE_RATIO = 1032
 
 # A Python string takes as much, beside the characters in the array.
-_STRING_BYTES = 64
+STRING_BYTES = 64
 # Of the record at the end with the longest comment.
 _END_BYTES = 22 + 2**16
 _HEADER_READERS = {
@@ -118,7 +118,7 @@ def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo, left: int) -> tuple[np.n
         # Of text without a character, any number of entries takes no byte.
         if size != info.file_size - entry.tell() or (dtype.itemsize == 0 and count > 1):
             raise ValueError(f"{name!r} announces {shape} of {dtype}, which are not there")
-        taken = size + (count * _STRING_BYTES if dtype.kind in "SU" else 0)
+        taken = size + (count * STRING_BYTES if dtype.kind in "SU" else 0)
         if taken > left:
             raise ValueError(
                 f"{name!r} is {shape} of {dtype} and takes {taken:,} bytes, of {left:,} that are "

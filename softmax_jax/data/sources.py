@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from softmax_jax.checks import checked_count
 from softmax_jax.data.classroom import classroom
 from softmax_jax.data.dataset import Dataset, from_arrays
-from softmax_jax.data.npz import MAX_BYTES, read_npz
+from softmax_jax.data.npz import MAX_BYTES, STRING_BYTES, read_npz
 from softmax_jax.data.prepared import load_prepared
 
 NAMES = ("classroom", "digits", "mnist", "fashion_mnist")
@@ -90,11 +91,23 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dat
     names = arrays.get("class_names")
     num_classes: Any = arrays.get("num_classes")
     with _naming(path):
+        if num_classes is not None:
+            num_classes = checked_count(num_classes[()], "num_classes")
+            _refuse_many_names(num_classes, max(os.path.getsize(path), max_bytes))
         return from_arrays(
             *(arrays[key] for key in _NPZ_KEYS),
-            class_names=None if names is None else [str(n) for n in names.ravel()],
-            num_classes=None if num_classes is None else num_classes[()],
+            class_names=None if names is None else names.ravel().tolist(),
+            num_classes=num_classes,
             scale=1 / 255 if arrays["x_train"].dtype == np.uint8 else 1.0,
+        )
+
+
+def _refuse_many_names(num_classes: int, most: int) -> None:
+    """Raises a ValueError if the names of the classes, which are made up here, take too much."""
+    if num_classes * STRING_BYTES > most:
+        raise ValueError(
+            f"the names of {num_classes:,} classes take {num_classes * STRING_BYTES:,} bytes, of "
+            f"{most:,} that are there; a larger max_bytes allows it"
         )
 
 

@@ -98,6 +98,25 @@ def test_an_npz_file_can_say_how_many_classes_there_are(path):
     assert load_npz(path).class_names == tuple("0123456")
 
 
+def test_npz_names_in_bytes_are_text(path):
+    np.savez(path, **ARRAYS, class_names=np.array(["Käse".encode(), b"b", b"c"]))
+    assert load_npz(path).class_names == ("Käse", "b", "c")
+    np.savez(path, **ARRAYS, class_names=np.array([b"\xff", b"b", b"c"]))
+    with pytest.raises(ValueError, match=r"some\.npz: class_names: b'\\xff' is not UTF-8"):
+        load_npz(path)
+
+
+def test_npz_classes_without_names_take_what_the_file_or_the_budget_has(path):
+    np.savez(path, **ARRAYS, num_classes=2**24)
+    with pytest.raises(ValueError, match=r"some\.npz: the names of 16,777,216 classes take 1,073,"):
+        load_npz(path, max_bytes=2**30 - 1)
+    np.savez(path, **ARRAYS, num_classes=2**10)
+    assert len(load_npz(path, max_bytes=2**16).class_names) == 2**10
+    np.savez(path, **ARRAYS, num_classes=2**40)
+    with pytest.raises(ValueError, match=r"some\.npz: num_classes: 1099511627776; class ids are"):
+        load_npz(path, max_bytes=2**50)
+
+
 def test_npz_pixels_are_scaled(path):
     pixels = (255 * X).astype(np.uint8)
     np.savez(path, **{**ARRAYS, "x_train": pixels, "x_test": pixels[:3]})

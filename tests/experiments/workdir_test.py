@@ -23,6 +23,7 @@ import compare
 import driver
 import fit
 import head
+import logs
 import settings
 import train
 from softmax_jax import data
@@ -355,6 +356,20 @@ def test_a_damaged_summary_is_taken_with_the_values_it_had_or_not_at_all(finishe
             taken += 1
     # White space, and the byte that was there.
     assert taken < 100
+
+
+@pytest.mark.parametrize("order", [[0, 0, 2], [1, 0, 2]])
+def test_rows_of_metrics_out_of_order_are_named(tmp_path, order):
+    path = tmp_path / "metrics.jsonl"
+    row = {"member": 0, "step": 0, "test_loss": 1.0, "diverged_at_step": None}
+    with logs.open_log(tmp_path, alone=True) as log:
+        log.forget([0], after_step=-1)
+        log.add([{**dict.fromkeys(logs.REQUIRED), **row, "step": step} for step in range(3)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(logs.read(path)) == 3
+    path.write_bytes(b"".join(lines[i] for i in order))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
+        logs.read(path)
 
 
 def test_a_changed_digit_of_metrics_is_named_by_its_line(finished, tmp_path):
