@@ -25,7 +25,7 @@ import logs
 import reliability
 import settings
 from softmax_jax import data, figures, io, losses, metrics, model, training
-from softmax_jax.data import Data, features
+from softmax_jax.data import Data, blocks, features
 from softmax_jax.model import Params
 
 PACKAGES = ("softmax_jax", "jax", "jaxlib", "optax", "numpy", "orbax-checkpoint")
@@ -260,12 +260,9 @@ def logits_of(params: Params, batch: Data) -> np.ndarray:
 
 
 def in_blocks(batch: Data) -> list[Data]:
-    starts = range(0, len(batch.x), training.BLOCK)
     return [
-        batch._replace(
-            x=batch.x[i : i + training.BLOCK], targets=batch.targets[i : i + training.BLOCK]
-        )
-        for i in starts
+        batch._replace(x=batch.x[rows], targets=batch.targets[rows])
+        for rows in blocks.slices(len(batch.x), blocks.ROWS)
     ]
 
 

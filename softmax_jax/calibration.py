@@ -35,9 +35,7 @@ from softmax_jax.checks import (
     is_known,
     refuse_other_than_probabilities,
 )
-
-ROWS = 4096
-"""That are summed one after the other."""
+from softmax_jax.data import blocks
 
 
 class Bins(NamedTuple):
@@ -249,12 +247,14 @@ def _bin_of(c: jax.Array, edges: jax.Array) -> jax.Array:
 
 
 def _by_bin(values: jax.Array, bin_of: jax.Array, edges: jax.Array) -> jax.Array:
-    """Sums over the rows of each bin, of blocks of rows first, which keeps their rounding small."""
-    n, bins = len(values), edges.shape[-1] - 1
-    blocks = -(-n // ROWS)
-    place = bin_of + bins * (jnp.arange(n, dtype=bin_of.dtype) // ROWS)
-    sums = jax.ops.segment_sum(values, place, num_segments=bins * blocks)
-    return jnp.sum(sums.reshape(blocks, bins, *values.shape[1:]), axis=0)
+    """Sums over the rows of each bin, a block at a time, which keeps their rounding small."""
+
+    def of_block(start: Any, is_new: jax.Array) -> jax.Array:
+        own, place = blocks.rows_of((values, bin_of), start, len(is_new))
+        own = jnp.where(is_new.reshape(-1, *[1] * (own.ndim - 1)), own, 0)
+        return jax.ops.segment_sum(own, place, num_segments=edges.shape[-1] - 1)
+
+    return blocks.total(of_block, len(values), blocks.ROWS)
 
 
 class _Means(NamedTuple):

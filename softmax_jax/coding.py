@@ -31,12 +31,12 @@ import numpy as np
 
 from softmax_jax.checks import (
     as_array,
-    checked_count,
     checked_features,
     checked_labels,
     dense_rows,
     per_feature,
 )
+from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.model import Params
 
 PRECISION = 24
@@ -49,8 +49,6 @@ FEATURE_BITS = 22
 """Of the largest number of a feature, where features are not integers."""
 INTEGER_BITS = 31
 """Of integers, which are exact below 2 to this power."""
-BLOCK = 2**22
-"""Logits at a time."""
 
 MAGIC = b"SMXL"
 VERSION = 1
@@ -75,7 +73,7 @@ def compress(
       labels: class ids ``[n]``.
       scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
       block_size: rows at a time, of no influence on the content; by default such that there are
-        `BLOCK` logits.
+        `data.blocks.NUMBERS` features or logits.
 
     Returns:
       `HEADER_BYTES` bytes of header, and about `codelength` / 8 of labels.
@@ -278,9 +276,7 @@ class _Quantized(NamedTuple):
 
     def blocks(self, n: int, rows: int | None) -> Iterator[slice]:
         """Of n rows."""
-        most = max(BLOCK // self.num_classes, 1)
-        rows = most if rows is None else checked_count(rows, "block_size")
-        return (slice(start, start + rows) for start in range(0, n, rows))
+        return slices(n, rows_within(max(self.w.shape)) if rows is None else rows)
 
     def frequencies(self, x: np.ndarray) -> np.ndarray:
         """Of a block of rows."""

@@ -31,13 +31,11 @@ from softmax_jax.checks import (
     dense_rows,
     per_feature,
 )
-from softmax_jax.data import Data
+from softmax_jax.data import Data, blocks
 from softmax_jax.data.dataset import stored_features
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
 
-BLOCK = 2**22
-"""Logits at a time."""
 # Of Voita and Titov (2020), in percent of the examples.
 PERCENT = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
 
@@ -130,7 +128,7 @@ def refit(
     for seen, end in itertools.pairwise(ends):
         params = _fitted(x, labels, seen, num_classes, precision, scale, tol)
         unknown = num_classes / 2 / (seen + num_classes / 2)
-        likelihoods = _likelihoods(params, x, labels, range(seen, end), scale)
+        likelihoods = _likelihoods(params, x[seen:end], labels[seen:end], scale)
         mixed = (1 - unknown) * likelihoods + unknown / num_classes
         bits.append(-float(np.sum(np.log2(mixed))))
         if callback is not None:
@@ -172,13 +170,11 @@ def _fitted(
     return solution.params
 
 
-def _likelihoods(params: Params, x: Any, labels: np.ndarray, rows: range, scale: Any) -> np.ndarray:
-    """``P(y_i)`` in float64, of some rows."""
+def _likelihoods(params: Params, x: Any, labels: np.ndarray, scale: Any) -> np.ndarray:
+    """Returns ``P(y_i)`` of each row in float64: ``[n]``."""
     w = params.w * per_feature(scale, 1.0, len(params.w), "scale")[:, None]
-    most = max(BLOCK // len(params.b), 1)
     found = []
-    for start in rows[::most]:
-        at = slice(start, min(start + most, rows.stop))
+    for at in blocks.slices(len(labels), blocks.rows_within(max(w.shape))):
         block = dense_rows(x, at).astype(np.float64)
         log_p = scipy.special.log_softmax(block @ w + params.b, axis=1)
         found.append(np.exp(np.take_along_axis(log_p, labels[at, None], axis=1)[:, 0]))

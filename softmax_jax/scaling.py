@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks, losses
+from softmax_jax.data import blocks
 
-BLOCK = 2**22
-"""Logits at a time, in float64."""
 MOST_CLASSES = 4096
 """Of vector scaling, whose Hessian has a row for each factor and offset: 512 MiB."""
 MAX_ITERATIONS = 200
@@ -66,7 +65,12 @@ class Scaling(NamedTuple):
 
 @jax.transfer_guard("allow")
 def fit_temperature(
-    logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-9
+    logits: Any,
+    targets: Any,
+    weights: Any = None,
+    *,
+    tol: float = 1e-9,
+    block_size: int | None = None,
 ) -> Temperature:
     r"""The temperature T that minimises the loss of held-out examples.
 
@@ -83,6 +87,8 @@ def fit_temperature(
       targets: class ids ``[n]`` or probabilities ``[n, q]``.
       weights: ``[n]``, None for 1; rows of weight zero take no part.
       tol: largest :math:`|\beta f'|` to stop at.
+      block_size: rows at a time, of influence by rounding only; by default such that there are
+        `data.blocks.NUMBERS` logits.
 
     Returns:
       A `Temperature`. Of special cases: if no logits differ within a row, every temperature is the
@@ -94,7 +100,7 @@ def fit_temperature(
       ValueError: on NaN or +inf, gaps beyond 1e±290, shapes that do not fit, a label of a logit
         ``-inf``, weights that are negative or all zero, or a ``tol`` that is not positive.
     """
-    problem = _Problem.of(logits, targets, weights, tol)
+    problem = _Problem.of(logits, targets, weights, tol, block_size)
     unit, misses = problem.largest_gap()
     if unit != 0 and not 1e-290 < unit < 1e290:
         raise ValueError(f"logits: the largest gap is {unit}; expected 1e-290 to 1e290, or 0")
@@ -146,7 +152,12 @@ def fit_temperature(
 
 @jax.transfer_guard("allow")
 def fit_vector_scaling(
-    logits: Any, targets: Any, weights: Any = None, *, tol: float = 1e-8
+    logits: Any,
+    targets: Any,
+    weights: Any = None,
+    *,
+    tol: float = 1e-8,
+    block_size: int | None = None,
 ) -> Scaling:
     r"""A factor and an offset for each class, that minimise the loss of held-out examples.
 
@@ -160,6 +171,7 @@ def fit_vector_scaling(
       targets: class ids ``[n]`` or probabilities ``[n, q]``.
       weights: ``[n]``, None for 1; rows of weight zero take no part.
       tol: largest entry of the gradient to stop at, for logits of mean 0 and standard deviation 1.
+      block_size: see `fit_temperature`.
 
     Returns:
       A `Scaling`. Where the gradient is that small but a Newton step would still move a logit by
@@ -170,11 +182,11 @@ def fit_vector_scaling(
     Raises:
       ValueError: as `fit_temperature`, or for more than `MOST_CLASSES` classes.
     """
-    problem = _Problem.of(logits, targets, weights, tol)
+    problem = _Problem.of(logits, targets, weights, tol, block_size)
     q = problem.logits.shape[1]
     if q > MOST_CLASSES:
         raise ValueError(f"{q:,} classes; vector scaling takes up to {MOST_CLASSES:,}")
-    one = fit_temperature(problem.logits, problem.targets, problem.weights)
+    one = fit_temperature(problem.logits, problem.targets, problem.weights, block_size=block_size)
     center, unit = problem.columns()
 
     def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -278,10 +290,14 @@ class _Problem(NamedTuple):
     logits: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
-    """That sum to one."""
+    """Their sum is one."""
+    block_size: int
+    """Rows at a time."""
 
     @classmethod
-    def of(cls, logits: Any, targets: Any, weights: Any, tol: float) -> "_Problem":
+    def of(
+        cls, logits: Any, targets: Any, weights: Any, tol: float, block_size: int | None
+    ) -> "_Problem":
         if not 0 < tol < math.inf:
             raise ValueError(f"tol: {tol}; expected a positive number")
         logits = np.asarray(checks.as_array(logits, "logits"))
@@ -303,7 +319,9 @@ class _Problem(NamedTuple):
             raise ValueError(
                 "logits: NaN, +inf, or a row of -inf only, of which there is no softmax"
             )
-        problem = cls(logits, targets, weights / weights.sum())
+        if block_size is None:
+            block_size = blocks.rows_within(logits.shape[1])
+        problem = cls(logits, targets, weights / weights.sum(), block_size)
         if any((np.isneginf(o) & (y > 0)).any() for o, y, _ in problem.blocks()):
             raise ValueError(
                 "targets: there are examples of a class whose logit is -inf, which no scaling "
@@ -314,9 +332,7 @@ class _Problem(NamedTuple):
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Logits, probabilities and weights of some rows."""
         q = self.logits.shape[1]
-        rows = max(BLOCK // q, 1)
-        for start in range(0, len(self.logits), rows):
-            at = slice(start, start + rows)
+        for at in blocks.slices(len(self.logits), self.block_size):
             y = self.targets[at]
             if y.ndim == 1:
                 y = (y[:, None] == np.arange(q)).astype(np.float64)

@@ -21,13 +21,11 @@ from softmax_jax.checks import (
     checked_ids,
     checked_real,
 )
+from softmax_jax.data import blocks
 from softmax_jax.data.shuffle import permutation
 from softmax_jax.data.types import Data, features, formed_on_host
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-
-# Rows that are measured at a time.
-BLOCK = 8192
 
 
 class TrainState(NamedTuple):
@@ -307,7 +305,7 @@ def _make_epoch(
         def step(carry):
             state, done = carry
             i = state.step - first
-            batch = _take(data, order[i], is_real[i] if filling else None)
+            batch = blocks.take(data, order[i], is_real[i] if filling else None)
             state, one = _update(optimizer, state, batch, strategy)
             return state, jax.tree.map(
                 lambda seen, value: seen.at[i].set(value.astype(seen.dtype)), done, one
@@ -329,21 +327,14 @@ def _num_examples(data: Data) -> int:
     return rows["x"]
 
 
-def _take(data: Data, rows: jax.Array, real: jax.Array | None) -> Data:
-    """The batch of the given rows; those not ``real`` get weight zero."""
-
-    def at(a):
-        return a.at[rows].get(mode="promise_in_bounds")
-
-    weights = None if data.weights is None else at(data.weights)
-    if real is not None:
-        weights = real.astype(jnp.float32) if weights is None else jnp.where(real, weights, 0)
-    return data._replace(x=at(data.x), targets=at(data.targets), weights=weights)
-
-
 @jax.transfer_guard("allow")
 def evaluate(
-    params: Params, data: Data, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
+    params: Params,
+    data: Data,
+    *,
+    block_size: int = blocks.ROWS,
+    k: int = 5,
+    confusion: bool = False,
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
@@ -374,7 +365,12 @@ def evaluate(
 
 @jax.transfer_guard("allow")
 def measure_blocks(
-    params: Params, data: Data, *, block_size: int = BLOCK, k: int = 5, confusion: bool = False
+    params: Params,
+    data: Data,
+    *,
+    block_size: int = blocks.ROWS,
+    k: int = 5,
+    confusion: bool = False,
 ) -> Metrics:
     """The part of `evaluate` on the device, which need not be waited for.
 
@@ -402,21 +398,12 @@ def _measured_blocks(
     if not by_head:
         block_size = min(block_size, max(head.LARGE // q, 1))
 
-    def block(first):
-        # The last block is moved back to end with the data; what it repeats has weight zero.
-        start = jnp.minimum(first, n - block_size)
-
-        def rows(a):
-            return jax.lax.dynamic_slice_in_dim(a, start, block_size)
-
-        is_new = start + jnp.arange(block_size) >= first
-        weights = is_new.astype(jnp.float32)
-        if data.weights is not None:
-            weights = jnp.where(is_new, rows(data.weights), 0)
-        x, targets = features(data._replace(x=rows(data.x))), rows(data.targets)
+    def measured(_: None, start: Any, is_new: jax.Array) -> tuple[None, Metrics]:
+        block = blocks.block_of(data, start, is_new)
+        x, targets, weights = features(block), block.targets, block.weights
         if by_head:
-            return metrics.measure_head(params, x, targets, weights, k=k)
+            return None, metrics.measure_head(params, x, targets, weights, k=k)
         scores = model.logits(params, x)
-        return metrics.measure(scores, targets, weights, k=k, confusion=confusion)
+        return None, metrics.measure(scores, targets, weights, k=k, confusion=confusion)
 
-    return jax.lax.map(block, jnp.arange(0, n, block_size))
+    return blocks.scan(measured, None, n, block_size)[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from softmax_jax.data import blocks
 from softmax_jax.data.dataset import Dataset, from_arrays
 from softmax_jax.data.npz import MAX_BYTES
 
@@ -29,10 +30,14 @@ _FEATURES = {
         "class_label_feature.ClassLabel",
     )
 }
-_BLOCK_ROWS = 8192
 
 
-def load_prepared(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dataset:
+def load_prepared(
+    directory: str | os.PathLike[str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    block_size: int = blocks.ROWS,
+) -> Dataset:
     """Reads the ``train`` and ``test`` splits of a data set that TFDS has prepared.
 
     It must be stored as ArrayRecord, with features ``image`` (a `Tensor` of one shape) and
@@ -47,6 +52,7 @@ def load_prepared(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYT
     Args:
       directory: with the ``dataset_info.json``.
       max_bytes: what the images may take in memory if it is more than their files have.
+      block_size: records that are read at a time.
 
     Raises:
       OSError: if the folder holds no data set.
@@ -66,7 +72,7 @@ def load_prepared(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYT
         _refuse_other_layout(builder.info, has_digests)
         arrays: list[np.ndarray] = []
         for split in ("train", "test"):
-            arrays += _read_split(builder, split, max_bytes)
+            arrays += _read_split(builder, split, max_bytes, block_size)
         label = builder.info.features["label"]
         _refuse_invented_classes(label, folder / "label.labels.txt", rows=len(arrays[1]))
         largest = (builder.info.metadata or {}).get("largest_pixel", 255)
@@ -165,7 +171,9 @@ def _refuse_other_layout(info: Any, has_digests: bool) -> None:
             raise ValueError(f"it has no split {split!r}")
 
 
-def _read_split(builder: Any, name: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(
+    builder: Any, name: str, max_bytes: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels, of which nothing is allocated before their number is known to be real."""
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -193,9 +201,8 @@ def _read_split(builder: Any, name: str, max_bytes: int) -> tuple[np.ndarray, np
     images, labels = np.empty((rows, *image.shape), dtype), np.empty(rows, np.int64)
     with _naming(", ".join(map(str, split.filepaths))):
         source = builder.as_data_source(split=name)
-        for start in range(0, rows, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, rows)
-            for i, row in enumerate(source.__getitems__(range(start, stop)), start):
+        for at in blocks.slices(rows, block_size):
+            for i, row in enumerate(source.__getitems__(range(at.start, at.stop)), at.start):
                 images[i], labels[i] = row["image"], row["label"]
     return images, labels
 

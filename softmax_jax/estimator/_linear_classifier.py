@@ -11,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from softmax_jax.data import blocks
 from softmax_jax.estimator._arrays import (
     Place,
     dtype_of_weights,
@@ -21,9 +22,6 @@ from softmax_jax.estimator._arrays import (
 from softmax_jax.model import Params
 from softmax_jax.solvers import CERTIFIED, NOT_CERTIFIED, Solution, _inputs
 from softmax_jax.solvers._cross_validation import standard_deviations
-
-# Rows at a time, when features are multiplied as the widest floats.
-_BLOCK = 8192
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -181,8 +179,8 @@ def _products(x: Any, w: Any, place: Place) -> Any:
         return place.namespace.astype(a, dtype, copy=False)
 
     w = wide(w)
-    blocks = (x[first : min(first + _BLOCK, n), :] for first in range(0, n, _BLOCK))
-    products = [wide(block) @ w for block in blocks]
+    rows = blocks.rows_within(max(w.shape))
+    products = [wide(x[at, :]) @ w for at in blocks.slices(n, rows)]
     return place.namespace.concat([_dense(part) for part in products])
 
 

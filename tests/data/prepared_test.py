@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softmax_jax import data
-from softmax_jax.data import builders, prepared
+from softmax_jax.data import builders
 from softmax_jax.data.prepared import DIGESTS, load_prepared, write_digests
 
 
@@ -338,11 +338,10 @@ def test_a_missing_file_of_records_is_named(prepare):
         load_prepared(folder)
 
 
-def test_more_rows_than_are_read_at_once_are_read(prepare, monkeypatch):
-    monkeypatch.setattr(prepared, "_BLOCK_ROWS", 3)
-    np.testing.assert_array_equal(
-        load_prepared(prepare(image_and_class, ROWS)).test.x, [[i] * 3 for i in range(4)]
-    )
+@pytest.mark.parametrize("block_size", [1, 3, 4])
+def test_more_rows_than_are_read_at_once_are_read(prepare, block_size):
+    found = load_prepared(prepare(image_and_class, ROWS), block_size=block_size)
+    np.testing.assert_array_equal(found.test.x, [[i] * 3 for i in range(4)])
 
 
 def test_images_within_the_budget_are_read(prepare):

@@ -1,0 +1,162 @@
+"""Blocks of rows: how many rows make one, where they lie, and loops over them.
+
+Whatever is done a block at a time is done with these functions, and takes the size of a block as an
+argument. The two defaults below are the only ones. A loop on the host runs over `slices`. A loop in
+a compiled program is a `scan` or a `total`; there all blocks have one size, so that one body is
+compiled, and the last block is moved back to end with the data. The rows that it repeats are marked
+and must count nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.checks import checked_count
+from softmax_jax.data.types import Data
+
+NUMBERS = 2**22
+"""Numbers that a block holds where memory sets its size: 16 MiB in float32, 32 MiB in float64."""
+ROWS = 2**13
+"""Rows of a block where rounding sets its size: as many are summed in float32 at a time."""
+
+Carry = TypeVar("Carry")
+Sums = TypeVar("Sums")
+
+
+def rows_within(numbers_a_row: int, *, numbers: int = NUMBERS) -> int:
+    """Returns how many rows of so many numbers a block of ``numbers`` holds, at least one.
+
+    Example:
+      >>> rows_within(1024)
+      4096
+    """
+    return max(numbers // max(numbers_a_row, 1), 1)
+
+
+def slices(n: int, rows: int, *, start: int = 0) -> Iterator[slice]:
+    """Yields the slices of at most ``rows`` rows that make up rows ``start`` to ``n``, in order.
+
+    Raises:
+      ValueError: if ``rows`` is not a positive integer.
+
+    Example:
+      >>> list(slices(5, 2))
+      [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    rows = checked_count(rows, "block_size")
+    return (slice(first, min(first + rows, n)) for first in range(start, n, rows))
+
+
+def balanced(n: int, most: int) -> tuple[int, int]:
+    """Returns the least number of blocks of at most ``most`` rows, and the rows of each.
+
+    No rows at all make one block without rows.
+
+    Example:
+      >>> balanced(10, 4)
+      (3, 4)
+      >>> balanced(9, 4)
+      (3, 3)
+    """
+    number = max(-(-n // max(min(most, n), 1)), 1)
+    return number, -(-n // number)
+
+
+def scan(
+    visit: Callable[[Carry, Any, jax.Array], tuple[Carry, Any]], carry: Carry, n: int, most: int
+) -> tuple[Carry, Any]:
+    """Calls ``visit(carry, start, is_new) -> (carry, output)`` for blocks of one size.
+
+    Args:
+      visit: the body. A block has the rows from ``start`` on, as many as ``is_new: [rows]`` has
+        entries; those where that is False were in the block before.
+      carry: the first one.
+      n: how many rows there are.
+      most: rows of a block; all blocks have as many, or a few less.
+
+    Returns:
+      The last carry, and the outputs with an axis of blocks in front.
+    """
+    number, rows = balanced(n, most)
+    if number == 1:
+        carry, output = visit(carry, 0, jnp.ones(n, bool))
+        return carry, jax.tree.map(lambda a: a[None], output)
+
+    def step(carry: Carry, i: jax.Array) -> tuple[Carry, Any]:
+        start = jnp.minimum(i * rows, n - rows)
+        return visit(carry, start, start + jnp.arange(rows, dtype=jnp.int32) >= i * rows)
+
+    return jax.lax.scan(step, carry, jnp.arange(number, dtype=jnp.int32))
+
+
+def total(
+    f: Callable[[Any, jax.Array], Sums], n: int, most: int, *, axis: str | None = None
+) -> Sums:
+    """Returns the sum of ``f(start, is_new)`` over blocks, a pytree of arrays; see `scan`.
+
+    Args:
+      f: sums over the rows of a block that are new.
+      n: how many rows there are; of this device where there is an ``axis``.
+      most: rows of a block.
+      axis: a mesh axis, inside `jax.shard_map`, over which rows are spread; the sum is then that
+        of all devices.
+    """
+
+    def add(sums: Sums, start: Any, is_new: jax.Array) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, f(start, is_new)), None
+
+    _, rows = balanced(n, most)
+    shapes = jax.eval_shape(f, 0, jax.ShapeDtypeStruct((rows,), bool))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    if axis is not None:
+        zero = jax.lax.pcast(zero, axis, to="varying")
+    sums, _ = scan(add, zero, n, most)
+    return sums if axis is None else jax.lax.psum(sums, axis)
+
+
+def rows_of(arrays: Any, start: Any, rows: int) -> Any:
+    """Returns ``rows`` rows of each array of a pytree, from ``start`` on."""
+    return jax.tree.map(
+        lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a, arrays
+    )
+
+
+def joined(outputs: Any, n: int) -> Any:
+    """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``."""
+
+    def one(a: jax.Array) -> jax.Array:
+        seen = a.shape[0] * a.shape[1] - n
+        return jnp.concatenate([a[:-1].reshape(-1, *a.shape[2:]), a[-1, seen:]])
+
+    return jax.tree.map(one, outputs)
+
+
+def block_of(data: Data, start: Any, is_new: jax.Array) -> Data:
+    """Returns a block of examples, in which those that are not new have weight zero; see `scan`."""
+    rows = len(is_new)
+    weights = is_new.astype(jnp.float32)
+    if data.weights is not None:
+        weights = jnp.where(is_new, rows_of(data.weights, start, rows), 0)
+    x, targets = rows_of((data.x, data.targets), start, rows)
+    return data._replace(x=x, targets=targets, weights=weights)
+
+
+def take(data: Data, rows: jax.Array, is_real: jax.Array | None = None) -> Data:
+    """Returns the examples of the given rows, with weight zero where they are filling.
+
+    Args:
+      data: the examples.
+      rows: their numbers, all of them valid.
+      is_real: where they are no filling; None for everywhere.
+    """
+
+    def at(a: jax.Array) -> jax.Array:
+        return a.at[rows].get(mode="promise_in_bounds")
+
+    weights = None if data.weights is None else at(data.weights)
+    if is_real is not None:
+        weights = is_real.astype(jnp.float32) if weights is None else jnp.where(is_real, weights, 0)
+    targets = jax.tree.map(at, data.targets)
+    return data._replace(x=at(data.x), targets=targets, weights=weights)
