@@ -75,7 +75,7 @@ def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
     gaps = [row["relative_gap"] for row in rows]
     summary = {
         "problems": len(rows),
-        "certified": sum(row["status"] == solvers.CERTIFIED for row in rows),
+        "certified": sum(row["status"] == solvers.Status.CERTIFIED for row in rows),
         "tol": config.tol,
         "largest_relative_gap": None if None in gaps else max(gaps),
         "passes": sum(row["passes"] for row in rows),
@@ -115,7 +115,7 @@ def solve(
             max_passes=config.max_passes,
             callback=show,
         )
-        certified = np.sum(solutions.status == solvers.CERTIFIED)
+        certified = np.sum(solutions.status == solvers.Status.CERTIFIED)
         bar.set_postfix_str(
             f"{certified} certified, gap {np.max(solutions.relative_gap):.1e}", refresh=False
         )
@@ -196,7 +196,7 @@ def report(results: Results) -> str:
     lines += [
         f"{marked(row['status'])} at l2 = {row['l2']:.3g}, l1 = {row['l1']:.3g}: {row['reason']}"
         for row in rows
-        if row["status"] != solvers.CERTIFIED
+        if row["status"] != solvers.Status.CERTIFIED
     ]
     lines.append(
         f"{summary['certified']} of {summary['problems']} certified to a relative gap of "
@@ -217,7 +217,7 @@ def in_digits(loss: float | None) -> str:
 
 def marked(status: str) -> str:
     """In capitals what is no certificate."""
-    return status if status == solvers.CERTIFIED else status.upper()
+    return status if status == solvers.Status.CERTIFIED else status.upper()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from softmax_jax.calibration import Band, Bins
 from softmax_jax.prequential import Codelength
 from softmax_jax.selective import RiskCoverage
+from softmax_jax.status import Status
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -131,7 +132,7 @@ def path_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             curve = [row for row in rows if row[across] == group]
             curve.sort(key=lambda row: row[along])
             strengths = np.array([row[along] for row in curve])
-            certified = np.array([row["status"] == "certified" for row in curve])
+            certified = np.array([row["status"] == Status.CERTIFIED for row in curve])
             for ax, key, style, colour in (
                 (axes[0], "train_loss", "-", BLUE),
                 (axes[0], "test_loss", "--", ORANGE),
@@ -161,8 +162,11 @@ def path_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
         colours = ("0.3", "0.3") if several else (BLUE, ORANGE)
         keys = [key_to("train", "-", colours[0]), key_to("test", "--", colours[1])]
-        for label, is_so, face in (("certified", True, "0.3"), ("not certified", False, "white")):
-            if any((row["status"] == "certified") == is_so for row in rows):
+        for label, is_so, face in (
+            (Status.CERTIFIED, True, "0.3"),
+            (Status.NOT_CERTIFIED, False, "white"),
+        ):
+            if any((row["status"] == Status.CERTIFIED) == is_so for row in rows):
                 keys.append(key_to(label, "", "0.3", marker="o", markerfacecolor=face))
         if several:
             keys += [

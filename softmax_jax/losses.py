@@ -20,6 +20,7 @@ from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_array, as_real, checked_ids, checked_real, is_known, known_ids
 from softmax_jax.model import Params
 from softmax_jax.normalizer import log_normalizer
+from softmax_jax.penalty import Penalty
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -260,13 +261,6 @@ def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: Any) -> jax.Ar
     return weights.astype(values.dtype)
 
 
-def penalty(w: jax.Array, *, l2: float | jax.Array, l1: float | jax.Array) -> jax.Array:
-    """Elastic net ``l2/2 |W|² + l1 |W|_1`` on the weights; the bias is never penalised."""
-    w = at_least_float32(as_real(w, "w"))
-    l2, l1 = jnp.asarray(l2, w.dtype), jnp.asarray(l1, w.dtype)
-    return 0.5 * l2 * jnp.sum(w * w) + l1 * jnp.sum(jnp.abs(w))
-
-
 @jax.transfer_guard("allow")
 def objective(
     params: Params,
@@ -297,7 +291,8 @@ def objective(
       label_smoothing: see `cross_entropy`.
     """
     losses = cross_entropy(model.logits(params, x), targets, label_smoothing=label_smoothing)
-    return weighted_mean(losses, weights) + penalty(params.w, l2=l2, l1=l1)
+    w = at_least_float32(as_real(params.w, "w"))
+    return weighted_mean(losses, weights) + Penalty(l2, l1).value(w)
 
 
 @jax.transfer_guard("allow")

@@ -160,7 +160,7 @@ def _fitted(
         scale=scale,
         tol=tol,
     )
-    if solution.status != solvers.CERTIFIED:
+    if solution.status != solvers.Status.CERTIFIED:
         raise RuntimeError(
             f"the model of the first {seen:,} labels is not certified to be within {tol:g} of its "
             f"optimum: {solution.reason}; where features are large, a precision of "

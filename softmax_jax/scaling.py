@@ -16,17 +16,11 @@ import numpy as np
 
 from softmax_jax import checks, losses
 from softmax_jax.data import blocks
+from softmax_jax.status import Status
 
 MOST_CLASSES = 4096
 """Of vector scaling, whose Hessian has a row for each factor and offset: 512 MiB."""
 MAX_ITERATIONS = 200
-
-OPTIMAL = "optimal"
-ALL_THE_SAME = "all temperatures are the same"
-NO_INFORMATION = "temperature at infinity"
-SEPARABLE = "temperature at zero"
-AT_INFINITY = "infimum at infinity"
-NOT_CONVERGED = "not converged"
 
 
 class Temperature(NamedTuple):
@@ -42,7 +36,7 @@ class Temperature(NamedTuple):
     gradient: float
     """Of the mean loss in the log of the inverse temperature, which no unit of the logits changes;
     at infinite temperature 0."""
-    status: str
+    status: Status
     """``optimal``, or which limit the loss falls to."""
     reason: str
     """What to make of that; empty if optimal."""
@@ -59,7 +53,7 @@ class Scaling(NamedTuple):
     nats: float
     gradient: float
     """The largest entry, for logits of mean 0 and standard deviation 1 in each class."""
-    status: str
+    status: Status
     reason: str
 
 
@@ -111,7 +105,7 @@ def fit_temperature(
 
     before = evaluate(unit)
 
-    def result(beta, status=OPTIMAL, reason=""):
+    def result(beta, status=Status.OPTIMAL, reason=""):
         at = evaluate(beta)
         if not at.loss <= before.loss:  # by rounding
             beta, at = unit, before
@@ -123,10 +117,10 @@ def fit_temperature(
 
     if unit == 0:
         reason = "in every row all logits are equal: they predict nothing"
-        return Temperature(1.0, 1.0, before.loss, before.loss, 0.0, ALL_THE_SAME, reason)
+        return Temperature(1.0, 1.0, before.loss, before.loss, 0.0, Status.ALL_THE_SAME, reason)
     if evaluate(0.0).first >= 0:
         reason = "these logits are worse than a uniform guess: do labels and classes match?"
-        return result(0.0, NO_INFORMATION, reason)
+        return result(0.0, Status.NO_INFORMATION, reason)
     low, high, beta = 0.0, math.inf, 1.0
     at = evaluate(beta)
     if not misses:
@@ -134,7 +128,7 @@ def fit_temperature(
             beta *= 2
             at = evaluate(beta)
         reason = "every label has the largest logit: calibrate on data that was not trained on"
-        return result(beta, SEPARABLE, reason)
+        return result(beta, Status.SEPARABLE, reason)
     for _ in range(MAX_ITERATIONS):
         low, high = (low, beta) if at.first > 0 else (beta, high)
         if abs(beta * at.first) <= tol or high - low <= 1e-15 * high < math.inf:
@@ -147,7 +141,7 @@ def fit_temperature(
         beta = step if low < step < min(high, 10 * beta) else outside
         at = evaluate(beta)
     reason = f"after {MAX_ITERATIONS} steps the gradient is {beta * at.first:.1e}"
-    return result(beta, NOT_CONVERGED, reason)
+    return result(beta, Status.NOT_CONVERGED, reason)
 
 
 @jax.transfer_guard("allow")
@@ -196,11 +190,11 @@ def fit_vector_scaling(
     offset = one.inverse * center
     theta = np.concatenate([one.inverse * unit, offset - offset.mean()])
     value, gradient, hessian = evaluate(theta)
-    damping, status = 1e-3, NOT_CONVERGED
+    damping, status = 1e-3, Status.NOT_CONVERGED
     reason = f"after {MAX_ITERATIONS} steps the gradient is above {tol:g}"
     for _ in range(MAX_ITERATIONS):
         if np.max(np.abs(gradient)) <= tol:
-            status, reason = OPTIMAL, ""
+            status, reason = Status.OPTIMAL, ""
             break
         scale = np.trace(hessian) / len(theta)
         step = np.linalg.solve(hessian + damping * scale * np.eye(len(theta)), -gradient)
@@ -212,10 +206,10 @@ def fit_vector_scaling(
             break
         else:
             damping *= 10
-    if status == OPTIMAL:
+    if status == Status.OPTIMAL:
         step = np.linalg.lstsq(hessian, -gradient, rcond=1e-13)[0]
         if problem.largest_move(step[:q], step[q:], center, unit) > 0.5:
-            status = AT_INFINITY
+            status = Status.AT_INFINITY
             reason = "a class occurs never, or hardly, or some are told apart by factors alone"
     factor = theta[:q] / unit
     offset = theta[q:] - factor * center

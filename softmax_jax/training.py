@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from softmax_jax import head, losses, metrics, model
+from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import (
     as_array,
     as_real,
@@ -26,6 +27,7 @@ from softmax_jax.data.shuffle import permutation
 from softmax_jax.data.types import Data, features, formed_on_host
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
+from softmax_jax.penalty import Penalty
 
 
 class TrainState(NamedTuple):
@@ -221,7 +223,7 @@ def _gradient_of_large_head(
             strategy=strategy,
         )
         mean = jnp.sum(out.loss) / jnp.where(weight == 0, 1, weight)
-        return mean + losses.penalty(params.w, l2=state.l2, l1=0.0), out
+        return mean + Penalty(state.l2).value(at_least_float32(params.w)), out
 
     gradient, out = jax.grad(objective, has_aux=True)(state.params)
     return gradient, StepMetrics(

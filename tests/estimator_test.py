@@ -93,7 +93,7 @@ def test_weights(iris, store, l2):
     np.testing.assert_allclose(ours.decision_function(store(x)).mean(axis=1).std(), 0, atol=1e-4)
     np.testing.assert_allclose(ours.predict_proba(store(x)), peer.predict_proba(x), atol=1e-5)
     np.testing.assert_array_equal(ours.predict(store(x)), peer.predict(x))
-    assert ours.status_ == solvers.CERTIFIED
+    assert ours.status_ == solvers.Status.CERTIFIED
     assert 0 <= ours.gap_ <= 1e-10 * ours.objective_
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_certified_warns_with_the_reason(iris):
         SoftmaxRegression(tol=1e-12, max_passes=3).fit(x, y)
     with pytest.warns(ConvergenceWarning, match="infimum at infinity .the classes are separated"):
         model = SoftmaxRegression(l2=0).fit(x, x[:, 2] > 2.5)
-    assert model.status_ == solvers.AT_INFINITY
+    assert model.status_ == solvers.Status.AT_INFINITY
     with pytest.warns(ConvergenceWarning, match="7 of 7 solutions: not certified"):
         SoftmaxRegressionCV(l2=(1e-3, 1e-1), cv=IDS, tol=1e-12, max_passes=3).fit(x, y)
 
@@ -211,7 +211,7 @@ def test_no_penalty_warns_only_where_the_gradient_is_not_small():
     model = SoftmaxRegression(l2=0).fit(x, y)  # warnings are errors
     np.testing.assert_allclose(model.objective_, value, rtol=1e-9)
     np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-4, atol=1e-6)
-    assert model.status_ == solvers.NOT_CERTIFIED
+    assert model.status_ == solvers.Status.NOT_CERTIFIED
     SoftmaxRegressionCV(l2=(0, 1e-3), cv=3).fit(x, y)
     with pytest.warns(ConvergenceWarning, match="the solution: not certified"):
         SoftmaxRegression(l2=0, max_passes=3).fit(x, y)
@@ -228,9 +228,9 @@ def test_no_intercept(store):
         np.testing.assert_array_equal(model.intercept_, np.zeros(3))
         np.testing.assert_allclose(model.objective_, value, rtol=1e-9)
         np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-5, atol=1e-7)
-        assert model.status_ == solvers.CERTIFIED
+        assert model.status_ == solvers.Status.CERTIFIED
         narrow = clone(model).set_params(tol=1e-6).fit(x.astype(np.float32), y)
-        assert narrow.status_ == solvers.CERTIFIED
+        assert narrow.status_ == solvers.Status.CERTIFIED
         np.testing.assert_array_equal(narrow.intercept_, np.zeros(3))
 
 
@@ -247,7 +247,7 @@ def test_standardize(store):
         np.testing.assert_allclose(model.coef_, t[1:].T, rtol=1e-5, atol=1e-7)
         # Whose weights are rounded, so that the objective is evaluated here.
         narrow = clone(model).set_params(tol=1e-6).fit(store(x.astype(np.float32)), y)
-        assert narrow.status_ == solvers.CERTIFIED
+        assert narrow.status_ == solvers.Status.CERTIFIED
         np.testing.assert_allclose(narrow.objective_, value, rtol=1e-6)
 
 
@@ -313,7 +313,7 @@ def test_a_single_strength(iris):
     several = SoftmaxRegressionCV(l2=[1e-2], cv=IDS).fit(*iris)
     alone = SoftmaxRegression(l2=1e-2).fit(*iris)
     assert (one.l2_, one.l1_, one.cross_validation_.best) == (1e-2, 0, ())
-    assert one.status_ == solvers.CERTIFIED
+    assert one.status_ == solvers.Status.CERTIFIED
     np.testing.assert_array_equal(one.scores_, several.scores_[:, 0])
     np.testing.assert_allclose(one.coef_, alone.coef_, atol=1e-3)
 
@@ -367,7 +367,7 @@ def test_the_certificate_is_of_the_weights_in_float32():
     near, far = (np.float32(mean + 10 * z) for mean in (1e3, 1e6))
     optimum = SoftmaxRegression(l2=1e-4, tol=1e-10).fit(near.astype(np.float64), y).objective_
     model = SoftmaxRegression(l2=1e-4).fit(near, y)
-    assert model.status_ == solvers.CERTIFIED
+    assert model.status_ == solvers.Status.CERTIFIED
     np.testing.assert_allclose(model.objective_, objective(model, near, y, 1e-4), rtol=1e-12)
     assert 0 <= model.objective_ - optimum <= model.gap_ <= 1e-6 * optimum
     with pytest.warns(ConvergenceWarning, match="weights in float32.*centre the features"):
@@ -382,7 +382,7 @@ def test_no_passes_leave_the_start(iris):
         model = SoftmaxRegression(max_passes=0).fit(x, y)
     np.testing.assert_array_equal(model.predict_proba(x), np.full((N, 3), 1 / 3))
     np.testing.assert_allclose([model.objective_, model.gap_], math.log(3))
-    assert (model.n_iter_, model.status_) == (0, solvers.NOT_CERTIFIED)
+    assert (model.n_iter_, model.status_) == (0, solvers.Status.NOT_CERTIFIED)
     before = SoftmaxRegression(warm_start=True).fit(x, y)
     coef, value = before.coef_, before.objective_
     with pytest.warns(ConvergenceWarning, match="max_passes = 0"):

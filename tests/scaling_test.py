@@ -8,6 +8,7 @@ import scipy.optimize
 from scipy.special import log_softmax
 
 from softmax_jax import scaling
+from softmax_jax.status import Status
 
 SETTINGS = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -49,12 +50,12 @@ def test_the_loss_never_rises_and_the_gradient_is_zero(seed, n, kind, spread, we
     assert found.nats == pytest.approx(
         mean_loss(logits * found.inverse, targets, weights), rel=1e-6, abs=1e-12
     )
-    if found.status == scaling.NO_INFORMATION:
+    if found.status == Status.NO_INFORMATION:
         assert found.inverse == found.gradient == 0
     else:
         assert abs(found.gradient) < 1e-6
         assert found.temperature == pytest.approx(1 / found.inverse, rel=1e-15)
-    if found.status == scaling.OPTIMAL:
+    if found.status == Status.OPTIMAL:
         least = min(mean_loss(logits * found.inverse * r, targets, weights) for r in (0.99, 1.01))
         assert least >= found.nats - 1e-9
 
@@ -65,7 +66,7 @@ def test_the_optimum_is_that_of_a_general_optimizer():
     expected = scipy.optimize.minimize_scalar(
         lambda beta: mean_loss(beta * logits, targets, weights), (0.1, 1.0), tol=1e-12
     )
-    assert found.status == scaling.OPTIMAL
+    assert found.status == Status.OPTIMAL
     assert found.inverse == pytest.approx(expected.x, rel=1e-6)
     assert found.temperature == pytest.approx(3, rel=0.2)
 
@@ -76,7 +77,7 @@ def test_units_and_offsets_of_the_logits_change_nothing(factor, offset):
     logits, targets, weights = drawn(1, 200)
     expected = scaling.fit_temperature(logits, targets, weights)
     found = scaling.fit_temperature((logits + offset) * factor, targets, weights)
-    assert found.status == scaling.OPTIMAL
+    assert found.status == Status.OPTIMAL
     assert found.temperature == pytest.approx(expected.temperature * factor, rel=1e-6)
     assert found.nats == pytest.approx(expected.nats, rel=1e-9)
     assert abs(found.gradient) < 1e-6
@@ -88,7 +89,7 @@ def test_vector_scaling_is_the_same_in_all_units(factor, offset):
     logits, targets, weights = drawn(1, 200)
     expected = scaling.fit_vector_scaling(logits, targets, weights)
     found = scaling.fit_vector_scaling((logits + offset) * factor, targets, weights)
-    assert found.status == scaling.OPTIMAL
+    assert found.status == Status.OPTIMAL
     assert found.nats == pytest.approx(expected.nats, rel=1e-9)
     np.testing.assert_allclose(found.factor * factor, expected.factor, rtol=1e-4)
 
@@ -96,7 +97,7 @@ def test_vector_scaling_is_the_same_in_all_units(factor, offset):
 def test_where_every_label_has_the_largest_logit_the_temperature_falls_to_zero():
     logits = np.array([[1.0, 0.0], [-0.5, 0.0], [3.0, 3.0]])
     found = scaling.fit_temperature(logits, np.array([0, 1, 0]))
-    assert found.status == scaling.SEPARABLE
+    assert found.status == Status.SEPARABLE
     assert "not trained on" in found.reason
     assert 0 < found.temperature < 0.1
     assert -1e-6 <= found.gradient <= 0
@@ -105,7 +106,7 @@ def test_where_every_label_has_the_largest_logit_the_temperature_falls_to_zero()
 
 def test_logits_that_mislead_get_an_infinite_temperature():
     found = scaling.fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))
-    assert (found.status, found.temperature, found.inverse) == (scaling.NO_INFORMATION, np.inf, 0)
+    assert (found.status, found.temperature, found.inverse) == (Status.NO_INFORMATION, np.inf, 0)
     assert found.nats == pytest.approx(np.log(2))
 
 
@@ -113,7 +114,7 @@ def test_logits_that_mislead_get_an_infinite_temperature():
 def test_logits_that_say_nothing_keep_their_temperature(value):
     logits = np.array([[value] * 3, [value + 1] * 3])
     found = scaling.fit_temperature(logits, np.array([1, 2]))
-    assert (found.status, found.temperature) == (scaling.ALL_THE_SAME, 1)
+    assert (found.status, found.temperature) == (Status.ALL_THE_SAME, 1)
     assert found.nats == found.nats_before == pytest.approx(np.log(3))
 
 
@@ -164,7 +165,7 @@ def test_vector_scaling_is_never_above_temperature_scaling(seed, kind, spread, w
     assert found.nats <= one.nats + 1e-12
     scaled = logits * found.factor + found.offset
     assert found.nats == pytest.approx(mean_loss(scaled, targets, weights), rel=1e-6, abs=1e-9)
-    assert found.status in (scaling.OPTIMAL, scaling.AT_INFINITY)
+    assert found.status in (Status.OPTIMAL, Status.AT_INFINITY)
     assert found.gradient < 1e-6
 
 
@@ -172,7 +173,7 @@ def test_vector_scaling_finds_the_factors_that_were_put_in():
     logits, targets, _ = drawn(0, 4000, 4)
     factor, offset = np.array([0.5, 1.0, 2.0, 3.0]), np.array([1.0, 0.0, -2.0, 1.0])
     found = scaling.fit_vector_scaling(logits * factor + offset, targets)
-    assert found.status == scaling.OPTIMAL
+    assert found.status == Status.OPTIMAL
     np.testing.assert_allclose(found.factor * factor, 1 / 3, rtol=0.3)
     plain = scaling.fit_vector_scaling(logits, targets)
     assert found.nats == pytest.approx(plain.nats, rel=1e-9)
@@ -183,7 +184,7 @@ def test_vector_scaling_says_where_a_class_does_not_occur():
     logits, _, _ = drawn(0, 300)
     targets = np.arange(300) % 2
     found = scaling.fit_vector_scaling(logits, targets)
-    assert found.status == scaling.AT_INFINITY
+    assert found.status == Status.AT_INFINITY
     assert "occurs never" in found.reason
     assert found.nats <= found.nats_before
 
@@ -195,13 +196,13 @@ def test_vector_scaling_says_where_classes_are_told_apart():
     )
     targets = np.where(np.arange(90) < 30, 0, rng.integers(1, 3, size=90))
     found = scaling.fit_vector_scaling(logits, targets)
-    assert found.status == scaling.AT_INFINITY
+    assert found.status == Status.AT_INFINITY
 
 
 def test_confidence_without_bounds_is_brought_back():
     logits, targets, _ = drawn(0, 100, spread=3e6)
     assert not np.isinf(scaling.fit_temperature(logits, targets).nats)
-    assert scaling.fit_vector_scaling(logits, targets).status == scaling.OPTIMAL
+    assert scaling.fit_vector_scaling(logits, targets).status == Status.OPTIMAL
 
 
 @pytest.mark.parametrize("fit", [scaling.fit_temperature, scaling.fit_vector_scaling])

@@ -20,8 +20,10 @@ from softmax_jax.estimator._arrays import (
     without_bfloat16,
 )
 from softmax_jax.model import Params
-from softmax_jax.solvers import CERTIFIED, NOT_CERTIFIED, Solution, _inputs
-from softmax_jax.solvers._cross_validation import standard_deviations
+from softmax_jax.penalty import Penalty
+from softmax_jax.solvers import Solution, Status
+from softmax_jax.solvers.cross_validation import standard_deviations
+from softmax_jax.solvers.inputs import checked_weights
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -124,9 +126,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             scale = solution.gap / solution.relative_gap if solution.relative_gap else 0.0
             relative_gap = gap / max(objective, scale)
             solution = solution._replace(objective=objective, gap=gap, relative_gap=relative_gap)
-            if solution.status == CERTIFIED and solution.relative_gap > self.tol:
+            if solution.status == Status.CERTIFIED and solution.relative_gap > self.tol:
                 solution = solution._replace(
-                    status=NOT_CERTIFIED,
+                    status=Status.NOT_CERTIFIED,
                     reason=f"with the weights in float32, as the features are, the gap is {gap:.1e}"
                     " nats: centre the features, or give them as float64",
                 )
@@ -140,14 +142,13 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     ) -> float:
         """F of the weights as they are, in float64."""
         w, b = model_params(self.coef_, self.intercept_)
-        share = _inputs.checked_weights(**weights, y=ids, n=len(ids), q=len(b))[0]
+        share = checked_weights(**weights, y=ids, n=len(ids), q=len(b))[0]
         rows = np.flatnonzero(share)
         X = to_numpy(X)
         logits = _products(X, w, place_of(ids)) + b
         losses = -_log_softmax(logits, np)[rows, ids[rows]]
         w = w * standard_deviations(X, share)[:, None] if self.standardize else w
-        sizes = np.linalg.norm(w, axis=1) if self.grouped else np.abs(w)
-        penalty = l2 / 2 * np.sum(w * w) + l1 * np.sum(sizes)
+        penalty = Penalty(l2, l1, grouped=self.grouped).value(w)
         return float(np.average(losses, weights=share[rows]) + penalty)
 
     def _logits(self, X: Any, method: str) -> Any:
@@ -221,8 +222,8 @@ def warn_unless_certified(tol: float, *solutions: Solution) -> None:
         np.concatenate([np.ravel(getattr(solution, name)) for solution in solutions])
         for name in ("status", "reason", "slope")
     )
-    is_flat = (status == NOT_CERTIFIED) & (slope.astype(np.float64) <= tol)
-    failed = np.flatnonzero((status != CERTIFIED) & ~is_flat)
+    is_flat = (status == Status.NOT_CERTIFIED) & (slope.astype(np.float64) <= tol)
+    failed = np.flatnonzero((status != Status.CERTIFIED) & ~is_flat)
     if failed.size:
         which = "the solution" if status.size == 1 else f"{failed.size} of {status.size} solutions"
         warnings.warn(

@@ -24,7 +24,7 @@ from softmax_jax.estimator._linear_classifier import (
     warn_unless_certified,
 )
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs
+from softmax_jax.solvers.inputs import checked_weights, checked_y
 
 
 class SoftmaxRegression(LinearClassifier):
@@ -123,7 +123,7 @@ class SoftmaxRegression(LinearClassifier):
         weights = self._weights(ids, sample_weight)
         initial = self._start(before, X.shape[1]) if self.warm_start else None
         if self.max_passes == 0:
-            _, q = _inputs.checked_y(ids, len(ids), None)
+            _, q = checked_y(ids, len(ids), None)
             solution = _not_begun(initial or _zeros(X.shape[1], q))
         else:
             solution = solvers.fit(
@@ -180,7 +180,7 @@ class SoftmaxRegression(LinearClassifier):
         )
         _check_partial_fit_first_call(self, None if classes is None else to_numpy(classes))
         ids = self._ids(to_numpy(y))
-        weights = _inputs.checked_weights(
+        weights = checked_weights(
             **self._weights(ids, sample_weight), y=ids, n=len(ids), q=self.classes_.shape[0]
         )
         if is_first:
@@ -268,7 +268,7 @@ def _not_begun(params: Params) -> solvers.Solution:
         "params": params,
         "objective": 0.0,
         "gap": 0.0,
-        "status": solvers.NOT_CERTIFIED,
+        "status": solvers.Status.NOT_CERTIFIED,
         "reason": "max_passes = 0: these are the parameters to start from",
         "passes": 0,
     }

@@ -51,7 +51,7 @@ def test_absent_classes_are_no_part_of_the_work(options):
 def test_nothing_is_below_the_objective_less_the_gap_with_all_classes():
     x, y = problem()
     solution = solvers.fit(x, CLASSES[y], l2=1e-2, num_classes=Q)
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     rng = np.random.default_rng(1)
     for size in (1e-6, 1e-3, 0.1):
         w = solution.params.w + size * rng.normal(size=(4, Q))

@@ -131,7 +131,7 @@ def test_the_gap_is_never_below_the_true_distance(shape, tol, part):
         assert solution.relative_gap == pytest.approx(
             solution.gap / max(solution.objective, floor), rel=1e-12
         )
-        if solution.status == solvers.CERTIFIED:
+        if solution.status == solvers.Status.CERTIFIED:
             assert solution.relative_gap <= tol
             assert float(reached - least) <= tol * float(reached)
-        assert solution.status == solvers.CERTIFIED, (seed, solution.reason)
+        assert solution.status == solvers.Status.CERTIFIED, (seed, solution.reason)

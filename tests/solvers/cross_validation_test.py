@@ -8,9 +8,9 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import LeaveOneGroupOut
 
 from softmax_jax import solvers
-from softmax_jax.solvers import _cross_validation
 from softmax_jax.solvers import cross_validate as cross_validate_
-from softmax_jax.solvers._cross_validation import _choices, _dealt_out
+from softmax_jax.solvers import cross_validation
+from softmax_jax.solvers.cross_validation import _choices, _dealt_out
 
 N, D, Q, FOLDS = 150, 4, 3, 3
 L2 = np.array([1e-4, 1e-2, 1e-1])
@@ -83,7 +83,7 @@ def test_a_loop_of_single_fits_gives_the_same_curve(iris, kind):
     np.testing.assert_allclose(found.loss, np.average(loss, axis=0, weights=weight), rtol=1e-5)
     np.testing.assert_allclose(found.accuracy, np.average(hits, axis=0, weights=weight), rtol=1e-6)
     assert found.best == (int(np.argmin(found.loss)),)
-    assert (found.folds.status == solvers.CERTIFIED).all()
+    assert (found.folds.status == solvers.Status.CERTIFIED).all()
 
 
 def test_a_grid_of_two_dimensions(iris):
@@ -128,7 +128,7 @@ def test_features_of_any_kind(iris, store):
 
 def test_blocks_do_not_matter(iris, monkeypatch):
     whole = cross_validate(*iris)
-    monkeypatch.setattr(_cross_validation, "_BLOCK", 7 * len(L2) * Q)
+    monkeypatch.setattr(cross_validation, "_BLOCK", 7 * len(L2) * Q)
     assert_same(cross_validate(*iris), whole, rtol=1e-12)
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from softmax_jax import solvers
 from softmax_jax.model import Params
-from softmax_jax.solvers import _logits_free, _optax_lbfgs
-from softmax_jax.solvers._problem import Problem
+from softmax_jax.penalty import Penalty
+from softmax_jax.solvers.methods import lbfgs, logits_free
+from softmax_jax.solvers.problem import Problem
 
 
 def made(seed, *, soft=False, weighted=False, n=120, d=6, q=5):
@@ -58,14 +59,14 @@ def test_it_is_taken_where_logits_are_too_many(monkeypatch):
     x, y, options = made(0)
     kept = solvers.fit(x, y, l2=1e-2, **options)
     # A logit for each row and class that has weight: there are four.
-    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 4)
+    monkeypatch.setattr(logits_free, "LIMIT", x.shape[0] * 4)
     calls = []
-    solve = _logits_free.solve
-    monkeypatch.setattr(_logits_free, "solve", lambda *a: calls.append(a) or solve(*a))
+    solve = logits_free.solve
+    monkeypatch.setattr(logits_free, "solve", lambda *a: calls.append(a) or solve(*a))
     found = solvers.fit(x, y, l2=1e-2, **options)
     assert calls
     assert found.objective == pytest.approx(kept.objective, rel=1e-4)
-    monkeypatch.setattr(_logits_free, "LIMIT", x.shape[0] * 4 + 1)
+    monkeypatch.setattr(logits_free, "LIMIT", x.shape[0] * 4 + 1)
     calls.clear()
     solvers.fit(x, y, l2=1e-2, **options)
     assert not calls
@@ -92,14 +93,15 @@ def test_a_step_holds_no_logits():
     f32, i32 = jnp.float32, jnp.int32
     problem = Problem(
         x=shape((blocks, rows, d), jnp.uint8), center=shape((d,), f32), scale=shape((d,), f32),
-            factor=shape((d,), f32), intercept=shape((), f32),
+            intercept=shape((), f32),
         targets=shape((blocks, rows), i32), weights=shape((blocks, 1, rows), f32), offset=None,
-        l2=shape((1,), f32), l1=shape((0,), f32), active=shape((), i32),
+        penalty=Penalty(shape((1,), f32), shape((1,), f32), shape((d,), f32), class_axis=-2),
+        active=shape((), i32),
     )  # fmt: skip
     params = Params(shape((d, q), f32), shape((q,), f32))
     state = jax.eval_shape(
-        lambda params: _logits_free._State(params, _optax_lbfgs.lbfgs().init(params)), params
+        lambda params: logits_free._State(params, lbfgs.lbfgs().init(params)), params
     )
-    step = _logits_free._step.lower(problem, state, shape((q,), bool), shape((), i32))
+    step = logits_free._step.lower(problem, state, shape((q,), bool), shape((), i32))
     # The logits would be 2,048 MiB.
     assert step.compile().memory_analysis().temp_size_in_bytes <= 128 * 2**20

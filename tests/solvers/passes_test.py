@@ -26,14 +26,14 @@ def problem():
 @pytest.fixture
 def in_float32_and_warmed_up(monkeypatch):
     """Blocks of 40 rows, so that work begins on some of them, and float32 that does not suffice."""
-    monkeypatch.setattr(solvers._lanes, "SMALL", 0)
+    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
     return {"block_size": 40}
 
 
 def assert_kept(solution, limit):
     assert 0 < np.max(solution.passes) <= limit
     for status, reason in zip(np.ravel(solution.status), np.ravel(solution.reason), strict=True):
-        assert status == solvers.CERTIFIED or f"max_passes = {limit:g}" in reason
+        assert status == solvers.Status.CERTIFIED or f"max_passes = {limit:g}" in reason
 
 
 @pytest.mark.parametrize("limit", [1, 2, 2.5, 3, 4, 7])

@@ -60,8 +60,8 @@ def test_nearly_all_random_problems_are_certified_and_none_falsely():
         assert reached == pytest.approx(solution.objective, rel=1e-8, abs=1e-9), seed
         nothing = solvers.fit(np.zeros((len(y), 1)), y, **{**options, "l1": 0.0, "l2": 1.0})
         assert solution.objective <= nothing.objective * (1 + 1e-12), seed
-        certified += solution.status == solvers.CERTIFIED
-        if seed % 10 == 0 and solution.status == solvers.CERTIFIED:
+        certified += solution.status == solvers.Status.CERTIFIED
+        if seed % 10 == 0 and solution.status == solvers.Status.CERTIFIED:
             # Whatever else is found is not below what is claimed to be the least.
             start = solution.params._replace(w=solution.params.w * 0.5)
             other = solvers.fit(x, y, initial=start, tol=1e-9, **options)

@@ -47,7 +47,7 @@ def planned(monkeypatch):
     def stop(inputs, works, *rest):
         raise Planned(works)
 
-    monkeypatch.setattr(solvers._lanes, "solve", stop)
+    monkeypatch.setattr(solvers.schedule, "solve", stop)
 
     def plan(**options):
         with pytest.raises(Planned) as stopped:
@@ -114,7 +114,7 @@ def test_no_weight_is_of_use_at_the_strongest_l1_and_one_is_below_it():
 def test_features_explain_a_hundredth_of_the_loss_at_most_at_the_strongest_l2():
     x, y = problem()
     path = solvers.fit_path(x, y, l2="auto")
-    assert (path.status == solvers.CERTIFIED).all()
+    assert (path.status == solvers.Status.CERTIFIED).all()
     nothing = at_zero(x, y)[0]
     assert 0.99 * nothing <= path.objective[0] <= nothing
     # Not by much too strong either: the bound is close where weights are small.

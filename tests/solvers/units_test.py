@@ -84,7 +84,7 @@ def test_columns_in_unequal_units(l2):
     assert solution.objective == pytest.approx(least, rel=1e-9)
     w -= w.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(solution.params.w * units[:, None], w, atol=1e-6)
-    assert solution.status == (solvers.CERTIFIED if l2 else solvers.NOT_CERTIFIED)
+    assert solution.status == (solvers.Status.CERTIFIED if l2 else solvers.Status.NOT_CERTIFIED)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_l1_with_a_column_in_another_unit(column):
     x[:, 2] = x[:, 2] * 1e6 if column == "times 1e6" else 1.6e9 + 3e7 * x[:, 2]
     l1 = 0.01
     solution = solvers.fit(x, y, l2=0, l1=l1)
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     w = solution.params.w
     o = (x - solution.mean) @ w + solution.centered.b
     p = np.exp(o - o.max(axis=1, keepdims=True))
@@ -177,7 +177,7 @@ def test_features_of_any_size(factor):
 def test_an_optimum_near_zero_is_certified():
     x = np.array([[-1.0], [1.0]]) * 1e9
     solution = solvers.fit(np.repeat(x, 5, axis=0), np.repeat([0, 1], 5), l2=1e-8)
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     assert solution.objective < 1e-9
 
 
@@ -198,7 +198,7 @@ def test_without_an_intercept(weighted):
     options = {"sample_weight": weights} if weighted else {}
     solution = solvers.fit(x, y, l2=1e-2, fit_intercept=False, tol=1e-10, **options)
     least, w, _ = newton(x, y, 1e-2, intercept=False, weights=options.get("sample_weight"))
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     assert solution.objective - least <= solution.gap
     assert solution.objective == pytest.approx(least, rel=1e-10)
     np.testing.assert_allclose(solution.params.w, w, atol=1e-6)
@@ -239,7 +239,7 @@ def test_a_weak_absolute_penalty_alone_is_certified():
     x = rng.normal(size=(500, 50))
     y = labels_of(x / 3, 5)
     solution = solvers.fit(x, y, l2=0, l1=1e-4)
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     assert solution.passes < 600
     assert not np.signbit(solution.params.w[solution.params.w == 0]).any()
 
@@ -250,7 +250,7 @@ def test_large_offsets_are_approached_from_smaller_ones(penalty):
     x = rng.normal(size=(100, 4)) * 10.0 ** rng.uniform(0, 7, size=4)
     offset, y = rng.normal(size=(100, 3)) * 1e5, rng.integers(3, size=100)
     solution = solvers.fit(x, y, offset=offset, **penalty)
-    assert solution.status == solvers.CERTIFIED
+    assert solution.status == solvers.Status.CERTIFIED
     # From W = 0 no method gets far.
     nothing = solvers.fit(np.zeros((100, 1)), y, l2=1, offset=offset)
     assert solution.objective < 0.995 * nothing.objective

@@ -7,10 +7,6 @@ import numpy as np
 
 from softmax_jax.model import Params
 
-CERTIFIED = "certified"
-NOT_CERTIFIED = "not certified"
-AT_INFINITY = "infimum at infinity"
-
 
 class History(NamedTuple):
     """A problem's way to its solution: a row each time that was looked at it."""

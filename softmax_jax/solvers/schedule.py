@@ -17,27 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax.solvers import (
-    _certificate,
-    _optax_lbfgs,
-    _preconditioner,
-    _problem,
-    _proximal,
-    _proximal_newton,
-    _quasi_newton,
-    _units,
+from softmax_jax.solvers import certificate as certificates
+from softmax_jax.solvers import separation
+from softmax_jax.solvers import units as _units
+from softmax_jax.solvers.certificate import Certificate
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods import (
+    lbfgs,
+    preconditioner,
+    proximal,
+    proximal_newton,
+    quasi_newton,
 )
-from softmax_jax.solvers._certificate import Certificate
-from softmax_jax.solvers._inputs import Inputs
-from softmax_jax.solvers._problem import Problem
-from softmax_jax.solvers._solution import (
-    AT_INFINITY,
-    CERTIFIED,
-    NOT_CERTIFIED,
+from softmax_jax.solvers.problem import Problem, cast
+from softmax_jax.solvers.solution import (
     History,
     Progress,
     Solution,
 )
+from softmax_jax.status import EXHAUSTED, SEPARATED, Status, unbounded, used_up
 
 # Steps after which a preconditioner is renewed, and by how many it is older for a problem that took
 # it over from a neighbour. Where it is the exact Hessian that is done often, as it makes the method
@@ -61,11 +59,6 @@ LARGE_OFFSET = 30
 NEVER = -1e30
 
 
-_SEPARATED = "the classes are separated and nothing is penalised: the loss falls to 0 as |W| grows"
-UNBOUNDED = "with l2 = l1 = 0 nothing bounds the gap; the gradient is {:.0e} at most"
-_EXHAUSTED = "no step makes progress any more in float64"
-
-
 # With XLA:CPU's newer emitters of fused loops it takes twice as long to compile, and just as long
 # to run. Versions from 0.11.1 on have no choice.
 _jit = partial(
@@ -81,7 +74,6 @@ class Options(NamedTuple):
 
     tol: float
     max_passes: float
-    grouped: bool
     lanes: int
     began: float
     callback: Callable[[Progress], None] | None
@@ -139,7 +131,7 @@ class Method(NamedTuple):
 def _method(module: Any, *, lanes: int, scores: str = "", patience: int) -> Method:
     return Method(
         start=_jit(module.start),
-        advance=_jit(module.advance, donate_argnames="state", static_argnames="grouped"),
+        advance=_jit(module.advance, donate_argnames="state"),
         hand_over=_jit(module.hand_over, donate_argnames="state"),
         forget=_jit(module.forget, donate_argnames="state"),
         lanes=lanes,
@@ -148,10 +140,10 @@ def _method(module: Any, *, lanes: int, scores: str = "", patience: int) -> Meth
     )
 
 
-QUASI_NEWTON = _method(_quasi_newton, lanes=4, scores="components", patience=60)
-PROXIMAL = _method(_proximal, lanes=4, patience=1000)
-PROXIMAL_NEWTON = _method(_proximal_newton, lanes=4, scores="features", patience=5)
-OPTAX_LBFGS = _method(_optax_lbfgs, lanes=1, patience=1000)
+QUASI_NEWTON = _method(quasi_newton, lanes=4, scores="components", patience=60)
+PROXIMAL = _method(proximal, lanes=4, patience=1000)
+PROXIMAL_NEWTON = _method(proximal_newton, lanes=4, scores="features", patience=5)
+OPTAX_LBFGS = _method(lbfgs, lanes=1, patience=1000)
 SMOOTH_METHODS = {"quasi-newton": QUASI_NEWTON, "lbfgs": OPTAX_LBFGS}
 
 
@@ -164,43 +156,42 @@ def _prepare(
     dtype: Any,
     q: int,
     coordinates: str,
-) -> tuple[Problem, Problem, _preconditioner.Basis, jax.Array | None]:
+) -> tuple[Problem, Problem, preconditioner.Basis, jax.Array | None]:
     """The problem with the chosen weightings, in float64 and ``dtype``, and what goes with it.
 
     Without the rows, which stay where they are.
     """
     exact = problem._replace(weights=problem.weights[:, chosen])
-    sample = min(problem.blocks, max(2, -(-_preconditioner.SAMPLE // problem.rows)))
-    working = _problem.cast(exact, dtype)
-    basis = _preconditioner.basis(working, sample, factor.astype(dtype), q)
+    sample = min(problem.blocks, max(2, -(-preconditioner.SAMPLE // problem.rows)))
+    working = cast(exact, dtype)
+    basis = preconditioner.basis(working, sample, factor.astype(dtype), q)
     z = None
     if coordinates:
         is_own = coordinates == "features"
         axes = basis._replace(components=jnp.eye(exact.d, dtype=dtype)) if is_own else basis
-        z = _preconditioner.scores(working, axes, q)
+        z = preconditioner.scores(working, axes, q)
     return exact._replace(x=None), working._replace(x=None), basis, z
 
 
-@partial(_jit, static_argnames=("grouped", "with_dual"))
+@partial(_jit, static_argnames="with_dual")
 def _certify(
     exact: Problem,
     state: Any,
     lane: np.ndarray,
     weighting: np.ndarray,
     *,
-    grouped: bool,
     with_dual: bool,
 ) -> Certificate:
     """The certificate of the problem of a lane, in float64."""
     dual = _of_lane(state.dual.probabilities, lane, 1) if with_dual else None
     alone = exact._replace(weights=_of_lane(exact.weights, weighting, 1))
-    return _certificate.certify(alone, _of_lane(state.theta, lane, 0), dual, grouped=grouped)
+    return certificates.certify(alone, _of_lane(state.theta, lane, 0), dual)
 
 
 @_jit
 def _margin(exact: Problem, state: Any, lane: np.ndarray, weighting: np.ndarray) -> jax.Array:
     alone = exact._replace(weights=_of_lane(exact.weights, weighting, 1))
-    return _certificate.margin(alone, _of_lane(state.theta, lane, 0))[0]
+    return separation.margin(alone, _of_lane(state.theta, lane, 0))[0]
 
 
 def _of_lane(array: jax.Array, lane: np.ndarray, axis: int) -> jax.Array:
@@ -223,7 +214,7 @@ def solve(
     if inputs.n * inputs.problem.d * inputs.q <= SMALL:
         dtype = np.float64
         if method.scores:
-            is_exact = _preconditioner.rank(inputs.problem.d, inputs.q) == inputs.problem.d
+            is_exact = preconditioner.rank(inputs.problem.d, inputs.q) == inputs.problem.d
             if method.is_quasi_newton and is_exact:
                 method = method._replace(patience=RENEWAL[True])
             for work in works:
@@ -302,7 +293,7 @@ def _run(
         coordinates=method.scores,
     )
     exact = exact._replace(x=inputs.problem.x)
-    problem = _with_strengths(problem._replace(x=inputs.problem.x), latest, dtype)
+    problem = with_strengths(problem._replace(x=inputs.problem.x), latest, dtype)
 
     theta = np.zeros((len(lanes), inputs.q, 1 + exact.d))
     if initial is not None:
@@ -325,7 +316,7 @@ def _run(
         first.passes += 1
 
     solved: dict[tuple[int, ...], Solution] = {}
-    is_exact = _preconditioner.rank(exact.d, inputs.q) == exact.d
+    is_exact = preconditioner.rank(exact.d, inputs.q) == exact.d
     age = np.full(len(lanes), RENEWAL[is_exact])
     while any(work is not None for work in lanes):
         passes_left = min(work.passes_left(options) for work in lanes if work is not None)
@@ -339,7 +330,6 @@ def _run(
             target=np.array([math.inf if work is None else work.target for work in lanes], dtype),
             limit=np.asarray(min(RENEWAL[is_exact] if method.scores else ROUND, passes_left)),
             stop_at_first=np.bool_(any(queues)),
-            grouped=options.grouped,
         )
         done, steps = look(lanes, state, steps, 1.0, options, solved_before + len(solved))
         age = np.where(renew, 0, age) + steps
@@ -359,11 +349,10 @@ def _run(
             work.passes += 1
             certificate = jax.device_get(
                 _certify(
-                    _with_strengths(exact, [work], np.float64),
+                    with_strengths(exact, [work], np.float64),
                     state,
                     lane,
                     weighting,
-                    grouped=options.grouped,
                     with_dual=method.is_quasi_newton and not work.l2 == work.l1 == 0,
                 )
             )
@@ -375,14 +364,14 @@ def _run(
                 done[i] = False
                 state = state._replace(done=np.array(done))
                 continue
-            if verdict == (NOT_CERTIFIED, _EXHAUSTED) and not work.restarted:
+            if verdict == (Status.NOT_CERTIFIED, EXHAUSTED) and not work.restarted:
                 # A stale preconditioner may be to blame, or pairs that rounding spoilt.
                 work.restarted, work.idle_steps = True, 0
                 age[i] = RENEWAL[is_exact]
                 done[i] = False
                 state = method.forget(state, lane)
                 continue
-            if verdict == (NOT_CERTIFIED, _EXHAUSTED) and dtype == np.float32:
+            if verdict == (Status.NOT_CERTIFIED, EXHAUSTED) and dtype == np.float32:
                 at: Any = np.asarray(certificate.theta[0])
                 at = at if np.isfinite(at).all() else np.zeros_like(at)
                 work.lowest, work.least = math.inf, math.inf
@@ -397,16 +386,15 @@ def _run(
                     solved_before + len(solved),
                 )
             else:
-                if verdict == (NOT_CERTIFIED, _EXHAUSTED) and work.l2 == work.l1 == 0:
-                    verdict = NOT_CERTIFIED, UNBOUNDED.format(certificate.slope[0])
-                if verdict[0] == NOT_CERTIFIED:
+                if verdict == (Status.NOT_CERTIFIED, EXHAUSTED) and work.l2 == work.l1 == 0:
+                    verdict = Status.NOT_CERTIFIED, unbounded(float(certificate.slope[0]))
+                if verdict[0] == Status.NOT_CERTIFIED:
                     nothing = jax.device_get(
                         _certify(
-                            _with_strengths(exact, [work], np.float64),
+                            with_strengths(exact, [work], np.float64),
                             state._replace(theta=_without_weights(state.theta)),
                             lane,
                             weighting,
-                            grouped=options.grouped,
                             with_dual=False,
                         )
                     )
@@ -423,8 +411,8 @@ def _run(
                 lanes[i] = latest[i] = queues[i].popleft()
                 handed_over.add(i)
                 done[i] = False
-                l2 = np.asarray(problem.l2[source])
-                problem = _with_strengths(problem, latest, dtype)
+                l2 = np.asarray(problem.penalty.l2)[source]
+                problem = with_strengths(problem, latest, dtype)
                 state = method.hand_over(problem, state, lane, np.asarray(source), l2)
                 age[i] = age[source] + HANDED_OVER[is_exact]
     return solved
@@ -451,11 +439,10 @@ def _not_begun(
     theta[:, absent, 0] = NEVER
     certificate = jax.device_get(
         _certify(
-            _with_strengths(exact, [work], np.float64),
+            with_strengths(exact, [work], np.float64),
             _Start(theta),
             np.asarray(0),
             np.asarray(weightings.index(work.weighting)),
-            grouped=options.grouped,
             with_dual=False,
         )
     )
@@ -476,11 +463,10 @@ def _without_weights(theta: jax.Array) -> jax.Array:
     return jnp.zeros_like(theta).at[..., 0].set(bias.astype(theta.dtype))
 
 
-def _with_strengths(problem: Problem, works: Sequence[Work], dtype: Any) -> Problem:
-    return problem._replace(
-        l2=np.array([work.l2 for work in works], dtype),
-        l1=np.array([work.l1 for work in works], dtype),
-    )
+def with_strengths(problem: Problem, works: Sequence[Work], dtype: Any) -> Problem:
+    """The problem with the strengths of ``works``."""
+    l2, l1 = (np.array([getattr(w, name) for w in works], dtype) for name in ("l2", "l1"))
+    return problem._replace(penalty=dataclasses.replace(problem.penalty, l2=l2, l1=l1))
 
 
 def _started(
@@ -499,7 +485,6 @@ def _started(
         target=np.zeros(len(theta), problem.dtype),
         limit=np.asarray(1),
         stop_at_first=np.bool_(False),
-        grouped=options.grouped,
     )[0]
 
 
@@ -528,8 +513,11 @@ def _warm_up(
             continue
         part = problem._replace(
             active=np.asarray(active, np.int32),
-            l2=(problem.l2 * ratio).astype(problem.l2.dtype),
-            l1=(problem.l1 * ratio).astype(problem.l1.dtype),
+            penalty=dataclasses.replace(
+                problem.penalty,
+                l2=(np.asarray(problem.penalty.l2) * ratio).astype(problem.dtype),
+                l1=(np.asarray(problem.penalty.l1) * ratio).astype(problem.dtype),
+            ),
         )
         everyone = np.ones(len(works), bool)
         state, steps = method.advance(
@@ -541,7 +529,6 @@ def _warm_up(
             target=np.full(len(works), 0.02, problem.dtype),
             limit=np.asarray(min(WARM_UP if method.scores else ROUND, steps_left)),
             stop_at_first=np.bool_(False),
-            grouped=options.grouped,
         )
         for work in works:
             work.passes += 1 / ratio  # the first one
@@ -594,26 +581,21 @@ def _verdict(
     floor: float,
 ) -> tuple[str, str] | None:
     """Status and reason, or None if the work is to go on."""
-    unbounded = work.l2 == work.l1 == 0
-    if unbounded and separated:
-        return AT_INFINITY, _SEPARATED
-    if not unbounded and certificate.gap[0] <= options.tol * max(
+    is_unbounded = work.l2 == work.l1 == 0
+    if is_unbounded and separated:
+        return Status.AT_INFINITY, SEPARATED
+    if not is_unbounded and certificate.gap[0] <= options.tol * max(
         float(certificate.value[0]), floor
     ):
-        return CERTIFIED, ""
+        return Status.CERTIFIED, ""
     promises = work.gap <= work.target * work.value
-    if unbounded and promises:
-        return NOT_CERTIFIED, UNBOUNDED.format(certificate.slope[0])
+    if is_unbounded and promises:
+        return Status.NOT_CERTIFIED, unbounded(float(certificate.slope[0]))
     if work.passes_left(options) < 1:
-        return NOT_CERTIFIED, used_up(options)
+        return Status.NOT_CERTIFIED, used_up(options.max_passes)
     if work.idle_steps >= method.patience or (done and not promises):
-        return NOT_CERTIFIED, _EXHAUSTED
+        return Status.NOT_CERTIFIED, EXHAUSTED
     return None
-
-
-def used_up(options: Options) -> str:
-    """The reason, where no step fits into the passes that are left."""
-    return f"max_passes = {options.max_passes:g} are used up"
 
 
 def to_solution(

@@ -4,7 +4,7 @@ The other methods keep the n q logits of each problem, to move along them for fr
 `head.linear_cross_entropy` on a block of rows, the method `optax.lbfgs` without a preconditioner,
 and the certificate comes from one pass in float64.
 
-For the bound, residuals must sum to zero over the rows, as the bias is free (`_certificate`). The
+For the bound, residuals must sum to zero over the rows, as the bias is free (`certificate`). The
 predictions P almost do: their mean over the rows is :math:`\bar p`, that of the targets
 :math:`\bar y`. So they are mixed with one distribution Q, the same for all rows, that makes up for
 the difference,
@@ -34,11 +34,15 @@ import optax
 
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
-from softmax_jax.solvers import _lanes, _optax_lbfgs, _problem, _units
-from softmax_jax.solvers._certificate import Certificate
-from softmax_jax.solvers._inputs import Inputs
-from softmax_jax.solvers._problem import Problem
-from softmax_jax.solvers._solution import CERTIFIED, NOT_CERTIFIED, Solution
+from softmax_jax.penalty import Penalty
+from softmax_jax.solvers import passes, schedule
+from softmax_jax.solvers import units as _units
+from softmax_jax.solvers.certificate import Certificate
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods import lbfgs
+from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
+from softmax_jax.solvers.solution import Solution
+from softmax_jax.status import Status, unbounded, used_up
 
 # Logits of a problem from which on they are too many: a gigabyte of float32, of which the other
 # methods keep several copies.
@@ -70,16 +74,16 @@ def applies(inputs: Inputs) -> bool:
 
 
 def solve(
-    inputs: Inputs, works: Sequence[_lanes.Work], options: _lanes.Options
+    inputs: Inputs, works: Sequence[schedule.Work], options: schedule.Options
 ) -> dict[tuple[int, ...], Solution]:
-    """Solutions by place; see `_lanes.solve`."""
+    """Solutions by place; see `schedule.solve`."""
     solved: dict[tuple[int, ...], Solution] = {}
     for m in sorted({work.weighting for work in works}):
         # The bound needs features of mean zero.
         rows = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
         exact, units = _units.centered(rows, inputs.units, _mean(rows))
         own_inputs = inputs._replace(problem=exact, units=units)
-        problem = _problem.cast(exact, jnp.float64 if inputs.is_wide else jnp.float32)
+        problem = cast(exact, jnp.float64 if inputs.is_wide else jnp.float32)
         absent = inputs.absent[m]
         params = _started(own_inputs, problem.dtype)
         nothing = Params(jnp.zeros((problem.d, inputs.q)), jnp.zeros(inputs.q))
@@ -90,7 +94,7 @@ def solve(
             params, certificate, verdict = _solved(
                 problem, exact, params, -none.gradient.w, absent, work, options, len(solved)
             )
-            solved[work.place] = _lanes.to_solution(own_inputs, certificate, work, verdict)
+            solved[work.place] = schedule.to_solution(own_inputs, certificate, work, verdict)
     return solved
 
 
@@ -111,45 +115,45 @@ def _solved(
     params: Params,
     targets_gradient: jax.Array,
     absent: np.ndarray,
-    work: _lanes.Work,
-    options: _lanes.Options,
+    work: schedule.Work,
+    options: schedule.Options,
     solved: int,
 ) -> tuple[Params, Certificate, tuple[str, str]]:
     """The last iterate, its certificate, status and reason."""
     is_wide = problem.dtype == jnp.float64
-    problem = problem._replace(l2=np.array([work.l2], problem.dtype))
-    exact = exact._replace(l2=np.array([work.l2]))
+    problem = schedule.with_strengths(problem, [work], problem.dtype)
+    exact = schedule.with_strengths(exact, [work], np.float64)
     with jax.enable_x64(is_wide):
-        state = _State(params, _optax_lbfgs.lbfgs().init(params))
+        state = _State(params, lbfgs.lbfgs().init(params))
     target, reason = work.target, ""
     while True:
         if work.passes_left(options) > 0:
             # The line search would widen the parameters where float64 is there.
             with jax.enable_x64(is_wide):
-                most = np.int32(min(_optax_lbfgs.TRIES, work.passes_left(options)))
+                most = np.int32(min(lbfgs.TRIES, work.passes_left(options)))
                 state, value, gap, tries = _step(problem, state, absent, most)
             looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
-            _lanes.look([work], looked, tries[None], 1.0, options, solved)
+            schedule.look([work], looked, tries[None], 1.0, options, solved)
             if work.idle_steps >= _PATIENCE:
                 reason = "no step makes progress any more"
             elif work.passes_left(options) > 0 and not work.gap <= target * work.value:
                 continue
         passes_left = max(min(_SCALINGS, options.max_passes - work.passes), 1)
-        certificate, passes = _certified(exact, state.params, targets_gradient, absent, passes_left)
-        work.passes += passes
+        certificate, taken = _certified(exact, state.params, targets_gradient, absent, passes_left)
+        work.passes += taken
         if certificate.gap[0] <= options.tol * certificate.value[0]:
-            return state.params, certificate, (CERTIFIED, "")
+            return state.params, certificate, (Status.CERTIFIED, "")
         if reason and work.l2 == 0:
-            reason = _lanes.UNBOUNDED.format(certificate.slope[0])
+            reason = unbounded(float(certificate.slope[0]))
         elif not reason and work.passes_left(options) < 1:
-            reason = _lanes.used_up(options)
+            reason = used_up(options.max_passes)
         if reason:
-            return state.params, certificate, (NOT_CERTIFIED, reason)
+            return state.params, certificate, (Status.NOT_CERTIFIED, reason)
         target /= 4
 
 
 class _Looked(NamedTuple):
-    """What `_lanes.look` reads of a state."""
+    """What `schedule.look` reads of a state."""
 
     value: np.ndarray
     gap: np.ndarray
@@ -161,10 +165,10 @@ def _mean(problem: Problem) -> jax.Array:
     """Of the features: ``[d]``."""
 
     def add(j, total):
-        s = _problem.block_of(problem.weights, j)[0]
-        return total + s @ _problem.features(problem, j)
+        s = block_of(problem.weights, j)[0]
+        return total + s @ passes.features(problem, j)
 
-    return _problem.over_blocks(problem, add, jnp.zeros(problem.d, problem.dtype))
+    return over_blocks(problem, add, jnp.zeros(problem.d, problem.dtype))
 
 
 def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) -> _Pass:
@@ -172,10 +176,10 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
     extras = ("entropy",) if exact else ()
 
     def loss_of(params, j):
-        y = _problem.block_of(problem.targets, j)
-        s = _problem.block_of(problem.weights, j)[0]
+        y = block_of(problem.targets, j)
+        s = block_of(problem.weights, j)[0]
         out = linear_cross_entropy(
-            _problem.features(problem, j),
+            passes.features(problem, j),
             params.w,
             jnp.where(absent, -jnp.inf, params.b),
             y.T if y.ndim == 2 else y,
@@ -194,7 +198,12 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
     zero = jnp.zeros((), problem.dtype)
     start = _Pass(zero, jax.tree.map(jnp.zeros_like, params), zero)
     with jax.default_matmul_precision("highest"):
-        return _problem.over_blocks(problem, add, start)
+        return over_blocks(problem, add, start)
+
+
+def _penalty(problem: Problem) -> Penalty:
+    """The penalty of the one problem, for weights ``[d, q]``."""
+    return Penalty(problem.l2[0], factor=problem.factor, class_axis=-1)
 
 
 @jax.jit
@@ -202,12 +211,12 @@ def _step(
     problem: Problem, state: _State, absent: jax.Array, most: jax.Array
 ) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
     """One of L-BFGS; value and estimated gap before it, and how many passes it took of ``most``."""
-    ridge = problem.ridge[0][:, None]
+    penalty = _penalty(problem)
 
     def evaluate(params):
         found = _over_rows(problem, params, absent, exact=False)
-        w = found.gradient.w + ridge * params.w
-        value = found.loss + jnp.sum(ridge * params.w**2) / 2
+        w = found.gradient.w + penalty.gradient(params.w)
+        value = found.loss + penalty.smooth_value(params.w)
         return value, Params(w, found.gradient.b)
 
     @jax.custom_vjp
@@ -217,12 +226,12 @@ def _step(
     objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
     value_and_grad = optax.value_and_grad_from_state(objective)
     value, gradient = value_and_grad(state.params, state=state.optimizer)
-    updates, optimizer = _optax_lbfgs.lbfgs(most).update(
+    updates, optimizer = lbfgs.lbfgs(most).update(
         gradient, state.optimizer, state.params, value=value, grad=gradient, value_fn=objective
     )
     params = optax.apply_updates(state.params, updates)
     tries = optax.tree.get(optimizer, "info").num_linesearch_steps
-    return _State(params, optimizer), value, jnp.sum(gradient.w**2 / (2 * ridge)), tries
+    return _State(params, optimizer), value, penalty.conjugate(gradient.w), tries
 
 
 @jax.jit
@@ -250,11 +259,11 @@ def _certified(
     """With the bias moved so that means agree better, and the passes it took, up to ``most``."""
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
     mean_y = _mean_targets(exact, len(params.b))
-    best, lowest, passes = None, np.inf, 0
-    while passes + 1 <= most:
+    best, lowest, taken = None, np.inf, 0
+    while taken + 1 <= most:
         found, move = _measured(exact, params, absent)
         value, gap, slope = _bound(exact, found, params, mean_y, targets_gradient)
-        passes += 1
+        taken += 1
         is_better = best is None or float(gap) < 0.7 * lowest
         if is_better:
             theta = jnp.concatenate([params.b[:, None], params.w.T], axis=1)
@@ -263,7 +272,7 @@ def _certified(
         else:
             break
     assert best is not None
-    return best, passes
+    return best, taken
 
 
 @jax.jit
@@ -271,9 +280,9 @@ def _bound(
     problem: Problem, found: _Pass, params: Params, mean_y: jax.Array, targets_gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Objective, gap and slope; the gap is the objective where nothing is known."""
-    ridge = problem.ridge[0][:, None]
-    value = found.loss + jnp.sum(ridge * params.w**2) / 2
-    slope = jnp.max(jnp.abs(found.gradient.w + ridge * params.w))
+    penalty = _penalty(problem)
+    value = found.loss + penalty.smooth_value(params.w)
+    slope = jnp.max(jnp.abs(found.gradient.w + penalty.gradient(params.w)))
     excess = found.gradient.b
     mean_p = mean_y + excess
     share = jnp.where(excess > 0, excess / jnp.where(mean_p > 0, mean_p, 1), 0)
@@ -283,6 +292,6 @@ def _bound(
     other = jnp.maximum(other, 0)
     entropy_of_other = -jnp.sum(jax.scipy.special.xlogy(other, other))
     g = (1 - mix) * found.gradient.w - mix * targets_gradient
-    dual = (1 - mix) * found.entropy + mix * entropy_of_other - jnp.sum(g**2 / (2 * ridge))
+    dual = (1 - mix) * found.entropy + mix * entropy_of_other - penalty.conjugate(g)
     gap = value - dual + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     return value, jnp.where(jnp.isfinite(gap), jnp.clip(gap, 0, value), value), slope

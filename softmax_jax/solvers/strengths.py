@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax.solvers import _certificate, _problem
-from softmax_jax.solvers._inputs import Inputs
-from softmax_jax.solvers._problem import Problem
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.bias import best_bias
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 AUTO = "auto"
 NUMBER = 22
@@ -63,14 +64,14 @@ def _checked(value: Any, name: str) -> np.ndarray | str:
 
 
 def grid(
-    l2: np.ndarray | str, l1: np.ndarray | str, inputs: Inputs, *, grouped: bool
+    l2: np.ndarray | str, l1: np.ndarray | str, inputs: Inputs
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both with the shape of the grid; ``auto`` is its last axis, from strong to weak.
 
     For several weightings, that of the one with the largest.
     """
     if isinstance(l2, str) or isinstance(l1, str):
-        largest_l2, largest_l1 = _largest(inputs, grouped=grouped)
+        largest_l2, largest_l1 = _largest(inputs)
         if isinstance(l2, str):
             l2, l1 = _path(largest_l2, _WEAKEST_L2), np.asarray(l1)[..., None]
         else:
@@ -86,13 +87,13 @@ def _path(largest: float, weakest: float) -> np.ndarray:
     return np.geomspace(1, weakest, NUMBER) * (largest if 0 < largest < np.inf else 1)
 
 
-def _largest(inputs: Inputs, *, grouped: bool) -> tuple[float, float]:
+def _largest(inputs: Inputs) -> tuple[float, float]:
     """Of l2 and of l1, the largest over the weightings."""
     largest = []
     for m, absent in enumerate(inputs.absent):
         problem = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
         loss, g = jax.device_get(_without_weights(problem, absent))
-        sizes = np.asarray(_certificate.sizes(g, grouped))
+        sizes = np.asarray(problem.penalty.sizes(g))
         share = _SHARE * np.where(loss > 0, loss, np.inf)
         largest.append((np.sum(g * g) / (2 * share), (1 + _MARGIN) * sizes.max()))
     l2, l1 = np.max(largest, axis=0)
@@ -103,34 +104,34 @@ def _largest(inputs: Inputs, *, grouped: bool) -> tuple[float, float]:
 def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The loss and the gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
     q = absent.size
-    total = _problem.mass(problem)
+    total = passes.mass(problem)
     never = jnp.where(absent, _NEVER, 0.0)[None]
 
     def add_target(j, share):
-        s = _problem.weights(problem, j, total)[:, None]
-        return share + jnp.sum(s * _problem.targets(problem, j, q), axis=-1)
+        s = passes.weights(problem, j, total)[:, None]
+        return share + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
 
     if problem.offset is None:
-        share = _problem.over_blocks(problem, add_target, jnp.zeros((1, q), problem.dtype))
+        share = over_blocks(problem, add_target, jnp.zeros((1, q), problem.dtype))
         bias = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), never)
     else:
         logits = problem.offset[:, None] + never[None, ..., None]
-        bias = never + _certificate.best_bias(problem, logits)
+        bias = never + best_bias(problem, logits)
 
     bias = bias * problem.intercept
 
     def add(j, carry):
         o = jnp.broadcast_to(bias[..., None], (1, q, problem.rows))
         if problem.offset is not None:
-            o = o + _problem.block_of(problem.offset, j)[None]
-        p, below, log_z = _problem.softmax(o)
-        y, s = _problem.targets(problem, j, q), _problem.weights(problem, j, total)
-        terms = log_z - _problem.over_classes(y * below)
+            o = o + block_of(problem.offset, j)[None]
+        p, below, log_z = passes.softmax(o)
+        y, s = passes.targets(problem, j, q), passes.weights(problem, j, total)
+        terms = log_z - passes.over_classes(y * below)
         r = s[:, None] * (p - y)
         loss = carry[0] + jnp.sum(s * terms)
-        return loss, carry[1] + _problem.transposed_product(r, _problem.features(problem, j))
+        return loss, carry[1] + passes.transposed_product(r, passes.features(problem, j))
 
     zero = jnp.zeros((1, q, 1 + problem.d), problem.dtype)
-    loss, g = _problem.over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
+    loss, g = over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
     # As the features would have it in whose units they are penalised.
     return loss, g[..., 1:] / problem.factor[None, None]

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.solvers import _certificate, _problem
-from softmax_jax.solvers._preconditioner import Basis
-from softmax_jax.solvers._problem import Problem, dot, wide
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.methods.preconditioner import Basis
+from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
 class State(NamedTuple):
@@ -40,7 +41,7 @@ class State(NamedTuple):
 
 def start(problem: Problem, z: None, theta: jax.Array) -> State:
     """At ``theta``, with nothing learnt yet: half a pass."""
-    logits = _problem.logits(problem, theta)
+    logits = passes.logits(problem, theta)
     k = problem.l2.size
     return State(
         theta=theta,
@@ -96,40 +97,39 @@ def advance(
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
-    grouped: bool,
 ) -> tuple[State, jax.Array]:
     """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`."""
     variance = basis.second_moments
     # A constant feature has no gradient; any positive number will do for it.
     least = 1e-6 * jnp.max(variance) + 1e-30
     metric = jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
-    return _problem.steps_until_done(
-        lambda state: _step(problem, metric, state, target, grouped), state, limit, stop_at_first
+    return passes.steps_until_done(
+        lambda state: _step(problem, metric, state, target), state, limit, stop_at_first
     )
 
 
-def _step(
-    problem: Problem, metric: jax.Array, state: State, target: jax.Array, grouped: bool
-) -> State:
+def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) -> State:
     t = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     push = (state.momentum - 1) / t
     y = state.theta + wide(push) * (state.theta - state.previous)
     y_logits = state.logits + push[None, :, None, None] * (state.logits - state.previous_logits)
-    loss, probabilities = _problem.loss_and_probabilities(problem, y_logits)
-    g = _problem.gradient(problem, probabilities)
+    loss, probabilities = passes.loss_and_probabilities(problem, y_logits)
+    g = passes.gradient(problem, probabilities)
     w = y[..., 1:]
-    value = loss + _certificate.penalty(problem, w, grouped=grouped)
-    gap = _certificate.fenchel_young(problem, w, g[..., 1:], grouped=grouped)
+    penalty = problem.penalty
+    value = loss + penalty.value(w)
+    gap = penalty.fenchel_young(w, g[..., 1:])
     # Where l2 = 0 the certificate has to shrink the residuals first; as far as that goes.
-    c = _certificate.share_that_fits(problem, g[..., 1:], grouped=grouped)
+    c = 1 / jnp.maximum(penalty.dual_norm(g[..., 1:]), 1)
     fitting = wide(0.999999 * c) * g[..., 1:]
-    shrunk = _certificate.fenchel_young(problem, w, fitting, grouped=grouped)
+    shrunk = penalty.fenchel_young(w, fitting)
     gap = jnp.where(problem.l2 > 0, gap, shrunk + (1 - c) * loss)
 
     strength = wide(state.curvature) * metric[None, None, :]
-    theta = _prox(problem, y - g / strength, strength, grouped)
+    theta = y - g / strength
+    theta = theta.at[..., 1:].set(penalty.prox(theta[..., 1:], strength[..., 1:]))
     move = theta - y
-    ahead = _problem.linear(problem, move)
+    ahead = passes.linear(problem, move)
     scaled = move * jnp.broadcast_to(metric[None, None, :], move.shape)
     size = dot(move, scaled)
     bend = _bend(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
@@ -160,31 +160,21 @@ def _step(
     )
 
 
-def _prox(problem: Problem, v: jax.Array, strength: jax.Array, grouped: bool) -> jax.Array:
-    """Minimises ``strength/2 |w - v|^2 + Omega(w)``; the bias stays."""
-    w, strength = v[..., 1:], strength[..., 1:]
-    size = _certificate.sizes(w, grouped)
-    threshold = problem.threshold[:, None, :]
-    kept = jnp.maximum(1 - threshold / (strength * jnp.where(size > 0, size, 1)), 0)
-    shrunk = w * jnp.broadcast_to(kept, w.shape) * strength / (strength + problem.ridge[:, None, :])
-    return v.at[..., 1:].set(jnp.where(kept > 0, shrunk, 0))
-
-
 def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
     """The larger second derivative of the mean loss along ``ahead``, at its start and its end."""
-    mass = _problem.mass(problem)
+    mass = passes.mass(problem)
 
     def add(j, carry):
-        a = _problem.block_of(ahead, j)
-        o = _problem.block_of(logits, j)
-        s = _problem.weights(problem, j, mass)
+        a = block_of(ahead, j)
+        o = block_of(logits, j)
+        s = passes.weights(problem, j, mass)
 
         def bend(o):
-            p, _, _ = _problem.softmax(o)
-            return jnp.sum(s * _problem.mean_and_variance(p, a)[1], axis=-1)
+            p, _, _ = passes.softmax(o)
+            return jnp.sum(s * passes.mean_and_variance(p, a)[1], axis=-1)
 
         return carry[0] + bend(o), carry[1] + bend(o + a)
 
     zero = jnp.zeros(logits.shape[1], logits.dtype)
-    at_start, at_end = _problem.over_blocks(problem, add, (zero, zero))
+    at_start, at_end = over_blocks(problem, add, (zero, zero))
     return jnp.maximum(at_start, at_end)

@@ -1,7 +1,7 @@
 r"""L-BFGS on a preconditioner, with an exact line search: the second-order method for l1 = 0.
 
 The two-loop recursion (Nocedal and Wright, Numerical Optimization, algorithm 7.4) starts from the
-approximate inverse Hessian of `_preconditioner`, so that the few pairs it keeps only have to mend
+approximate inverse Hessian of `preconditioner`, so that the few pairs it keeps only have to mend
 what is wrong with that. A step is one pass over the rows: forward, :math:`X \Delta`, and after the
 search back, :math:`X^\top R`. In between, the search moves along kept logits,
 
@@ -21,9 +21,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.solvers import _preconditioner, _problem
-from softmax_jax.solvers._preconditioner import Basis, Preconditioner
-from softmax_jax.solvers._problem import Problem, dot, over_classes, wide
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.methods import preconditioner
+from softmax_jax.solvers.methods.preconditioner import Basis, Preconditioner
+from softmax_jax.solvers.passes import dot, over_classes, wide
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 
 MEMORY = 8
 # The search ends where the slope is this share of the first one.
@@ -156,7 +158,6 @@ def advance(
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
-    grouped: bool = False,
 ) -> tuple[State, jax.Array]:
     """Renews preconditioners and takes up to ``limit`` steps; how many each problem took.
 
@@ -169,7 +170,6 @@ def advance(
       target: ``[k]``: a problem is done once its gap is at most this share of its objective.
       limit: steps to take at most.
       stop_at_first: whether to stop as soon as a problem is done that was not, or when all are.
-      grouped: of no meaning without an l1 penalty.
     """
     blocks = z.shape[0]
     is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
@@ -179,13 +179,13 @@ def advance(
         seen = weights * is_active[:, None]
         return jax.lax.cond(
             renew[i],
-            lambda: _preconditioner.build(basis, z, state.logits[:blocks, i], seen, problem.l2[i]),
+            lambda: preconditioner.build(basis, z, state.logits[:blocks, i], seen, problem.l2[i]),
             lambda: jax.tree.map(lambda a: a[i], state.preconditioner),
         )
 
     pre = jax.lax.map(preconditioner_of, jnp.arange(problem.l2.size))
     state = state._replace(preconditioner=pre)
-    return _problem.steps_until_done(
+    return passes.steps_until_done(
         lambda state: _step(problem, basis, state, target), state, limit, stop_at_first
     )
 
@@ -196,13 +196,13 @@ def _step(problem: Problem, basis: Basis, state: State, target: jax.Array) -> St
     direction = jnp.where(wide(usable), direction, -state.gradient)
     decrement = jnp.where(state.is_led, jnp.inf, -dot(state.gradient, direction) / 2)
     direction = jnp.where(wide(state.is_led), state.lead, direction)
-    ahead = _problem.linear(problem, direction)
+    ahead = passes.linear(problem, direction)
     is_first = jnp.isinf(state.value)
     t, loss, probabilities = _line_search(problem, state, direction, ahead, is_first)
     move = wide(t) * direction
     theta = state.theta + move
     logits = state.logits + t[None, :, None, None] * ahead
-    here = Dual(probabilities, _problem.gradient(problem, probabilities), loss)
+    here = Dual(probabilities, passes.gradient(problem, probabilities), loss)
     value, gradient = _penalised(problem, theta, loss, here.gradient)
     change = gradient - state.gradient
     along = jnp.where(is_first, 0, dot(move, change))
@@ -233,9 +233,8 @@ def _penalised(
     problem: Problem, theta: jax.Array, loss: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Objective and its gradient from those of the mean loss."""
-    w = theta[..., 1:]
-    slope = problem.ridge[:, None, :] * w
-    return loss + jnp.sum(slope * w, axis=(1, 2)) / 2, gradient.at[..., 1:].add(slope)
+    w, penalty = theta[..., 1:], problem.penalty
+    return loss + penalty.smooth_value(w), gradient.at[..., 1:].add(penalty.gradient(w))
 
 
 def _bound(
@@ -266,14 +265,15 @@ def _bound(
     is_first = jnp.isneginf(dual.entropy)
     rise = jnp.where(is_first, 0, here.entropy - dual.entropy)
     turn = here.gradient - dual.gradient
-    size = _problem.dual_dot(problem, turn, turn)
-    ahead = rise - _problem.dual_dot(problem, dual.gradient, turn)
+    dual_inner, turn_w = problem.penalty.dual_inner, turn[..., 1:]
+    size = dual_inner(turn_w, turn_w)
+    ahead = rise - dual_inner(dual.gradient[..., 1:], turn_w)
     share = ahead / jnp.where(size > 0, size, 1)
     share = jnp.where(is_first | ~bounded, 1, jnp.clip(share, 0, 1))
 
     def distance(gradient):
-        g = _penalised(problem, theta, loss, gradient)[1]
-        return _problem.dual_dot(problem, g, g) / 2
+        g = _penalised(problem, theta, loss, gradient)[1][..., 1:]
+        return dual_inner(g, g) / 2
 
     def mixed(share):
         return Dual(
@@ -308,7 +308,7 @@ def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
         return v + wide(a - curvature * dot(change, v)) * move, None
 
     v, a = jax.lax.scan(back, state.gradient, pairs)
-    v = _preconditioner.apply(state.preconditioner, basis, l2, v)
+    v = preconditioner.apply(state.preconditioner, basis, l2, v)
     v, _ = jax.lax.scan(forth, v, (pairs, a), reverse=True)
     return -v
 
@@ -326,8 +326,8 @@ def _line_search(
     Returns:
       The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
     """
-    w, v, ridge = state.theta[..., 1:], direction[..., 1:], problem.ridge[:, None, :]
-    ww, wv, vv = (jnp.sum(ridge * a * b, axis=(1, 2)) for a, b in ((w, w), (w, v), (v, v)))
+    w, v = state.theta[..., 1:], direction[..., 1:]
+    ww, wv, vv = (problem.penalty.smooth_inner(a, b) for a, b in ((w, w), (w, v), (v, v)))
     # No objective is above the one at the start but by rounding, or the slope was rounding as well.
     highest = state.value * (1 + 64 * jnp.finfo(w.dtype).eps)
     first = dot(state.gradient, direction)
@@ -379,21 +379,21 @@ class Probe(NamedTuple):
 def _probe(problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array) -> Probe:
     """At ``logits + t ahead``: ``[k]`` each, and ``[blocks, k, q, rows]``."""
     q = logits.shape[2]
-    mass = _problem.mass(problem)
+    mass = passes.mass(problem)
 
     def add(j, probe):
-        a = _problem.block_of(ahead, j)
-        y = _problem.targets(problem, j, q)
-        s = _problem.weights(problem, j, mass)
-        p, below, log_z = _problem.softmax(_problem.block_of(logits, j) + wide(t) * a)
-        mean, variance = _problem.mean_and_variance(p, a)
+        a = block_of(ahead, j)
+        y = passes.targets(problem, j, q)
+        s = passes.weights(problem, j, mass)
+        p, below, log_z = passes.softmax(block_of(logits, j) + wide(t) * a)
+        mean, variance = passes.mean_and_variance(p, a)
         return Probe(
             loss=probe.loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
             slope=probe.slope + jnp.sum(s * (mean - over_classes(y * a)), axis=-1),
             bend=probe.bend + jnp.sum(s * variance, axis=-1),
-            probabilities=_problem.put(probe.probabilities, p, j),
+            probabilities=put(probe.probabilities, p, j),
         )
 
     zero = jnp.zeros_like(t)
     start = Probe(zero, zero, zero, jnp.zeros_like(logits))
-    return _problem.over_blocks(problem, add, start)
+    return over_blocks(problem, add, start)

@@ -10,8 +10,9 @@ import numpy as np
 from softmax_jax import checks
 from softmax_jax.checks import is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
-from softmax_jax.solvers import _units
-from softmax_jax.solvers._problem import Problem, SparseBlocks
+from softmax_jax.penalty import Penalty
+from softmax_jax.solvers import units as _units
+from softmax_jax.solvers.problem import Problem, SparseBlocks
 
 # Numbers in a block of features: 6 MiB of float32, which leaves room in a last-level cache, and
 # enough rows to share out.
@@ -65,6 +66,7 @@ def arrange(
     block_size: int | None,
     fit_intercept: bool,
     standardize: bool,
+    grouped: bool,
 ) -> Inputs:
     """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
     x, largest = checked_x(x)
@@ -124,13 +126,11 @@ def arrange(
         x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else laid_out(x),
         center=0 * per_column,
         scale=per_column,
-        factor=per_column,
         intercept=jnp.asarray(fit_intercept, jnp.float64),
         targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
         weights=np.moveaxis(shares, 2, 1),
         offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
-        l2=np.zeros(0),
-        l1=np.zeros(0),
+        penalty=Penalty(np.zeros(0), np.zeros(0), per_column, grouped, class_axis=-2),
         active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
     )
     one_hot = y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all())

@@ -7,6 +7,7 @@ the logits are the same, and the penalty of :math:`W` is one of :math:`g_j W'_j`
 has the factor :math:`g_j`. Products with powers of two do not round.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax.model import Params
-from softmax_jax.solvers import _problem
-from softmax_jax.solvers._problem import Problem, SparseBlocks
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, cast, is_wide, over_blocks
 
 # Between these, squares of factors are numbers.
 _SMALLEST, _LARGEST = 1e-100, 1e100
@@ -49,11 +50,9 @@ def of_their_own(
       largest: the largest stored number in size.
       standardize: penalise the weights of features divided by their standard deviations.
     """
-    fits_float32 = not isinstance(stored.x, SparseBlocks) and not _problem.is_wide(stored.x.dtype)
+    fits_float32 = not isinstance(stored.x, SparseBlocks) and not is_wide(stored.x.dtype)
     dtype = jnp.float32 if fits_float32 and largest < 1e30 else jnp.float64
-    first, mean, reach = (
-        np.asarray(a, np.float64) for a in _statistics(_problem.cast(stored, dtype))
-    )
+    first, mean, reach = (np.asarray(a, np.float64) for a in _statistics(cast(stored, dtype)))
     if stored.intercept > 0:
         center = first + mean
         # Exact in float32 where the features are, so that differences are.
@@ -74,41 +73,42 @@ def of_their_own(
     factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
     factor = np.clip(factor, _SMALLEST, _LARGEST)
     mean = center * scale + shift
-    return problem._replace(factor=jnp.asarray(factor)), Units(mean, size, varies)
+    penalty = dataclasses.replace(problem.penalty, factor=jnp.asarray(factor))
+    return problem._replace(penalty=penalty), Units(mean, size, varies)
 
 
 @jax.jit
 def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first row as stored, and of the differences from it the mean and the largest."""
-    first = _problem.features(problem, jnp.int32(0))[0]
+    first = passes.features(problem, jnp.int32(0))[0]
     problem = problem._replace(center=first)
 
     def add(j, carry):
-        x = _problem.features(problem, j)
-        s = jnp.mean(_problem.block_of(problem.weights, j), axis=0)
+        x = passes.features(problem, j)
+        s = jnp.mean(block_of(problem.weights, j), axis=0)
         counted = jnp.where(s[:, None] > 0, jnp.abs(x), 0)
         return carry[0] + s @ x, jnp.maximum(carry[1], jnp.max(counted, axis=0))
 
     zero = jnp.zeros(problem.d, problem.dtype)
-    return first, *_problem.over_blocks(problem, add, (zero, zero))
+    return first, *over_blocks(problem, add, (zero, zero))
 
 
 @jax.jit
 def _deviations(problem: Problem) -> jax.Array:
     """``[d]``: the standard deviations of the features, over all weightings together."""
-    total = _problem.over_blocks(
+    total = over_blocks(
         problem,
-        lambda j, total: total + jnp.sum(_problem.block_of(problem.weights, j)),
+        lambda j, total: total + jnp.sum(block_of(problem.weights, j)),
         jnp.zeros((), problem.dtype),
     )
 
     def add(j, carry):
-        x = _problem.features(problem, j)
-        s = jnp.sum(_problem.block_of(problem.weights, j), axis=0) / total
+        x = passes.features(problem, j)
+        s = jnp.sum(block_of(problem.weights, j), axis=0) / total
         return carry[0] + s @ x, carry[1] + s @ (x * x)
 
     zero = jnp.zeros(problem.d, problem.dtype)
-    mean, square = _problem.over_blocks(problem, add, (zero, zero))
+    mean, square = over_blocks(problem, add, (zero, zero))
     return jnp.sqrt(jnp.maximum(square - mean**2, 0))
 
 

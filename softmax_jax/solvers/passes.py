@@ -1,131 +1,12 @@
-r"""Many softmax regressions on the same rows, and what one pass over those rows is made of.
-
-The ``k`` problems differ in their strengths and, at choice, in their example weights. Their
-parameters are stacked, with the bias as a column in front of the weights: ``theta: [k, q, 1 + d]``.
-One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arithmetic where that of
-a single problem is bound by memory.
-
-Rows lie in blocks, as they are stored (uint8, bfloat16, floats, or sparse), and become features in
-the type that the work is done in one block at a time, in units of their own: see `_units`. They are
-shuffled, so that the first blocks are a fair sample of all: `Problem.active` says how many count.
-Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields
-them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
-"""
+"""What a pass over the rows of a `Problem` is made of: features, logits, losses, gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-
-class SparseBlocks(NamedTuple):
-    """Blocks of sparse rows as coordinates; the padding has the value zero."""
-
-    row: jax.Array
-    """``[blocks, entries]``: the row within the block."""
-    column: jax.Array
-    value: jax.Array
-
-
-class Problem(NamedTuple):
-    """The data and strengths of ``k`` problems."""
-
-    x: Any
-    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features: ``(x - center) * scale``."""
-    center: jax.Array
-    """``[d]``, float64."""
-    scale: jax.Array
-    """``[d]``, float64."""
-    factor: jax.Array
-    """``[d]``, in the type that the work is done in: the penalties are of ``factor * W``."""
-    intercept: jax.Array
-    """1, or 0 where the bias is held at zero."""
-    targets: jax.Array
-    """Class ids ``[blocks, rows]``, or probabilities ``[blocks, q, rows]``."""
-    weights: jax.Array
-    """``[blocks, 1 or k, rows]``; rows of padding weigh nothing."""
-    offset: jax.Array | None
-    """``[blocks, q, rows]``, added to the logits."""
-    l2: Any
-    """``[k]``."""
-    l1: Any
-    """``[k]``."""
-    active: Any
-    """How many blocks count, from the first."""
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self.factor.dtype
-
-    @property
-    def ridge(self) -> jax.Array:
-        """``[k, d]``: the penalty has the second derivative ``ridge`` in the weights."""
-        return self.l2[:, None] * (self.factor**2)[None, :]
-
-    @property
-    def threshold(self) -> jax.Array:
-        """``[k, d]``: the slope of the absolute penalty."""
-        return self.l1[:, None] * self.factor[None, :]
-
-    @property
-    def rows(self) -> int:
-        """Rows of a block."""
-        return self.targets.shape[-1]
-
-    @property
-    def blocks(self) -> int:
-        return self.targets.shape[0]
-
-    @property
-    def d(self) -> int:
-        return self.factor.shape[0]
-
-
-def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
-    """The same problem for work in another type; the rows stay as they are stored."""
-    soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
-    return problem._replace(
-        factor=problem.factor.astype(dtype),
-        intercept=problem.intercept.astype(dtype),
-        targets=problem.targets.astype(dtype) if soft else problem.targets,
-        weights=problem.weights.astype(dtype),
-        offset=None if problem.offset is None else problem.offset.astype(dtype),
-        l2=problem.l2.astype(dtype),
-        l1=problem.l1.astype(dtype),
-    )
-
-
-def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-    """The carry after ``step(j, carry)`` for each active block ``j``."""
-    return jax.lax.fori_loop(0, problem.active, step, start)
-
-
-def steps_until_done(
-    step: Callable[[Any], Any], state: Any, limit: jax.Array, stop_at_first: jax.Array
-) -> tuple[Any, jax.Array]:
-    """``step(state)`` up to ``limit`` times, until all problems are done, or the first new one is.
-
-    Returns:
-      The state, and ``[k]`` steps that each problem took before it was done.
-    """
-    idle = state.done
-
-    def go_on(carry):
-        state, taken = carry
-        news = jnp.any(state.done & ~idle)
-        return (jnp.max(taken) < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
-
-    def one(carry):
-        state, taken = carry
-        return step(state), taken + ~state.done
-
-    return jax.lax.while_loop(go_on, one, (state, jnp.zeros(idle.shape, jnp.int32)))
-
-
-def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
-    """``array[j]``."""
-    return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
+from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, is_wide, over_blocks, put
 
 
 def features(problem: Problem, j: jax.Array) -> jax.Array:
@@ -142,11 +23,6 @@ def features(problem: Problem, j: jax.Array) -> jax.Array:
         jnp.broadcast_to(a.astype(x.dtype), x.shape) for a in (problem.center, problem.scale)
     )
     return ((x - center) * scale).astype(dtype)
-
-
-def is_wide(stored: jnp.dtype) -> bool:
-    """Whether float32 does not hold all numbers of a type."""
-    return stored.itemsize >= 4 and stored != jnp.float32
 
 
 def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
@@ -220,11 +96,6 @@ def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Arr
     return over_blocks(problem, add, (zero, jnp.zeros_like(logits)))
 
 
-def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
-    """``array`` with ``array[j]`` replaced."""
-    return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
-
-
 def product(theta: jax.Array, x: jax.Array) -> jax.Array:
     """``W^T x + b`` for a block of features ``[rows, d]``: ``[k, q, rows]``."""
     k, q, columns = theta.shape
@@ -281,13 +152,28 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
 
 
-def dual_dot(problem: Problem, a: jax.Array, b: jax.Array) -> jax.Array:
-    """``[k]``: gradients' ``sum a b / ridge`` over the weights; 0 where nothing is penalised."""
-    ridge = problem.ridge[:, None, :]
-    penalised = jnp.where(ridge > 0, ridge, jnp.inf)
-    return jnp.sum(a[..., 1:] * b[..., 1:] / penalised, axis=(1, 2))
-
-
 def wide(a: jax.Array) -> jax.Array:
     """``[k]`` as ``[k, 1, 1]``."""
     return a[:, None, None]
+
+
+def steps_until_done(
+    step: Callable[[Any], Any], state: Any, limit: jax.Array, stop_at_first: jax.Array
+) -> tuple[Any, jax.Array]:
+    """``step(state)`` up to ``limit`` times, until all problems are done, or the first new one is.
+
+    Returns:
+      The state, and ``[k]`` steps that each problem took before it was done.
+    """
+    idle = state.done
+
+    def go_on(carry):
+        state, taken = carry
+        news = jnp.any(state.done & ~idle)
+        return (jnp.max(taken) < limit) & ~jnp.all(state.done) & ~(stop_at_first & news)
+
+    def one(carry):
+        state, taken = carry
+        return step(state), taken + ~state.done
+
+    return jax.lax.while_loop(go_on, one, (state, jnp.zeros(idle.shape, jnp.int32)))

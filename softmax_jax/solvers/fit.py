@@ -10,17 +10,14 @@ import numpy as np
 
 from softmax_jax import _fork, checks
 from softmax_jax.model import Params
-from softmax_jax.solvers import (
-    _inputs,
-    _lanes,
-    _logits_free,
-    _preconditioner,
-    _settings,
-    _strengths,
-)
-from softmax_jax.solvers._solution import CERTIFIED, Progress, Solution, stacked
+from softmax_jax.solvers import inputs as _inputs
+from softmax_jax.solvers import jax_settings, schedule
+from softmax_jax.solvers import strengths as _strengths
+from softmax_jax.solvers.methods import logits_free, preconditioner
+from softmax_jax.solvers.solution import Progress, Solution, stacked
+from softmax_jax.status import Status
 
-SMOOTH_METHODS = (*_lanes.SMOOTH_METHODS, "logits-free")
+SMOOTH_METHODS = (*schedule.SMOOTH_METHODS, "logits-free")
 
 # Passes of proximal gradients before Newton's method is taken where it can be.
 PATIENCE = 500
@@ -181,8 +178,8 @@ def fit_path(
         raise ValueError(f"tol: {tol}; expected a positive number")
     l2, l1 = _strengths.checked(l2, l1)
     if callback is not None:
-        callback = _settings.under_present_settings(callback)
-    with _settings.held():
+        callback = jax_settings.under_present_settings(callback)
+    with jax_settings.held():
         inputs = _inputs.arrange(
             x,
             y,
@@ -196,23 +193,26 @@ def fit_path(
             block_size=block_size,
             fit_intercept=fit_intercept,
             standardize=standardize,
+            grouped=grouped,
         )
-        l2, l1 = _strengths.grid(l2, l1, inputs, grouped=grouped)
+        l2, l1 = _strengths.grid(l2, l1, inputs)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
         works = [
-            _lanes.Work(((m,) if several else ()) + at, m, float(l2[at]), float(l1[at]), 0.7 * tol)
+            schedule.Work(
+                ((m,) if several else ()) + at, m, float(l2[at]), float(l1[at]), 0.7 * tol
+            )
             for m in range(len(inputs.absent))
             for at in np.ndindex(l2.shape)
         ]
-        options = _lanes.Options(tol, max_passes, grouped, lanes, began, callback, len(works))
+        options = schedule.Options(tol, max_passes, lanes, began, callback, len(works))
         solved: dict[tuple[int, ...], Solution] = {}
         smooth = [work for work in works if work.l1 == 0]
-        if method == "quasi-newton" and _logits_free.applies(inputs):
+        if method == "quasi-newton" and logits_free.applies(inputs):
             method = "logits-free"
         if method == "logits-free":
-            solved |= _logits_free.solve(inputs, smooth, options)
+            solved |= logits_free.solve(inputs, smooth, options)
         elif smooth:
-            solved |= _lanes.solve(inputs, smooth, _lanes.SMOOTH_METHODS[method], options, 0)
+            solved |= schedule.solve(inputs, smooth, schedule.SMOOTH_METHODS[method], options, 0)
         if sharp := [work for work in works if work.l1 > 0]:
             solved |= _by_proximal_methods(inputs, sharp, options, len(solved))
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
@@ -222,8 +222,8 @@ def fit_path(
 
 def _by_proximal_methods(
     inputs: _inputs.Inputs,
-    works: list[_lanes.Work],
-    options: _lanes.Options,
+    works: list[schedule.Work],
+    options: schedule.Options,
     solved_before: int,
 ) -> dict[tuple[int, ...], Solution]:
     """Solutions by place: by proximal gradients, or by Newton's method where these are slow.
@@ -231,13 +231,16 @@ def _by_proximal_methods(
     A step of the latter costs some hundred of theirs on a few parameters, and more on many, as its
     model takes the cube of their number. It is for as many as the preconditioner's core.
     """
-    few = not options.grouped and (1 + inputs.problem.d) * inputs.q <= _preconditioner.CORE
+    few = (
+        not inputs.problem.penalty.grouped
+        and (1 + inputs.problem.d) * inputs.q <= preconditioner.CORE
+    )
     patient = min(options.max_passes, PATIENCE) if few else options.max_passes
-    solved = _lanes.solve(
-        inputs, works, _lanes.PROXIMAL, options._replace(max_passes=patient), solved_before
+    solved = schedule.solve(
+        inputs, works, schedule.PROXIMAL, options._replace(max_passes=patient), solved_before
     )
     for work in works:
-        slow = solved[work.place].status != CERTIFIED
+        slow = solved[work.place].status != Status.CERTIFIED
         if not (few and slow) or options.max_passes < work.passes + 2:
             continue
         # From where the other began: it may be stuck where this one gets nowhere either.
@@ -249,7 +252,7 @@ def _by_proximal_methods(
             idle_steps=0,
             restarted=False,
         )
-        new = _lanes.solve(inputs, [again], _lanes.PROXIMAL_NEWTON, options, solved_before)
+        new = schedule.solve(inputs, [again], schedule.PROXIMAL_NEWTON, options, solved_before)
         first, second = solved[work.place], new[work.place]
         if second.gap > first.gap:
             second = first._replace(

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from softmax_jax.solvers import _problem
-from softmax_jax.solvers._problem import Problem
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.problem import Problem
 
 # Passes that a line search tries at most.
 TRIES = 20
 
 
 class State(NamedTuple):
+    """Iterate of one problem, its gap, and the memory of the optimiser."""
+
     theta: jax.Array
     value: jax.Array
     gap: jax.Array
@@ -58,18 +60,16 @@ def advance(
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
-    grouped: bool,
 ) -> tuple[State, jax.Array]:
     """Up to ``limit`` evaluations of the objective; how many it took."""
 
     def evaluate(theta):
-        logits = _problem.logits(problem, theta)
-        loss, probabilities = _problem.loss_and_probabilities(problem, logits)
-        gradient = _problem.gradient(problem, probabilities)
-        w = theta[..., 1:]
-        slope = problem.ridge[:, None, :] * w
-        value = loss + jnp.sum(slope * w, axis=(1, 2)) / 2
-        return value[0], gradient.at[..., 1:].add(slope)
+        logits = passes.logits(problem, theta)
+        loss, probabilities = passes.loss_and_probabilities(problem, logits)
+        gradient = passes.gradient(problem, probabilities)
+        w, penalty = theta[..., 1:], problem.penalty
+        value = loss + penalty.smooth_value(w)
+        return value[0], gradient.at[..., 1:].add(penalty.gradient(w))
 
     @jax.custom_vjp
     def objective(theta):
@@ -79,15 +79,16 @@ def advance(
     value_and_grad = optax.value_and_grad_from_state(objective)
 
     def go_on(carry):
-        state, passes = carry
-        return (passes < limit) & ~state.done[0]
+        state, taken = carry
+        return (taken < limit) & ~state.done[0]
 
     def step(carry):
-        state, passes = carry
+        state, taken = carry
         value, gradient = value_and_grad(state.theta, state=state.optimizer)
-        gap = _problem.dual_dot(problem, gradient, gradient) / 2
+        g = gradient[..., 1:]
+        gap = problem.penalty.dual_inner(g, g) / 2
         done = gap <= target * value
-        updates, optimizer = lbfgs(jnp.minimum(limit - passes, TRIES)).update(
+        updates, optimizer = lbfgs(jnp.minimum(limit - taken, TRIES)).update(
             gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
         )
         # What is done stays as it is, also where it is taken up again later.
@@ -98,7 +99,7 @@ def advance(
         )
         tries = optax.tree.get(optimizer, "info").num_linesearch_steps
         state = State(theta, value[None], gap, done, optimizer)
-        return state, passes + tries.astype(passes.dtype)
+        return state, taken + tries.astype(taken.dtype)
 
-    state, passes = jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
-    return state, passes[None]
+    state, taken = jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
+    return state, taken[None]

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.solvers import _problem
-from softmax_jax.solvers._problem import Problem
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 # Up to so many features, the covariance and all of its eigenvectors; beyond, the leading ones by
 # subspace iteration.
@@ -95,17 +95,15 @@ def basis(problem: Problem, blocks: int, factor: jax.Array, q: int) -> Basis:
     unit = jnp.ones(d, dtype) if is_exact else 1 / factor
 
     def weighted(j):
-        x = _problem.features(problem, j)
-        s = jnp.mean(_problem.block_of(problem.weights, j), axis=0)
+        x = passes.features(problem, j)
+        s = jnp.mean(block_of(problem.weights, j), axis=0)
         return x * jnp.broadcast_to(unit, x.shape), s[:, None]
 
     def add_moments(j, carry):
         x, s = weighted(j)
         return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
 
-    mass, moments = _problem.over_blocks(
-        problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype))
-    )
+    mass, moments = over_blocks(problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype)))
     mass = jnp.where(mass > 0, mass, 1)
     moments = moments / mass
     zero = jnp.zeros((), dtype)
@@ -118,7 +116,7 @@ def basis(problem: Problem, blocks: int, factor: jax.Array, q: int) -> Basis:
             x, s = weighted(j)
             return carry + jnp.matmul(x.T, s * x, precision="highest")
 
-        covariance = _problem.over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
+        covariance = over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
         values, vectors = jnp.linalg.eigh(covariance / mass)
         u = unit[:, None] * vectors[:, ::-1]
         values = jnp.maximum(values[::-1], 0)
@@ -129,7 +127,7 @@ def basis(problem: Problem, blocks: int, factor: jax.Array, q: int) -> Basis:
             x, s = weighted(j)
             return carry + x.T @ (s * (x @ v))
 
-        return _problem.over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
+        return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
     v = jax.random.normal(jax.random.key(0), (d, LEADING), dtype)
     for _ in range(3):
@@ -150,7 +148,7 @@ def scores(problem: Problem, basis: Basis, q: int) -> jax.Array:
     u = basis.components[:, : rank(problem.d, q)]
 
     def of_block(j):
-        x = _problem.features(problem, j)
+        x = passes.features(problem, j)
         ones = jnp.broadcast_to(problem.intercept, (len(x), 1))
         return jnp.concatenate([ones, jnp.matmul(x, u, precision="highest")], axis=1)
 

@@ -19,9 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.solvers import _certificate, _preconditioner, _problem
-from softmax_jax.solvers._preconditioner import Basis
-from softmax_jax.solvers._problem import Problem, wide
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.methods import preconditioner
+from softmax_jax.solvers.methods.preconditioner import Basis
+from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.problem import Problem
 
 # Rounds of the two ways to minimise the model, and the share of the first violation of the
 # conditions of its minimum at which it is good enough.
@@ -44,7 +46,7 @@ def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
     """At ``theta``: half a pass."""
     unknown = jnp.full(problem.l2.size, jnp.inf, theta.dtype)
     done = jnp.zeros(problem.l2.size, bool)
-    return State(theta, _problem.logits(problem, theta), unknown, unknown, done)
+    return State(theta, passes.logits(problem, theta), unknown, unknown, done)
 
 
 def hand_over(
@@ -75,7 +77,6 @@ def advance(
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
-    grouped: bool = False,
 ) -> tuple[State, jax.Array]:
     """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`.
 
@@ -88,43 +89,43 @@ def advance(
       target: see there.
       limit: see there.
       stop_at_first: see there.
-      grouped: must be False.
     """
-    return _problem.steps_until_done(
+    return passes.steps_until_done(
         lambda state: _step(problem, z, state, target), state, limit, stop_at_first
     )
 
 
 def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> State:
-    loss, probabilities = _problem.loss_and_probabilities(problem, state.logits)
-    g = _problem.gradient(problem, probabilities)
+    loss, probabilities = passes.loss_and_probabilities(problem, state.logits)
+    g = passes.gradient(problem, probabilities)
     w = state.theta[..., 1:]
-    value = loss + _certificate.penalty(problem, w, grouped=False)
+    value = loss + problem.penalty.value(w)
     gap = _gap(problem, w, g[..., 1:], loss)
 
+    ridge, threshold = problem.penalty.ridge, problem.penalty.threshold
     blocks = z.shape[0]
     is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
 
     def aim(i):
         weights = problem.weights[:blocks, jnp.minimum(i, problem.weights.shape[1] - 1)]
-        seen = _preconditioner.sample(z, state.logits[:blocks, i], weights * is_active[:, None])
-        h = _preconditioner.hessian(*seen)
-        return _minimise_model(h, g[i], state.theta[i], problem.ridge[i], problem.threshold[i])
+        seen = preconditioner.sample(z, state.logits[:blocks, i], weights * is_active[:, None])
+        h = preconditioner.hessian(*seen)
+        return _minimise_model(h, g[i], state.theta[i], ridge[i, 0], threshold[i, 0])
 
     direction = jax.lax.map(aim, jnp.arange(problem.l2.size)) - state.theta
-    ahead = _problem.linear(problem, direction)
+    ahead = passes.linear(problem, direction)
 
     def objective(t):
-        there, _ = _problem.loss_and_probabilities(
+        there, _ = passes.loss_and_probabilities(
             problem, state.logits + t[None, :, None, None] * ahead
         )
         moved = w + wide(t) * direction[..., 1:]
-        return there + _certificate.penalty(problem, moved, grouped=False)
+        return there + problem.penalty.value(moved)
 
     slope = (
-        _problem.dot(g, direction)
-        + _certificate.penalty(problem, w + direction[..., 1:], grouped=False)
-        - _certificate.penalty(problem, w, grouped=False)
+        passes.dot(g, direction)
+        + problem.penalty.value(w + direction[..., 1:])
+        - problem.penalty.value(w)
     )
     # A loss is a difference of logits, with their rounding.
     largest = jnp.max(jnp.where(state.logits > -1e29, jnp.abs(state.logits), 0), axis=(0, 2, 3))
@@ -159,9 +160,9 @@ def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> St
 
 def _gap(problem: Problem, w: jax.Array, g: jax.Array, loss: jax.Array) -> jax.Array:
     """``[k]``: the duality gap, as if the bias were at its minimum; see `_certificate`."""
-    c = _certificate.share_that_fits(problem, g, grouped=False)
+    c = 1 / jnp.maximum(problem.penalty.dual_norm(g), 1)
     fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
-    gap = _certificate.fenchel_young(problem, w, fitting, grouped=False)
+    gap = problem.penalty.fenchel_young(w, fitting)
     return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
 
 

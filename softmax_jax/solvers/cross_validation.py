@@ -13,9 +13,11 @@ from softmax_jax import _fork, metrics
 from softmax_jax.checks import per_feature
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import _inputs, _settings, _strengths
-from softmax_jax.solvers._fit import fit_path
-from softmax_jax.solvers._solution import Solution
+from softmax_jax.solvers import inputs as _inputs
+from softmax_jax.solvers import jax_settings
+from softmax_jax.solvers import strengths as _strengths
+from softmax_jax.solvers.fit import fit_path
+from softmax_jax.solvers.solution import Solution
 
 # Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
 _BLOCK = 3_200_000
@@ -371,7 +373,7 @@ def _measured(
     side_by_side = np.moveaxis(w, -2, 0).reshape(d, -1)
     rows = np.flatnonzero(weights)
     total = []
-    with _settings.held():
+    with jax_settings.held():
         for first in range(0, len(rows), size):
             block = rows[first : first + size]
             filling = (0, size - len(block))

@@ -1,0 +1,178 @@
+r"""The penalty on the weights: an elastic net, on single weights or on those of a feature together.
+
+.. math:: \Omega(W) = \sum_j \frac{\rho_j}{2} \|W_j\|_2^2 + \tau_j \|W_j\|_1,
+    \qquad \rho_j = l_2 f_j^2, \qquad \tau_j = l_1 f_j,
+
+with the weights :math:`W_j` of feature :math:`j` for all classes and a factor :math:`f_j`, by
+default 1. Grouped, :math:`\|W_j\|_2` takes the place of :math:`\|W_j\|_1`. Biases are free.
+
+Everything that optimisation needs of it is a sum over weights, or over features where grouped:
+values, gradients, the proximal map, the convex conjugate. They are written here and nowhere else.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["l2", "l1", "factor"],
+    meta_fields=["grouped", "class_axis"],
+)
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    r"""An elastic net :math:`\Omega`, as a pytree whose leaves are the strengths and factors.
+
+    Example:
+      >>> penalty = Penalty(l2=2.0, l1=0.5)
+      >>> w = jnp.array([[1.0, -2.0], [0.0, 3.0]])  # two features, two classes
+      >>> float(penalty.value(w))  # (1 + 4 + 9) + 0.5 * (1 + 2 + 3)
+      17.0
+      >>> penalty.prox(w, 2.0)  # of 0.5 |u - w|² + Ω(u) / 2
+      Array([[0.375, -0.875],
+             [0.   ,  1.375]], dtype=float32)
+    """
+
+    l2: jax.typing.ArrayLike
+    """Strength of the squared penalty; ``[k]`` for ``k`` problems, whose weights are stacked."""
+    l1: jax.typing.ArrayLike = 0.0
+    """Strength of the absolute penalty, of the same shape."""
+    factor: jax.Array | None = None
+    """``[d]`` positive factors ``f``; None means 1."""
+    grouped: bool = False
+    """Whether the absolute penalty is on the norm of a feature's weights. Static."""
+    class_axis: int = -1
+    """Axis of the classes: -1 for weights ``[..., d, q]``, -2 for ``[..., q, d]``. Static."""
+
+    @property
+    def ridge(self) -> jax.Array:
+        r"""Second derivatives :math:`\rho` of the squared part, broadcasting with W."""
+        return self._for_weights(self.l2, 2)
+
+    @property
+    def threshold(self) -> jax.Array:
+        r"""Slopes :math:`\tau` of the absolute part, broadcasting with W."""
+        return self._for_weights(self.l1, 1)
+
+    def _for_weights(self, strength: jax.typing.ArrayLike, power: int) -> jax.Array:
+        strength = jnp.asarray(strength)
+        if self.factor is None:
+            return strength[..., None, None]
+        scaled = strength[..., None] * jnp.broadcast_to(
+            self.factor**power, (*strength.shape, *self.factor.shape)
+        )
+        return jnp.expand_dims(scaled, self.class_axis)
+
+    def sizes(self, w: jax.Array) -> jax.Array:
+        """Returns the terms of the absolute part: ``|w|``, or norms of features where grouped."""
+        xp = w.__array_namespace__()
+        if self.grouped:
+            return xp.sqrt(xp.sum(w * w, axis=self.class_axis, keepdims=True))
+        return xp.abs(w)
+
+    def value(self, w: jax.Array) -> jax.Array:
+        r"""Returns :math:`\Omega(W)`, one number for each problem; in NumPy for NumPy arrays."""
+        if self.factor is None:
+            xp = w.__array_namespace__()
+            l2, l1 = xp.asarray(self.l2, dtype=w.dtype), xp.asarray(self.l1, dtype=w.dtype)
+            axes = (-2, -1)
+            return 0.5 * l2 * xp.sum(w * w, axis=axes) + l1 * xp.sum(self.sizes(w), axis=axes)
+        axis = self.class_axis
+        ridge, threshold = (jnp.squeeze(a, axis) for a in (self.ridge, self.threshold))
+        smooth = jnp.sum(w * w, axis) * ridge / 2
+        return jnp.sum(smooth + jnp.sum(self.sizes(w), axis) * threshold, axis=-1)
+
+    def smooth_value(self, w: jax.Array) -> jax.Array:
+        r"""Returns the squared part alone, :math:`\sum \rho W^2 / 2`."""
+        return jnp.sum(self.gradient(w) * w, axis=(-2, -1)) / 2
+
+    def gradient(self, w: jax.Array) -> jax.Array:
+        r"""Returns the gradient of the squared part, :math:`\rho W`."""
+        return jnp.broadcast_to(self.ridge, w.shape).astype(w.dtype) * w
+
+    def smooth_inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        r"""Returns :math:`\sum \rho\, a\, b`, whose half for a = b = W is the squared part."""
+        return jnp.sum(jnp.broadcast_to(self.ridge, a.shape) * a * b, axis=(-2, -1))
+
+    def dual_inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        r"""Returns :math:`\sum a\, b / \rho` over what the squared part penalises.
+
+        Its half for a = b = G is the conjugate of the squared part.
+        """
+        penalised = jnp.where(self.ridge > 0, self.ridge, jnp.inf)
+        return jnp.sum(a * b / jnp.broadcast_to(penalised, a.shape), axis=(-2, -1))
+
+    def prox(self, v: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
+        r"""Returns the minimiser of :math:`\sum \frac{\sigma}{2} (W - V)^2 + \Omega(W)`.
+
+        .. math:: W = \frac{\sigma}{\sigma + \rho} \left(1 - \frac{\tau}{\sigma |V|}\right)_+ V
+
+        with the norm of a feature's weights in the place of :math:`|V|` where grouped.
+
+        Args:
+          v: weights.
+          strength: :math:`\sigma > 0`, which broadcasts with them; the same for all classes.
+        """
+        strength = jnp.broadcast_to(jnp.asarray(strength, v.dtype), v.shape)
+        if self.grouped:
+            one = [slice(None)] * v.ndim
+            one[self.class_axis] = slice(0, 1)
+            group = strength[tuple(one)]
+        else:
+            group = strength
+        size = self.sizes(v)
+        ridge = jnp.broadcast_to(self.ridge, v.shape)
+        threshold = jnp.broadcast_to(self.threshold, size.shape)
+        kept = jnp.maximum(1 - threshold / (group * jnp.where(size > 0, size, 1)), 0)
+        kept = jnp.broadcast_to(kept, v.shape)
+        return jnp.where(kept > 0, v * kept * strength / (strength + ridge), 0)
+
+    def conjugate(self, g: jax.Array) -> jax.Array:
+        r"""Returns :math:`\Omega^*(G) = \sum (|G| - \tau)_+^2 / (2 \rho)`, one for each problem.
+
+        Infinite where :math:`\rho = 0` and :math:`|G| > \tau`.
+        """
+        return jnp.sum(self._conjugates(g), axis=(-2, -1))
+
+    def _conjugates(self, g: jax.Array) -> jax.Array:
+        sizes = self.sizes(g)
+        excess = jnp.maximum(sizes - jnp.broadcast_to(self.threshold, sizes.shape), 0)
+        ridge = jnp.broadcast_to(self.ridge, sizes.shape)
+        return jnp.where(excess == 0, 0, excess**2 / (2 * ridge))
+
+    def fenchel_young(self, w: jax.Array, g: jax.Array) -> jax.Array:
+        r"""Returns :math:`\Omega(W) + \langle W, G \rangle + \Omega^*(-G)`, one for each problem.
+
+        It is at least 0, and 0 where -G is a subgradient at W. Each weight, or group, adds a term
+        that is not negative, so that nothing cancels. With l1 = 0 these are
+        :math:`(G + \rho W)^2 / (2 \rho)`.
+        """
+        ridge, threshold = self.ridge, self.threshold
+        conjugate = self._conjugates(g)
+        wg, square = w * g, w * w
+        if self.grouped:
+            wg, square = (jnp.sum(a, self.class_axis, keepdims=True) for a in (wg, square))
+        both = (jnp.broadcast_to(a, wg.shape) for a in (ridge, threshold))
+        ridges, thresholds = both
+        terms = 0.5 * ridges * square + thresholds * self.sizes(w) + wg + conjugate
+        full = jnp.broadcast_to(ridge, w.shape)
+        smooth = (g + full * w) ** 2 / (2 * full)
+        only_l2 = (jnp.asarray(self.l1) == 0) & (jnp.asarray(self.l2) > 0)
+        axes = (-2, -1)
+        return jnp.where(
+            only_l2, jnp.sum(smooth, axis=axes), jnp.sum(jnp.maximum(terms, 0), axis=axes)
+        )
+
+    def dual_norm(self, g: jax.Array) -> jax.Array:
+        r"""Returns :math:`\max |G| / \tau`: at most 1 where the absolute penalty outweighs G.
+
+        Infinite where it does not penalise what has a gradient.
+        """
+        sizes = self.sizes(g)
+        threshold = jnp.broadcast_to(self.threshold, sizes.shape)
+        ratio = sizes / jnp.where(threshold > 0, threshold, 1)
+        unbounded = jnp.where(sizes > 0, jnp.inf, 0).astype(ratio.dtype)
+        return jnp.max(jnp.where(threshold > 0, ratio, unbounded), axis=(-2, -1))

@@ -1,0 +1,78 @@
+"""The bias that minimises the loss for given weights."""
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+
+
+def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
+    """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding.
+
+    The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
+    p), which never overshoots, and gets there from however far where offsets or weights are large.
+    Where they are very large, the loss is all but piecewise linear, which tells Newton's method
+    little; it is then minimised for the logits divided by a temperature, which falls to 1.
+    """
+    _, k, q, _ = logits.shape
+    reach = jnp.max(logits, axis=2) - jnp.min(logits, axis=2, where=logits > -1e29, initial=jnp.inf)
+    size = jnp.max(reach, axis=(0, 2))
+    hot = jnp.where(size > 1000, size / 100, 1)
+    mass = passes.mass(problem)
+    eye = jnp.eye(q, dtype=logits.dtype)
+
+    def derivatives(b, heat):
+        def add(j, carry):
+            o = block_of(logits, j) + b[:, :, None]
+            p, _, _ = passes.softmax(o / wide(heat))
+            y = passes.targets(problem, j, q)
+            s = passes.weights(problem, j, mass)[:, None]
+            sp = s * p
+            first = jnp.sum(s * (p - y), axis=-1)
+            second = jnp.sum(sp, axis=-1)[:, :, None] * eye[None]
+            return carry[0] + first, carry[1] + second - jnp.einsum("kar,kbr->kab", sp, p)
+
+        start = (jnp.zeros((k, q), logits.dtype), jnp.zeros((k, q, q), logits.dtype))
+        return over_blocks(problem, add, start)
+
+    def go_on(carry):
+        _, _, size, last, far, i = carry
+        falls = far | (size < 0.5 * last) | jnp.isinf(last)
+        return (i < 300) & jnp.any((size > 1e-14) & falls)
+
+    def newton(carry):
+        b, heat, size, _, _, i = carry
+        g, h = derivatives(b, heat)
+        # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat
+        # along adding one number to all classes, or to some that are never confused with others.
+        diagonal = jnp.einsum("kaa->ka", h)
+        scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+        values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
+        inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
+        turned = jnp.einsum("kab,ka->kb", vectors, scale * g)
+        step = -scale * jnp.einsum("kab,kb->ka", vectors, inverse * turned)
+        # Within a change of the logits by one the loss stays close to its quadratic model.
+        length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
+        step = step / jnp.maximum(1, length)
+        b = b + heat[:, None] * step
+        is_far = length[:, 0] > 0.1
+        cooler = jnp.where(is_far, heat, jnp.maximum(heat / 3, 1))
+        rest = jnp.where(heat > 1, jnp.inf, jnp.sum(jnp.abs(g), axis=-1))
+        return b, cooler, rest, size, is_far, i + 1
+
+    def add_target(j, total):
+        s = passes.weights(problem, j, mass)[:, None]
+        return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
+
+    target = over_blocks(problem, add_target, jnp.zeros((1, q), logits.dtype))
+    shares = problem.weights[:, :, None] / mass[None, :, None, None]
+    warm = logits / hot[None, :, None, None]
+    terms = jax.nn.log_softmax(warm, axis=2) + jnp.log(shares)
+    reached = jax.nn.logsumexp(terms, axis=(0, 3))
+    scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
+    scaling = jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)
+    unknown = jnp.full(k, jnp.inf, logits.dtype)
+    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0)
+    return jax.lax.while_loop(go_on, newton, start)[0]

@@ -1,0 +1,118 @@
+r"""How far an objective can be above its minimum: a bound, in float64.
+
+Fenchel duality. With the penalty :math:`\Omega(W) = \frac{l_2}{2} |W|^2 + l_1 \|W\|_1`, any rows of
+distributions :math:`P` such that :math:`R = S (P - Y)` sums to zero over the rows (``S`` being the
+weights as shares of their sum) bound every objective from below,
+
+.. math:: F(W, b) \ge \sum_i s_i [H(p_i) + (p_i - y_i) \cdot a_i] - \Omega^*(-X^\top R),
+
+with the offsets :math:`a_i`. It is the free bias that asks for the zero sums. So F is first
+minimised over b alone, on kept logits, after which :math:`P = \mathrm{softmax}(O)` qualifies; with
+the bias held at zero it does as it is. The distance between both sides is a sum of terms that are
+not negative, so that nothing cancels:
+
+.. math:: \sum_i s_i \mathrm{KL}(p_i \,\|\, \mathrm{softmax}(o_i))
+    + \Omega(W) + \langle W, G \rangle + \Omega^*(-G), \qquad G = X^\top R.
+
+With l1 = 0 and P = softmax(O) that is :math:`|G + l_2 W|^2 / (2 l_2)`. With l2 = 0 < l1,
+:math:`\Omega^*` is finite only where :math:`|G| \le l_1`; P is moved towards Y until that holds.
+With neither there is no bound.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.bias import best_bias
+from softmax_jax.solvers.passes import over_classes, wide
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+
+
+class Certificate(NamedTuple):
+    """Of ``k`` problems."""
+
+    theta: jax.Array
+    """With the bias that is best for its weights."""
+    value: jax.Array
+    """``[k]`` objectives, in nats."""
+    gap: jax.Array
+    """``[k]``: the minimum is not below ``value - gap``."""
+    slope: jax.Array
+    """``[k]``: the largest entry of the gradient of a smooth objective; NaN if a dual was given."""
+
+
+def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certificate:
+    """The best bias for the weights of ``theta``, and a bound for the result: about a pass.
+
+    Args:
+      problem: in float64; with one weighting.
+      theta: ``[k, q, 1 + d]``.
+      dual: ``[blocks, k, q, rows]`` distributions for the bound, which are tilted until their
+        residuals sum to zero; by default those of ``theta`` with its best bias.
+    """
+    k, penalty = len(theta), problem.penalty
+    logits = passes.logits(problem, theta)
+    if dual is not None:
+        # What is zero is taken for next to nothing, so that tilting can raise it.
+        logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
+    bias = jax.lax.cond(
+        problem.intercept > 0,
+        lambda: best_bias(problem, logits),
+        lambda: jnp.zeros(logits.shape[1:3], logits.dtype),
+    )
+    logits = logits + bias[None, :, :, None]
+    loss, p = passes.loss_and_probabilities(problem, logits)
+    theta, loss = theta.at[..., 0].add(bias[:k]), loss[:k]
+    w = theta[..., 1:]
+    logits, p = logits[:, :k], p[:, -k:]
+    r = passes.gradient(problem, p)
+    g = r[..., 1:]
+
+    # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
+    eps = jnp.finfo(theta.dtype).eps
+    fitting = 1 / jnp.maximum(penalty.dual_norm(g), 1)
+    c = jnp.where(problem.l2 > 0, 1, (1 - 4 * eps) * fitting)
+    divergence = jax.lax.cond(
+        jnp.all(c == 1) & (dual is None),
+        lambda: jnp.zeros_like(loss),
+        lambda: _divergence(problem, logits, p, c),
+    )
+    value = loss + penalty.value(w)
+    gap = divergence + penalty.fenchel_young(w, wide(c) * g)
+    # What is left of the zero sums, times how far the bias could still have to go, and rounding.
+    # If that is more than rounding, nothing is known but that the objective is not negative.
+    leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
+    counts = theta[..., 0] > -1e29
+    b = jnp.where(counts, theta[..., 0], 0)
+    center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
+    reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
+    gap = gap + leftover * reach + 16 * eps * value
+    bounded = (leftover < 1e-10) & ((problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0))
+    gap = jnp.where(bounded, jnp.minimum(gap, value), value)
+    if dual is None:
+        slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
+    else:
+        slope = jnp.full_like(value, jnp.nan)
+    return Certificate(theta, value, gap, slope)
+
+
+def _divergence(
+    problem: Problem, logits: jax.Array, probabilities: jax.Array, c: jax.Array
+) -> jax.Array:
+    """Mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
+    _, k, q, _ = logits.shape
+    mass = passes.mass(problem)
+
+    def add(j, total):
+        y = passes.targets(problem, j, q)
+        s = passes.weights(problem, j, mass)
+        _, below, log_z = passes.softmax(block_of(logits, j))
+        p = y + wide(c) * (block_of(probabilities, j) - y)
+        # Padded by p's and q's sums, each term is not negative.
+        log_q = below - log_z[:, None]
+        terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)
+        return total + jnp.sum(s * over_classes(jnp.maximum(terms, 0)), axis=-1)
+
+    return over_blocks(problem, add, jnp.zeros(k, logits.dtype))

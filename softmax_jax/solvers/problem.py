@@ -1,0 +1,119 @@
+r"""Many softmax regressions on the same rows, and what one pass over those rows is made of.
+
+The ``k`` problems differ in their strengths and, at choice, in their example weights. Their
+parameters are stacked, with the bias as a column in front of the weights: ``theta: [k, q, 1 + d]``.
+One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arithmetic where that of
+a single problem is bound by memory.
+
+Rows lie in blocks, as they are stored (uint8, bfloat16, floats, or sparse), and become features in
+the type that the work is done in one block at a time, in units of their own: see `_units`. They are
+shuffled, so that the first blocks are a fair sample of all: `Problem.active` says how many count.
+Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields
+them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.penalty import Penalty
+
+
+class SparseBlocks(NamedTuple):
+    """Blocks of sparse rows as coordinates; the padding has the value zero."""
+
+    row: jax.Array
+    """``[blocks, entries]``: the row within the block."""
+    column: jax.Array
+    value: jax.Array
+
+
+class Problem(NamedTuple):
+    """The data and strengths of ``k`` problems."""
+
+    x: Any
+    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features: ``(x - center) * scale``."""
+    center: jax.Array
+    """``[d]``, float64."""
+    scale: jax.Array
+    """``[d]``, float64."""
+    intercept: jax.Array
+    """1, or 0 where the bias is held at zero."""
+    targets: jax.Array
+    """Class ids ``[blocks, rows]``, or probabilities ``[blocks, q, rows]``."""
+    weights: jax.Array
+    """``[blocks, 1 or k, rows]``; rows of padding weigh nothing."""
+    offset: jax.Array | None
+    """``[blocks, q, rows]``, added to the logits."""
+    penalty: Penalty
+    """Strengths ``[k]``, and factors ``[d]`` that turn weights into those of the users' features.
+
+    It is in the type that the work is done in.
+    """
+    active: Any
+    """How many blocks count, from the first."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type that the work is done in."""
+        return self.factor.dtype
+
+    @property
+    def factor(self) -> jax.Array:
+        """``[d]``: the factors of the penalty."""
+        assert self.penalty.factor is not None
+        return self.penalty.factor
+
+    @property
+    def l2(self) -> jax.Array:
+        """``[k]``."""
+        return jnp.asarray(self.penalty.l2)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return self.targets.shape[-1]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.targets.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.factor.shape[0]
+
+
+def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
+    """The same problem for work in another type; the rows stay as they are stored."""
+    soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
+    return problem._replace(
+        intercept=problem.intercept.astype(dtype),
+        targets=problem.targets.astype(dtype) if soft else problem.targets,
+        weights=problem.weights.astype(dtype),
+        offset=None if problem.offset is None else problem.offset.astype(dtype),
+        penalty=jax.tree.map(lambda a: a.astype(dtype), problem.penalty),
+    )
+
+
+def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+    """The carry after ``step(j, carry)`` for each active block ``j``."""
+    return jax.lax.fori_loop(0, problem.active, step, start)
+
+
+def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
+    """``array[j]``."""
+    return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
+
+
+def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
+    """``array`` with ``array[j]`` replaced."""
+    return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
+
+
+def is_wide(stored: jnp.dtype) -> bool:
+    """Whether float32 does not hold all numbers of a type."""
+    return stored.itemsize >= 4 and stored != jnp.float32

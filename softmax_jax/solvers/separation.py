@@ -1,0 +1,25 @@
+"""Whether a model tells the classes apart without error, so that its loss has no minimum."""
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+
+
+def margin(problem: Problem, theta: jax.Array) -> jax.Array:
+    """By how much a row's class leads in ``W x + b`` at least: above zero, they are separated.
+
+    Half a pass: ``[k]``.
+    """
+    k, q, _ = theta.shape
+
+    def least(j, margin):
+        o = passes.product(theta, passes.features(problem, j))
+        is_target = jnp.broadcast_to(passes.targets(problem, j, q) > 0, o.shape)
+        own = jnp.min(jnp.where(is_target, o, jnp.inf), axis=1)
+        other = jnp.max(jnp.where(is_target, -jnp.inf, o), axis=1)
+        counts = block_of(problem.weights, j) > 0
+        return jnp.minimum(margin, jnp.min(jnp.where(counts, own - other, jnp.inf), axis=-1))
+
+    return over_blocks(problem, least, jnp.full(k, jnp.inf, theta.dtype))
