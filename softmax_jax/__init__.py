@@ -10,7 +10,7 @@ from softmax_jax import model as model
 from softmax_jax import training as training
 from softmax_jax.data import Data as Data
 from softmax_jax.data.shuffle import permutation as permutation
-from softmax_jax.head import SparseTargets as SparseTargets
+from softmax_jax.data.targets import SparseTargets as SparseTargets
 from softmax_jax.head import linear_cross_entropy as linear_cross_entropy
 from softmax_jax.io import load as load
 from softmax_jax.io import save as save

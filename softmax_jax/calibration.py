@@ -36,6 +36,7 @@ from softmax_jax.checks import (
     refuse_other_than_probabilities,
 )
 from softmax_jax.data import blocks
+from softmax_jax.data.targets import Dense, Targets, distribution, parse
 
 
 class Bins(NamedTuple):
@@ -77,11 +78,11 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
         predicted class.
 
     Raises:
-      ValueError: as `losses.are_labels`, or if rows of probabilities do not sum to 1.
+      ValueError: as `data.targets.parse`, or if rows of probabilities do not sum to 1.
     """
-    logits, targets = _checked(logits, targets)
+    logits, parsed = _checked(logits, targets)
     confidence = model.confidence(logits)
-    return confidence, metrics.correct(logits, targets).astype(confidence.dtype)
+    return confidence, metrics.correct(logits, parsed).astype(confidence.dtype)
 
 
 @jax.transfer_guard("allow")
@@ -91,8 +92,9 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
     Raises:
       ValueError: as `top_label`.
     """
-    logits, targets = _checked(logits, targets)
-    return jax.nn.softmax(logits, axis=-1), losses.distribution(logits, targets)
+    logits, parsed = _checked(logits, targets)
+    y = distribution(parsed, logits.shape[-1], logits.dtype)
+    return jax.nn.softmax(logits, axis=-1), y
 
 
 @jax.transfer_guard("allow")
@@ -108,13 +110,14 @@ def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, 
     return p[:, j], y[:, j]
 
 
-def _checked(logits: Any, targets: Any) -> tuple[jax.Array, Any]:
-    logits, targets = at_least_float32(as_real(logits, "logits")), as_array(targets, "targets")
+def _checked(logits: Any, targets: Any) -> tuple[jax.Array, Targets]:
+    logits = at_least_float32(as_real(logits, "logits"))
     if logits.ndim != 2:
         raise ValueError(f"logits of shape {logits.shape}; expected [n, q]")
-    if not losses.are_labels(logits, targets) and is_known(targets) and targets.size:
+    parsed = parse(targets, logits.shape)
+    if isinstance(parsed, Dense) and is_known(targets) and len(logits):
         checked_targets(targets, len(logits), "targets")
-    return logits, targets
+    return logits, parsed
 
 
 def equal_width_edges(bins: int) -> np.ndarray:

@@ -23,9 +23,10 @@ import numpy as np
 from softmax_jax import _head_core, _head_sweeps, losses
 from softmax_jax._head_core import STRATEGIES as STRATEGIES
 from softmax_jax._head_sweeps import Head, Row, Spec, Targets
-from softmax_jax._head_targets import SparseTargets as SparseTargets
 from softmax_jax._head_targets import made_targets
 from softmax_jax.checks import as_array, as_real, checked_count
+from softmax_jax.data.targets import SparseTargets as SparseTargets
+from softmax_jax.data.targets import Targets as AnyTargets
 from softmax_jax.model import ABSTAIN, Params, centred, committed
 
 EXTRAS = ("nats", "logsumexp", "entropy", "collision", "argmax", "rank", "top_k")
@@ -63,7 +64,7 @@ def linear_cross_entropy(
     x: jax.Array,
     w: jax.Array,
     b: jax.Array | None,
-    targets: jax.Array | SparseTargets,
+    targets: jax.Array | AnyTargets,
     *,
     weights: jax.Array | None = None,
     class_weights: jax.Array | None = None,

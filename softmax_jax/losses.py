@@ -17,7 +17,8 @@ import numpy as np
 
 from softmax_jax import model
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_array, as_real, checked_ids, checked_real, is_known, known_ids
+from softmax_jax.checks import as_real
+from softmax_jax.data.targets import Ids, Targets, distribution, parse, parse_counted
 from softmax_jax.model import Params
 from softmax_jax.normalizer import log_normalizer
 from softmax_jax.penalty import Penalty
@@ -28,7 +29,7 @@ REDUCTIONS = ("none", "sum", "mean")
 @jax.transfer_guard("allow")
 def cross_entropy(
     logits: jax.Array,
-    targets: jax.Array,
+    targets: jax.Array | Targets,
     *,
     weights: jax.Array | None = None,
     class_weights: jax.Array | None = None,
@@ -60,7 +61,7 @@ def cross_entropy(
     Args:
       logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
         class: the loss is ``inf`` where the target gives it weight, and 0 · inf counts as 0.
-      targets: class ids ``[...]`` (integers), or probabilities ``[..., q]``.
+      targets: class ids ``[...]`` (integers), probabilities ``[..., q]``, or `SparseTargets`.
       weights: ``[...]`` example weights ``s_i``; None means 1. A loss of weight 0 is 0.
       class_weights: ``[q]`` ``v_j``.
       ignore_id: a class id, such as -1, that gives its example weight 0.
@@ -93,7 +94,6 @@ def cross_entropy(
         raise ValueError(f"reduction: choose one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     check_label_smoothing(label_smoothing)
     logits = at_least_float32(as_real(logits, "logits"))
-    targets = as_array(targets, "targets")
     rank = max(logits.ndim, 1)
     if not hasattr(axis, "__index__") or not -rank <= axis < rank:
         raise ValueError(f"axis: {axis!r}; expected an integer in [{-rank}, {rank})")
@@ -104,18 +104,16 @@ def cross_entropy(
         )
     if axis % rank != rank - 1:
         logits, targets, where = _with_classes_last(logits, targets, where, axis)
-    counts = None
-    if ignore_id is not None:
-        targets, counts = without_ignored(targets, ignore_id, rank=logits.ndim - 1)
-    y = distribution(logits, targets)
+    parsed, counts = parse_counted(targets, logits.shape, ignore_id)
+    y = distribution(parsed, logits.shape[-1], logits.dtype)
     if soft_cap is not None:
         logits = _capped(logits, soft_cap)
     included = None
     if where is not None:
         included = jnp.broadcast_to(where, logits.shape)
         logits = jnp.where(included, logits, -jnp.inf)
-        is_lost_id = (y > 0) & are_labels(logits, targets)
-        y = jnp.where(included, y, jnp.where(is_lost_id, jnp.nan, 0))
+        lost = jnp.where(y > 0, jnp.nan, 0) if isinstance(parsed, Ids) else jnp.zeros_like(y)
+        y = jnp.where(included, y, lost)
     q, kind = logits.shape[-1], logits.dtype
     v = None
     if class_weights is not None:
@@ -156,30 +154,11 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 def _with_classes_last(
     logits: jax.Array, targets: Any, where: Any, axis: int
 ) -> tuple[jax.Array, Any, Any]:
-    if targets.shape == logits.shape:
+    if jnp.shape(targets) == logits.shape:
         targets = jnp.moveaxis(as_real(targets, "targets"), axis, -1)
     if where is not None:
         where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
     return jnp.moveaxis(logits, axis, -1), targets, where
-
-
-def without_ignored(targets: Any, ignore_id: int, *, rank: int) -> tuple[Any, jax.Array]:
-    """Class ids with a 0 in place of those to ignore, and which of them count."""
-    if isinstance(ignore_id, bool) or not hasattr(ignore_id, "__index__"):
-        raise ValueError(f"ignore_id: {ignore_id!r}; expected a class id, an integer")
-    if targets.ndim > rank and not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError("ignore_id is a class id; these targets are probabilities")
-    numpy: Any = jnp
-    if is_known(targets):
-        # By NumPy: under a transformation of something else, jnp would trace them.
-        numpy, targets = np, np.asarray(targets)
-    if targets.ndim > rank and targets.shape[-1] == 1:
-        targets = targets.reshape(targets.shape[:-1])
-    ids = targets.dtype if jnp.issubdtype(targets.dtype, jnp.integer) else jnp.int32
-    # JAX would wrap a number that the type of the ids does not hold.
-    can_be = jnp.iinfo(ids).min <= ignore_id <= jnp.iinfo(ids).max
-    counts = targets != ignore_id if can_be else numpy.ones(targets.shape, bool)
-    return numpy.where(counts, targets, numpy.zeros_like(targets)), jnp.asarray(counts)
 
 
 def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
@@ -193,7 +172,7 @@ def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
 
 @jax.transfer_guard("allow")
 def cross_entropy_gradient(
-    logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
+    logits: jax.Array, targets: jax.Array | Targets, *, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
     r"""First derivative of `cross_entropy` in the logits, eq. 3.4.10: ``[..., q]``.
 
@@ -203,7 +182,10 @@ def cross_entropy_gradient(
     targets that do not sum to one.)
     """
     logits = at_least_float32(as_real(logits, "logits"))
-    y = distribution(logits, targets, label_smoothing)
+    check_label_smoothing(label_smoothing)
+    y = distribution(parse(targets, logits.shape), logits.shape[-1], logits.dtype)
+    if not _is_zero(label_smoothing):
+        y = _smoothed(y, label_smoothing)
     mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
     return mass * jax.nn.softmax(logits, axis=-1) - y
 
@@ -265,7 +247,7 @@ def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: Any) -> jax.Ar
 def objective(
     params: Params,
     x: jax.Array,
-    targets: jax.Array,
+    targets: jax.Array | Targets,
     *,
     weights: jax.Array | None = None,
     l2: float | jax.Array = 0.0,
@@ -299,7 +281,7 @@ def objective(
 def objective_gradient(
     params: Params,
     x: jax.Array,
-    targets: jax.Array,
+    targets: jax.Array | Targets,
     *,
     weights: jax.Array | None = None,
     l2: float | jax.Array = 0.0,
@@ -327,62 +309,6 @@ def objective_gradient(
     if not (isinstance(l1, int | float) and l1 == 0):
         w_gradient += jnp.asarray(l1, data_part.dtype) * jnp.sign(w).astype(data_part.dtype)
     return Params(w=w_gradient.astype(w.dtype), b=jnp.sum(residual, axis=0).astype(b.dtype))
-
-
-def as_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> jax.Array:
-    """Targets of either kind, checked, as a JAX array: ids ``[...]`` or probabilities ``[..., q]``.
-
-    Integers ``[..., 1]`` are class ids too, as Keras ships them.
-
-    Raises:
-      ValueError: if they are neither, or if concrete class ids lie outside [0, q).
-    """
-    targets = checked_targets(logits, targets)
-    return targets if isinstance(targets, jax.Array) else jax.device_put(targets)
-
-
-def checked_targets(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> Any:
-    """`as_targets` for arguments of a jitted function: host arrays stay there, as it is quicker."""
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits need a last axis of classes, got shape {logits.shape}")
-    targets = as_array(targets, "targets")
-    if targets.shape == logits.shape:
-        return checked_real(targets, "targets")
-    rows = logits.shape[:-1]
-    if targets.shape == (*rows, 1) and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = targets.reshape(rows)
-    if targets.shape != rows:
-        raise ValueError(
-            f"targets of shape {targets.shape} fit logits of shape {logits.shape} neither as class "
-            f"ids, of shape {rows}, nor as probabilities, of shape {logits.shape}"
-        )
-    return checked_ids(targets, logits.shape[-1], "targets")
-
-
-def are_labels(logits: jax.Array | jax.ShapeDtypeStruct, targets: Any) -> bool:
-    """True where ``targets``, checked by `as_targets`, are class ids; False for probabilities."""
-    return checked_targets(logits, targets).ndim < logits.ndim
-
-
-def distribution(
-    logits: jax.Array, targets: Any, label_smoothing: float | jax.Array = 0.0
-) -> jax.Array:
-    """Targets of either kind as (smoothed) probabilities ``[..., q]``, in the type of the logits.
-
-    A row of NaN for a label out of range: under a transformation it could not raise.
-
-    Raises:
-      ValueError: as `cross_entropy`.
-    """
-    targets = as_targets(logits, targets)
-    q = logits.shape[-1]
-    if targets.ndim < logits.ndim:
-        ids, valid = known_ids(targets, q)
-        y = jnp.where(valid[..., None], jax.nn.one_hot(ids, q, dtype=logits.dtype), jnp.nan)
-    else:
-        y = targets.astype(logits.dtype)
-    check_label_smoothing(label_smoothing)
-    return y if _is_zero(label_smoothing) else _smoothed(y, label_smoothing)
 
 
 def _smoothed(

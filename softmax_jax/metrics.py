@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
-from softmax_jax.checks import as_real, checked_count, known_ids
-from softmax_jax.head import SparseTargets, linear_cross_entropy
+from softmax_jax.checks import as_real, checked_count
+from softmax_jax.data.targets import Ids, Targets, distribution, hits, parse
+from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 
 Sums = TypeVar("Sums")
@@ -38,54 +39,33 @@ class Metrics(NamedTuple):
 
 
 @jax.transfer_guard("allow")
-def correct(logits: jax.Array, targets: jax.Array, *, k: int = 1) -> jax.Array:
+def correct(logits: jax.Array, targets: jax.Array | Targets, *, k: int = 1) -> jax.Array:
     """Per example, 1 if the target is among the ``k`` largest logits, else 0: ``[...]``.
 
     With probabilities as targets, the probability they give to those ``k`` classes. Among equal
     logits the lower class comes first. A row with a NaN logit predicts nothing and counts 0.
 
     Raises:
-      ValueError: if ``k`` is not positive, or as `losses.are_labels`.
+      ValueError: if ``k`` is not positive, or as `data.targets.parse`.
     """
     k = checked_count(k, "k")
     logits = as_real(logits, "logits")
-    targets = losses.as_targets(logits, targets)
+    parsed = parse(targets, logits.shape)
     if k == 1:
         chosen = jnp.argmax(logits, axis=-1)[..., None]
     else:
         # Adding zero makes -0 a 0, which top_k would put below it, unlike argmax.
         chosen = jax.lax.top_k(logits + 0, min(k, logits.shape[-1]))[1]
-    return jnp.where(_predicts_nothing(logits), 0, hits(chosen, targets))
-
-
-def hits(chosen: jax.Array, targets: jax.Array | SparseTargets) -> jax.Array:
-    """Per example, 1 if the target is among the chosen classes, else 0: ``[...]``.
-
-    With distributions as targets, the probability that they give to those classes.
-
-    Args:
-      chosen: ``[..., k]`` class ids; `model.ABSTAIN` hits nothing.
-      targets: class ids ``[...]``, probabilities ``[..., q]``, or `head.SparseTargets`.
-    """
-    if isinstance(targets, SparseTargets):
-        is_hit = jnp.any(_same(chosen[..., None, :], targets.ids[..., None]), axis=-1)
-        return jnp.sum(jnp.where(is_hit, targets.weights, 0), axis=-1, dtype=jnp.float32)
-    if targets.ndim < chosen.ndim:
-        return jnp.any(_same(chosen, targets[..., None]), axis=-1).astype(jnp.float32)
-    given = jnp.take_along_axis(targets, jnp.maximum(chosen, 0), axis=-1)
-    return jnp.sum(jnp.where(chosen >= 0, given, 0), axis=-1, dtype=jnp.float32)
-
-
-def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
-    """Where the chosen classes are those of the ids; `model.ABSTAIN` is none."""
-    if ids.dtype.itemsize < 4:
-        ids = ids.astype(jnp.int32)  # small types cannot hold what they are compared with
-    return (chosen.astype(ids.dtype) == ids) & (chosen >= 0)
+    return jnp.where(_predicts_nothing(logits), 0, hits(chosen, parsed))
 
 
 @jax.transfer_guard("allow")
 def accuracy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None, *, k: int = 1
+    logits: jax.Array,
+    targets: jax.Array | Targets,
+    weights: jax.Array | None = None,
+    *,
+    k: int = 1,
 ) -> jax.Array:
     """Correct predictions over predictions, weighted; among the ``k`` best classes for ``k > 1``.
 
@@ -98,7 +78,7 @@ def accuracy(
 
 
 @jax.transfer_guard("allow")
-def squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def squared_error(logits: jax.Array, targets: jax.Array | Targets) -> jax.Array:
     """Per example ``|softmax(o) - y|²``, whose mean is the Brier score (Brier 1950): ``[...]``."""
     error = losses.cross_entropy_gradient(logits, targets)
     return jnp.sum(error * error, axis=-1)
@@ -126,8 +106,8 @@ def measure(
       ValueError: on shapes that do not fit, or as `losses.cross_entropy`.
     """
     logits = as_real(logits, "logits")
-    targets = losses.as_targets(logits, targets)
-    loss = losses.cross_entropy(logits, targets)
+    parsed = parse(targets, logits.shape)
+    loss = losses.cross_entropy(logits, parsed)
     weights = losses.weights_of(loss, weights)
 
     def total(values):
@@ -136,10 +116,10 @@ def measure(
     return Metrics(
         weight=jnp.sum(weights),
         negative_log_likelihood=total(loss),
-        correct=total(correct(logits, targets)),
-        top_k_correct=total(correct(logits, targets, k=k)),
-        squared_error=total(squared_error(logits, targets)),
-        confusion=_confusion(logits, targets, weights) if confusion else None,
+        correct=total(correct(logits, parsed)),
+        top_k_correct=total(correct(logits, parsed, k=k)),
+        squared_error=total(squared_error(logits, parsed)),
+        confusion=_confusion(logits, parsed, weights) if confusion else None,
     )
 
 
@@ -189,16 +169,13 @@ def measure_head(
     )
 
 
-def _confusion(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+def _confusion(logits: jax.Array, targets: Targets, weights: jax.Array) -> jax.Array:
     q, kind = logits.shape[-1], weights.dtype
     chosen = jnp.where(_predicts_nothing(logits), -1, jnp.argmax(logits, axis=-1))
-    true = losses.as_targets(logits, targets)
-    if true.ndim < logits.ndim:
-        ids, valid = known_ids(true, q)
-        true = jax.nn.one_hot(jnp.where(valid, ids, -1), q)
-    return jnp.einsum(
-        "n,ni,nj->ij", weights, true.astype(kind), jax.nn.one_hot(chosen, q, dtype=kind)
-    )
+    true = distribution(targets, q, kind)
+    if isinstance(targets, Ids):
+        true = jnp.nan_to_num(true)  # an id out of range is of no class
+    return jnp.einsum("n,ni,nj->ij", weights, true, jax.nn.one_hot(chosen, q, dtype=kind))
 
 
 def _predicts_nothing(logits: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 
 from softmax_jax import checks, losses
 from softmax_jax.data import blocks
+from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, raw
 from softmax_jax.status import Status
 
 MOST_CLASSES = 4096
@@ -180,7 +181,9 @@ def fit_vector_scaling(
     q = problem.logits.shape[1]
     if q > MOST_CLASSES:
         raise ValueError(f"{q:,} classes; vector scaling takes up to {MOST_CLASSES:,}")
-    one = fit_temperature(problem.logits, problem.targets, problem.weights, block_size=block_size)
+    one = fit_temperature(
+        problem.logits, raw(problem.targets), problem.weights, block_size=block_size
+    )
     center, unit = problem.columns()
 
     def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -282,7 +285,8 @@ class _Problem(NamedTuple):
     """Checked input: the rows that have weight."""
 
     logits: np.ndarray
-    targets: np.ndarray
+    targets: Ids | Dense
+    """Of NumPy arrays; probabilities sum to one."""
     weights: np.ndarray
     """Their sum is one."""
     block_size: int
@@ -306,8 +310,11 @@ class _Problem(NamedTuple):
         # Rows without weight take no part, whatever they hold.
         logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
         targets = checks.checked_targets(targets, len(logits), "targets", np.float64)
-        if not losses.are_labels(jax.ShapeDtypeStruct(logits.shape, logits.dtype), targets):
-            targets = targets / targets.sum(axis=1, keepdims=True)
+        parsed = checked(targets, logits.shape)
+        assert not isinstance(parsed, SparseTargets)
+        if isinstance(parsed, Dense):
+            y: Any = targets / targets.sum(axis=1, keepdims=True)
+            parsed = Dense(y)
         impossible = np.isneginf(logits)
         if not (np.isfinite(logits) | impossible).all() or impossible.all(axis=1).any():
             raise ValueError(
@@ -315,7 +322,7 @@ class _Problem(NamedTuple):
             )
         if block_size is None:
             block_size = blocks.rows_within(logits.shape[1])
-        problem = cls(logits, targets, weights / weights.sum(), block_size)
+        problem = cls(logits, parsed, weights / weights.sum(), block_size)
         if any((np.isneginf(o) & (y > 0)).any() for o, y, _ in problem.blocks()):
             raise ValueError(
                 "targets: there are examples of a class whose logit is -inf, which no scaling "
@@ -327,9 +334,11 @@ class _Problem(NamedTuple):
         """Logits, probabilities and weights of some rows."""
         q = self.logits.shape[1]
         for at in blocks.slices(len(self.logits), self.block_size):
-            y = self.targets[at]
-            if y.ndim == 1:
-                y = (y[:, None] == np.arange(q)).astype(np.float64)
+            if isinstance(self.targets, Ids):
+                ids = np.asarray(self.targets.ids[at])
+                y = (ids[:, None] == np.arange(q)).astype(np.float64)
+            else:
+                y = np.asarray(self.targets.probabilities[at])
             yield self.logits[at].astype(np.float64), y, self.weights[at]
 
     def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:

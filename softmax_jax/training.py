@@ -19,11 +19,11 @@ from softmax_jax.checks import (
     as_array,
     as_real,
     checked_count,
-    checked_ids,
     checked_real,
 )
 from softmax_jax.data import blocks
 from softmax_jax.data.shuffle import permutation
+from softmax_jax.data.targets import Ids, SparseTargets, checked, hits, parse, raw
 from softmax_jax.data.types import Data, features, formed_on_host
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
@@ -123,16 +123,13 @@ class Program:
 def _admitted(params: Params, batch: Data, *, look: bool) -> Data:
     """The batch as JAX reads it rightly; told to ``look``, ids on the device are checked too."""
     batch = formed_on_host(batch)
-    x, targets, q = checked_real(batch.x, "x"), batch.targets, jnp.shape(params.w)[-1]
-    if isinstance(targets, head.SparseTargets):
-        if not isinstance(targets.ids, jax.Array):
-            targets = targets._replace(ids=checked_ids(targets.ids, q, "targets.ids"))
-        targets = targets._replace(weights=checked_real(targets.weights, "targets.weights"))
-    elif look or not isinstance(targets, jax.Array):
-        targets = as_array(targets, "targets")
-        if x.shape[:1] == targets.shape[:1]:  # the others are told of below
-            logits = jax.ShapeDtypeStruct((*x.shape[:-1], q), jnp.float32)
-            targets = losses.checked_targets(logits, targets)
+    x, targets = checked_real(batch.x, "x"), batch.targets
+    arrays = targets if isinstance(targets, SparseTargets) else (targets,)
+    if look or not all(isinstance(a, jax.Array) for a in arrays):
+        if not isinstance(targets, SparseTargets):
+            targets = as_array(targets, "targets")
+        if x.shape[:1] == jnp.shape(arrays[0])[:1]:  # the others are told of below
+            targets = raw(checked(targets, (*x.shape[:-1], jnp.shape(params.w)[-1])))
     return Data(
         x,
         targets,
@@ -159,7 +156,7 @@ def _update(
     strategy: str = "auto",
 ) -> tuple[TrainState, StepMetrics]:
     is_large = len(batch.x) * state.params.w.shape[1] > head.LARGE
-    if is_large or isinstance(batch.targets, head.SparseTargets):
+    if is_large or isinstance(batch.targets, SparseTargets):
         gradient, step_metrics = _gradient_of_large_head(state, batch, strategy)
     else:
         gradient, step_metrics = _gradient(state, batch)
@@ -208,7 +205,8 @@ def _gradient_of_large_head(
     state: TrainState, batch: Data, strategy: str
 ) -> tuple[Params, StepMetrics]:
     """The same without all the logits."""
-    x, targets, weights = features(batch), batch.targets, batch.weights
+    x, weights = features(batch), batch.weights
+    parsed = parse(batch.targets, (len(x), state.params.w.shape[1]))
     weight = _weight(batch)
 
     def objective(params):
@@ -216,7 +214,7 @@ def _gradient_of_large_head(
             x,
             params.w,
             params.b,
-            targets,
+            parsed,
             weights=weights,
             label_smoothing=state.label_smoothing,
             extras=("nats", "argmax"),
@@ -228,7 +226,7 @@ def _gradient_of_large_head(
     gradient, out = jax.grad(objective, has_aux=True)(state.params)
     return gradient, StepMetrics(
         loss=losses.weighted_mean(out.nats, weights),
-        accuracy=losses.weighted_mean(metrics.hits(out.argmax[:, None], targets), weights),
+        accuracy=losses.weighted_mean(hits(out.argmax[:, None], parsed), weights),
         weight=weight,
     )
 
@@ -320,7 +318,7 @@ def _make_epoch(
 
 
 def _num_examples(data: Data) -> int:
-    if isinstance(data.targets, head.SparseTargets):
+    if isinstance(data.targets, SparseTargets):
         raise ValueError("targets: epochs and evaluation take no SparseTargets; make_update does")
     arrays = {"x": data.x, "targets": data.targets, "weights": data.weights}
     rows = {name: a.shape[0] for name, a in arrays.items() if a is not None}
@@ -396,7 +394,8 @@ def _measured_blocks(
     n = _num_examples(data)
     q = params.w.shape[1]
     block_size = min(block_size, n)
-    by_head = block_size * q > head.LARGE and data.targets.ndim == 1 and not confusion
+    by_head = block_size * q > head.LARGE and not confusion
+    by_head = by_head and isinstance(checked(data.targets, (n, q)), Ids)
     if not by_head:
         block_size = min(block_size, max(head.LARGE // q, 1))
 

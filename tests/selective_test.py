@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, metrics, model, selective
+from softmax_jax import calibration, model, selective
+from softmax_jax.data import targets
 from softmax_jax.model import Params
 
 
@@ -50,7 +51,7 @@ def test_the_threshold_is_the_one_predict_needs(risk):
     threshold = selective.threshold_for_risk(curve, risk)
     predicted = model.predict(params, x, threshold=threshold)
     answered = np.asarray(predicted != model.ABSTAIN)
-    errors = answered.sum() - float(metrics.hits(predicted[:, None], labels).sum())
+    errors = answered.sum() - float(targets.hits(predicted[:, None], targets.Ids(labels)).sum())
     assert errors <= risk * answered.sum() + 1e-9
     # The next lower threshold would err too often, or there is none, or it is beyond a hump.
     best = curve.coverage[curve.risk <= risk].max(initial=0)

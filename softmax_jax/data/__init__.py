@@ -7,5 +7,6 @@ from softmax_jax.data.prepared import load_prepared as load_prepared
 from softmax_jax.data.sources import NAMES as NAMES
 from softmax_jax.data.sources import load as load
 from softmax_jax.data.sources import load_npz as load_npz
+from softmax_jax.data.targets import SparseTargets as SparseTargets
 from softmax_jax.data.types import Data as Data
 from softmax_jax.data.types import features as features

@@ -16,7 +16,7 @@ class Data(NamedTuple):
     x: Any
     """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
     targets: Any
-    """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `head.SparseTargets`."""
+    """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `SparseTargets`."""
     weights: Any = None
     """``[n]`` example weights; None means 1."""
     scale: float | jax.Array | np.ndarray | None = None

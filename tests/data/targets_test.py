@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softmax_jax import losses
+from softmax_jax.data import SparseTargets, targets
+from softmax_jax.data.targets import Dense, Ids
+
+PROBABILITIES = np.array([[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]], np.float32)
+SPARSE = SparseTargets(np.array([[1, 0], [2, 1]]), np.array([[0.75, 0.25], [0.5, 0.5]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ([2, 0], Ids),
+        (np.array([[2], [0]]), Ids),
+        (np.array([2, 0], np.uint8), Ids),
+        (PROBABILITIES, Dense),
+        (PROBABILITIES.tolist(), Dense),
+        (SPARSE, SparseTargets),
+    ],
+)
+def test_targets_are_told_apart_once(given, kind):
+    parsed = targets.parse(given, (2, 3))
+    assert type(parsed) is kind
+    assert all(isinstance(a, jax.Array) for a in parsed)
+    assert targets.parse(parsed, (2, 3)) is not None
+    y = targets.distribution(parsed, 3, jnp.float32)
+    expected = [[0, 0, 1], [1, 0, 0]] if kind is Ids else PROBABILITIES
+    np.testing.assert_array_equal(y, expected)
+    again = targets.distribution(targets.parse(targets.raw(parsed), (2, 3)), 3, jnp.float32)
+    np.testing.assert_array_equal(again, y)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros(3, int), "neither as class ids"),
+        (np.zeros((2, 4)), "neither as class ids"),
+        ([0, 3], r"class ids must lie in \[0, 3\)"),
+        ([0.5, 1.0], "must be integers"),
+        (SparseTargets(np.zeros((2, 1), int), np.zeros((2, 2))), "need ids and weights of shape"),
+        (SparseTargets(np.zeros((2, 0), int), np.zeros((2, 0))), "at least one class a row"),
+        (SparseTargets(np.full((2, 1), 7), np.ones((2, 1))), "targets.ids: class ids must lie"),
+    ],
+)
+def test_what_are_no_targets_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        targets.parse(given, (2, 3))
+
+
+def test_an_id_out_of_range_makes_its_row_nan_under_a_transformation():
+    @jax.jit
+    def run(ids):
+        return targets.distribution(targets.parse(ids, (3, 3)), 3, jnp.float32)
+
+    y = run(jnp.array([1, 3, -1]))
+    np.testing.assert_array_equal(np.isnan(y).all(axis=1), [False, True, True])
+
+
+def test_ids_to_ignore_do_not_count():
+    parsed, counts = targets.parse_counted(np.array([2, -1]), (2, 3), -1)
+    np.testing.assert_array_equal(parsed.ids, [2, 0])
+    np.testing.assert_array_equal(counts, [True, False])
+    assert targets.parse_counted([2, 0], (2, 3), None)[1] is None
+    for given in (PROBABILITIES, SPARSE):
+        with pytest.raises(ValueError, match="ignore_id is"):
+            targets.parse_counted(given, (2, 3), -1)
+
+
+@pytest.mark.parametrize("given", [np.array([1, 2]), PROBABILITIES, SPARSE])
+def test_hits_are_the_weight_of_the_chosen_classes(given):
+    parsed = targets.parse(given, (2, 3))
+    y = np.asarray(targets.distribution(parsed, 3, jnp.float32))
+    chosen = np.array([[1, 0], [2, -1]])
+    expected = [y[0, 1] + y[0, 0], y[1, 2]]
+    np.testing.assert_allclose(targets.hits(jnp.asarray(chosen), parsed), expected)
+
+
+def test_losses_take_sparse_targets():
+    logits = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], np.float32)
+    for function in (losses.cross_entropy, losses.cross_entropy_gradient):
+        np.testing.assert_allclose(
+            function(logits, SPARSE), function(logits, PROBABILITIES), rtol=1e-6
+        )
