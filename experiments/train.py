@@ -264,7 +264,7 @@ def split(run: Run) -> list[list[int]]:
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
     # Old and new state and the gradient; logits of a batch, or of a block of test data, and what
     # is computed from them; the rows of a batch, where each member has its own.
-    each = 3 * size + 6 * 4 * min(q * max(batch, blocks.ROWS), head.LARGE)
+    each = 3 * size + 6 * 4 * min(q * max(batch, blocks.ROWS), head.MOST_LOGITS)
     each += 0 if run.shared_order else 8 * batch * d
     most = max(int(min(run.config.sweep.memory * 2**30 / each, len(run.members))), 1)
     number = -(-len(run.members) // most)

@@ -8,7 +8,6 @@ The surprisals carry their closed-form derivative as a `jax.custom_jvp`, so that
 the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes follow from it.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -19,11 +18,17 @@ from softmax_jax import model
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_real
 from softmax_jax.data.targets import Ids, Targets, distribution, parse, parse_counted
+from softmax_jax.loss_options import (
+    LossOptions,
+    check_label_smoothing,
+    check_reduction,
+    checked_options,
+    is_zero,
+    reduced,
+)
 from softmax_jax.model import Params
 from softmax_jax.normalizer import log_normalizer
 from softmax_jax.penalty import Penalty
-
-REDUCTIONS = ("none", "sum", "mean")
 
 
 @jax.transfer_guard("allow")
@@ -90,9 +95,7 @@ def cross_entropy(
       >>> cross_entropy(logits, jnp.array([0, -1]), ignore_id=-1).round(4).tolist()
       [0.4076, 0.0]
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: choose one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    check_label_smoothing(label_smoothing)
+    check_reduction(reduction)
     logits = at_least_float32(as_real(logits, "logits"))
     rank = max(logits.ndim, 1)
     if not hasattr(axis, "__index__") or not -rank <= axis < rank:
@@ -106,6 +109,11 @@ def cross_entropy(
         logits, targets, where = _with_classes_last(logits, targets, where, axis)
     parsed, counts = parse_counted(targets, logits.shape, ignore_id)
     y = distribution(parsed, logits.shape[-1], logits.dtype)
+    options = checked_options(
+        LossOptions(class_weights, ignore_id, label_smoothing, z_loss, soft_cap),
+        logits.shape[-1],
+        logits.dtype,
+    )
     if soft_cap is not None:
         logits = _capped(logits, soft_cap)
     included = None
@@ -114,34 +122,26 @@ def cross_entropy(
         logits = jnp.where(included, logits, -jnp.inf)
         lost = jnp.where(y > 0, jnp.nan, 0) if isinstance(parsed, Ids) else jnp.zeros_like(y)
         y = jnp.where(included, y, lost)
-    q, kind = logits.shape[-1], logits.dtype
-    v = None
-    if class_weights is not None:
-        v = as_real(class_weights, "class_weights").astype(kind)
-        if v.shape != (q,):
-            raise ValueError(f"class_weights of shape {v.shape} for {q} classes")
+    v = options.class_weights
+    if v is not None:
         v = jnp.broadcast_to(v, logits.shape)
     smoothed = y
-    if not _is_zero(label_smoothing):
+    if not is_zero(label_smoothing):
         smoothed = _smoothed(y, label_smoothing, included)
     if v is not None:
         smoothed = smoothed * v
     surprisal = _surprisals(logits)
     impossible_and_irrelevant = (smoothed == 0) & jnp.isinf(surprisal)
     loss = jnp.sum(smoothed * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
-    if not _is_zero(z_loss):
-        loss = loss + jnp.asarray(z_loss, kind) * jax.nn.logsumexp(logits, axis=-1) ** 2
+    if not is_zero(z_loss):
+        loss = loss + jnp.asarray(z_loss, logits.dtype) * jax.nn.logsumexp(logits, axis=-1) ** 2
     if weights is None and counts is None and reduction == "none":
         return loss
     s = weights_of(loss, weights)
     s = s if counts is None else jnp.where(counts, s, 0)
     loss = jnp.where(s == 0, 0, s * loss)
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return jnp.sum(loss)
-    total = jnp.sum(s * jnp.sum(y if v is None else y * v, axis=-1))
-    return jnp.sum(loss) / jnp.where(total == 0, 1, total)
+    mass = jnp.sum(y if v is None else y * v, axis=-1) if reduction == "mean" else None
+    return reduced(loss, s, mass, reduction)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -163,8 +163,6 @@ def _with_classes_last(
 
 def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
     """``c tanh(o / c)``, but for impossible classes."""
-    if not 0 < soft_cap < math.inf:
-        raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
     possible = ~jnp.isneginf(logits)
     capped = soft_cap * jnp.tanh(jnp.where(possible, logits, 0) / soft_cap)
     return jnp.where(possible, capped, -jnp.inf)
@@ -184,7 +182,7 @@ def cross_entropy_gradient(
     logits = at_least_float32(as_real(logits, "logits"))
     check_label_smoothing(label_smoothing)
     y = distribution(parse(targets, logits.shape), logits.shape[-1], logits.dtype)
-    if not _is_zero(label_smoothing):
+    if not is_zero(label_smoothing):
         y = _smoothed(y, label_smoothing)
     mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
     return mass * jax.nn.softmax(logits, axis=-1) - y
@@ -321,17 +319,6 @@ def _smoothed(
     share = included.astype(y.dtype)
     share = share / jnp.broadcast_to(jnp.sum(share, axis=-1, keepdims=True), y.shape)
     return (1 - epsilon) * y + epsilon * share
-
-
-def _is_zero(value: float | jax.Array) -> bool:
-    """Whether it is a zero that is known now."""
-    return not isinstance(value, jax.core.Tracer) and float(value) == 0
-
-
-def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
-    """Raises a ValueError for a value, not under a transformation, outside [0, 1]."""
-    if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
 
 
 @jax.custom_jvp

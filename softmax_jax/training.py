@@ -25,6 +25,7 @@ from softmax_jax.data import blocks
 from softmax_jax.data.shuffle import permutation
 from softmax_jax.data.targets import Ids, SparseTargets, checked, hits, parse, raw
 from softmax_jax.data.types import Data, features, formed_on_host
+from softmax_jax.loss_options import check_label_smoothing
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
@@ -83,7 +84,7 @@ def init(
     """
     if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
         raise ValueError(f"l2 must not be negative, got {l2}")
-    losses.check_label_smoothing(label_smoothing)
+    check_label_smoothing(label_smoothing)
     params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
     with jax.numpy_dtype_promotion("standard"):  # as optax expects
         opt_state = optimizer.init(params)
@@ -141,21 +142,27 @@ def _admitted(params: Params, batch: Data, *, look: bool) -> Data:
     )
 
 
-def make_update(optimizer: optax.GradientTransformation) -> Program:
+def make_update(
+    optimizer: optax.GradientTransformation, *, most_logits: int = head.MOST_LOGITS
+) -> Program:
     """``update(state, batch) -> (state, metrics)``, jitted: one step of any optax optimiser.
 
-    Call it once and keep the result; it compiles once for each batch shape.
+    Call it once and keep the result; it compiles once for each batch shape. Of a batch with more
+    than ``most_logits`` logits, and of one with sparse targets, they are not held, see
+    `head.linear_cross_entropy`.
     """
-    return Program(partial(_update, optimizer))
+    return Program(partial(_update, optimizer, most_logits=most_logits))
 
 
 def _update(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batch: Data,
+    *,
+    most_logits: int,
     strategy: str = "auto",
 ) -> tuple[TrainState, StepMetrics]:
-    is_large = len(batch.x) * state.params.w.shape[1] > head.LARGE
+    is_large = len(batch.x) * state.params.w.shape[1] > most_logits
     if is_large or isinstance(batch.targets, SparseTargets):
         gradient, step_metrics = _gradient_of_large_head(state, batch, strategy)
     else:
@@ -237,14 +244,20 @@ def _weight(batch: Data) -> jax.Array:
     return jnp.sum(batch.weights, dtype=jnp.float32)
 
 
-def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> Program:
+def make_epoch(
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    most_logits: int = head.MOST_LOGITS,
+) -> Program:
     """``epoch(state, data, stop) -> (state, metrics)``, jitted: a pass over ``data``, one program.
 
     From ``state.step`` on, to the end of the epoch that it is in, or to ``stop`` if that is sooner.
     The rows are shuffled by ``state.key`` and the number of the epoch, and taken in minibatches of
     ``batch_size``; each row is seen once. If they do not divide evenly, the last minibatch is
     filled up with rows of weight zero. With the data on the device, Python is not involved between
-    the first step and the last. An epoch run in pieces is the same to the last bit.
+    the first step and the last. An epoch run in pieces is the same to the last bit. Of a minibatch
+    with more than ``most_logits`` logits they are not held, see `head.linear_cross_entropy`.
 
     The metrics are those of all steps of the epoch, ``[ceil(n / batch_size)]``; where a step was
     not taken they are zero, and so is its weight.
@@ -253,11 +266,15 @@ def make_epoch(optimizer: optax.GradientTransformation, *, batch_size: int) -> P
       ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
         have no rows or not equally many.
     """
-    return Program(_make_epoch(optimizer, batch_size))
+    return Program(_make_epoch(optimizer, batch_size, most_logits))
 
 
 def make_sweep(
-    optimizer: optax.GradientTransformation, *, batch_size: int, shared_order: bool
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    shared_order: bool,
+    most_logits: int = head.MOST_LOGITS,
 ) -> Program:
     r"""`make_epoch` for many states at once, stacked by `stack`; the metrics get an axis in front.
 
@@ -265,8 +282,8 @@ def make_sweep(
     wide product :math:`X [W_1 \dots W_m]` serves them all.
     """
     axes = sweep_axes(shared_order)
-    # Under vmap a sweep over a large head would do its work in both ways.
-    epoch = _make_epoch(optimizer, batch_size, strategy="recompute")
+    # Under vmap the fused strategy of a large head would do its work in both ways.
+    epoch = _make_epoch(optimizer, batch_size, most_logits, strategy="recompute")
     return Program(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
 
 
@@ -285,7 +302,10 @@ def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
 
 
 def _make_epoch(
-    optimizer: optax.GradientTransformation, batch_size: int, strategy: str = "auto"
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    most_logits: int,
+    strategy: str = "auto",
 ) -> Callable:
     batch_size = checked_count(batch_size, "batch_size")
 
@@ -306,7 +326,9 @@ def _make_epoch(
             state, done = carry
             i = state.step - first
             batch = blocks.take(data, order[i], is_real[i] if filling else None)
-            state, one = _update(optimizer, state, batch, strategy)
+            state, one = _update(
+                optimizer, state, batch, most_logits=most_logits, strategy=strategy
+            )
             return state, jax.tree.map(
                 lambda seen, value: seen.at[i].set(value.astype(seen.dtype)), done, one
             )
@@ -335,6 +357,7 @@ def evaluate(
     block_size: int = blocks.ROWS,
     k: int = 5,
     confusion: bool = False,
+    most_logits: int = head.MOST_LOGITS,
 ) -> Metrics:
     """Measures ``params`` on all of ``data``, a block of rows at a time.
 
@@ -346,10 +369,12 @@ def evaluate(
     Args:
       params: the model.
       data: ``n`` examples, on the device or the host.
-      block_size: rows at a time, of which as many are floating-point features at once; and logits,
-        but for no more than `head.LARGE` of them. The result depends on it by rounding only.
+      block_size: rows at a time, of which as many are floating-point features at once. The result
+        depends on it by rounding only.
       k: see `metrics.measure`.
       confusion: see `metrics.measure`.
+      most_logits: logits that are held at a time. If a block has more, class ids are scored
+        without them, see `metrics.measure_head`, and all else in smaller blocks.
 
     Returns:
       `Metrics` of NumPy float64 sums.
@@ -359,7 +384,14 @@ def evaluate(
         [0, q), or ``block_size`` is not a positive integer.
     """
     return metrics.total(
-        measure_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
+        measure_blocks(
+            params,
+            data,
+            block_size=block_size,
+            k=k,
+            confusion=confusion,
+            most_logits=most_logits,
+        )
     )
 
 
@@ -371,6 +403,7 @@ def measure_blocks(
     block_size: int = blocks.ROWS,
     k: int = 5,
     confusion: bool = False,
+    most_logits: int = head.MOST_LOGITS,
 ) -> Metrics:
     """The part of `evaluate` on the device, which need not be waited for.
 
@@ -384,20 +417,22 @@ def measure_blocks(
         data = data._replace(x=x)
     params = Params(checked_real(params.w, "params.w"), checked_real(params.b, "params.b"))
     data = _admitted(params, data, look=True)
-    return _measured_blocks(params, data, block_size=block_size, k=k, confusion=confusion)
+    return _measured_blocks(
+        params, data, block_size=block_size, k=k, confusion=confusion, most_logits=most_logits
+    )
 
 
-@partial(jax.jit, static_argnames=("block_size", "k", "confusion"))
+@partial(jax.jit, static_argnames=("block_size", "k", "confusion", "most_logits"))
 def _measured_blocks(
-    params: Params, data: Data, *, block_size: int, k: int, confusion: bool
+    params: Params, data: Data, *, block_size: int, k: int, confusion: bool, most_logits: int
 ) -> Metrics:
     n = _num_examples(data)
     q = params.w.shape[1]
     block_size = min(block_size, n)
-    by_head = block_size * q > head.LARGE and not confusion
+    by_head = block_size * q > most_logits and not confusion
     by_head = by_head and isinstance(checked(data.targets, (n, q)), Ids)
     if not by_head:
-        block_size = min(block_size, max(head.LARGE // q, 1))
+        block_size = min(block_size, max(most_logits // q, 1))
 
     def measured(_: None, start: Any, is_new: jax.Array) -> tuple[None, Metrics]:
         block = blocks.block_of(data, start, is_new)

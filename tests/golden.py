@@ -135,6 +135,7 @@ def evaluated() -> dict[str, Any]:
         "head": {
             name: np.sum(np.asarray(a), dtype=np.float64).item()
             for name, a in out._asdict().items()
+            if a is not None
         },
         "codelength": code.bits.tolist(),
     }

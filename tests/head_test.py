@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from softmax_jax import _head_core, calibration, head, losses, model, selective
+from softmax_jax import calibration, head, losses, model, selective
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 
@@ -44,7 +44,7 @@ def cases(draw):
         "sizes": (n, d, v),
         "rows": draw(st.sampled_from([None, 1, 2, 3, 7])),
         "classes": draw(st.sampled_from([None, 1, 3, 4, 6, 12])),
-        "strategy": draw(st.sampled_from(["recompute", "sweep"])),
+        "strategy": draw(st.sampled_from(["recompute", "fused"])),
         "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
         "targets": draw(st.sampled_from(["ids", "dense", "sparse"])),
         "weights": draw(st.booleans()),
@@ -159,7 +159,7 @@ def test_everything_is_what_all_the_logits_give_in_many_cases(case):
 
 def assert_everything(case):
     inputs, targets, options, expected = made(case)
-    # The gradient of the mean, as the sweep guesses it, and one of all that is returned.
+    # The gradient of the mean, as the fused strategy expects it, and one of all that is returned.
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda: ours(inputs, targets, options))
     mean = tuple(jnp.full(a.shape, i == 0, jnp.float32) for i, a in enumerate(shapes))
@@ -266,7 +266,7 @@ def test_neither_offset_nor_confidence_costs_a_digit(offset, classes):
 INF = np.inf
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_impossible_classes_and_rows_without_a_prediction(classes, strategy):
     o = np.float32([
@@ -342,7 +342,7 @@ def test_leading_axes_are_those_of_the_targets(small):
 def test_pixels_are_read_as_the_numbers_they_are(small):
     _, w, b, labels = small
     pixels = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
-    for strategy in ("recompute", "sweep"):
+    for strategy in ("recompute", "fused"):
 
         def loss(w, x, strategy=strategy):
             return jnp.mean(linear_cross_entropy(x, w, b, labels, strategy=strategy).loss)
@@ -355,7 +355,7 @@ def test_pixels_are_read_as_the_numbers_they_are(small):
             np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 def test_ignored_rows_take_no_part(small, strategy):
     x, w, b, labels = small
 
@@ -372,7 +372,7 @@ def test_ignored_rows_take_no_part(small, strategy):
     np.testing.assert_allclose(gradient, without, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
     x, w, b, labels = small
     bad = labels.at[1].set(5)
@@ -415,6 +415,7 @@ def test_under_jit_a_bad_id_spoils_its_own_row(small, strategy):
         ({"extras": ("perplexity",)}, "extras: choose some of nats"),
         ({"strategy": "fast"}, "strategy: choose one of auto"),
         ({"label_smoothing": 1.1}, "label_smoothing must lie"),
+        ({"reduction": "median"}, "reduction: choose one of none, sum, mean, got 'median'"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"soft_cap": -1.0}, "soft_cap must be positive"),
         ({"k": 0}, "k: 0; expected an integer, 1 or more"),
@@ -435,7 +436,7 @@ def test_bad_input_is_refused(small, changes, message):
         linear_cross_entropy(**arguments)
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 def test_several_heads_under_vmap(small, strategy):
     x, w, b, labels = small
     heads = jnp.stack([w, -w, 2 * w])
@@ -449,31 +450,30 @@ def test_several_heads_under_vmap(small, strategy):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 
 
-def test_a_sweep_takes_the_gradient_that_it_has(small, monkeypatch):
+def test_fused_takes_the_gradient_that_it_has(small):
     x, w, b, labels = small
-    weights = jnp.arange(6.0)
+    weights = jnp.array([0.0, 1, 2, 3, 4, 3])
 
-    def gradient(reduce):
+    def gradient(strategy, reduce):
         def total(w):
-            out = linear_cross_entropy(x, w, b, labels, weights=weights, strategy="sweep")
+            out = linear_cross_entropy(x, w, b, labels, weights=weights, strategy=strategy)
             return reduce(out.loss)
 
-        return jax.grad(total)(w)
+        return np.asarray(jax.grad(total)(w))
 
-    expected = gradient(jnp.mean)
-    monkeypatch.setattr(
-        _head_core,
-        "_recomputed",
-        lambda *a: jax.tree.map(lambda z: z + jnp.nan, _head_core._zeros(a[1], a[-1])),
-    )
-    _head_core.compiled.clear_cache()
-    try:
-        for scale in (1, -3.0):
-            actual = gradient(lambda loss, scale=scale: scale * jnp.mean(loss))
-            np.testing.assert_allclose(actual, scale * expected, rtol=1e-6)
-        assert np.isnan(gradient(lambda loss: jnp.sum(loss**2))).all()
-    finally:
-        _head_core.compiled.clear_cache()
+    scales = np.float32([0.3, -3.7])
+    for scale in scales:
+        # A multiple to the last bit is the gradient of the sum, multiplied; recomputed, it rounds
+        # at every step.
+        actual, again = (
+            gradient(strategy, lambda loss, scale=scale: jnp.sum(scale * loss))
+            for strategy in ("fused", "recompute")
+        )
+        np.testing.assert_array_equal(actual, scale * gradient("fused", jnp.sum))
+        assert (again != scale * gradient("recompute", jnp.sum)).any()
+        np.testing.assert_allclose(actual, again, rtol=1e-5, atol=1e-6)
+    squares = (gradient(s, lambda loss: jnp.sum(loss**2)) for s in ("fused", "recompute"))
+    np.testing.assert_allclose(*squares, rtol=1e-6)
 
 
 def products_in(function, *arguments):
@@ -516,9 +516,9 @@ def temporary_memory(function, *shapes):
     ("strategy", "product", "bound"),
     [
         ("recompute", False, 80),
-        ("sweep", False, 128),
+        ("fused", False, 128),
         ("recompute", True, 256),
-        ("sweep", True, 256),
+        ("fused", True, 256),
     ],
 )
 def test_temporary_memory_is_bounded(strategy, product, bound):
@@ -568,7 +568,7 @@ def test_predictions_are_those_of_the_model(small):
         head.top_k(params, x, k=6)
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 @pytest.mark.parametrize(
     ("d", "options"),
     [
@@ -616,15 +616,15 @@ def full_loss(w, x, labels, weights):
     [jax.nn.logsumexp, lambda loss: jnp.sum(loss**2), jnp.mean],
     ids=["logsumexp", "squares", "mean"],
 )
-def test_a_sweep_is_right_around_what_it_guessed(small, reduce):
-    # At w = 0 all losses are equal, so that the cotangents look as guessed; along a direction or
+def test_fused_is_right_around_the_cotangent_that_it_expected(small, reduce):
+    # At w = 0 all losses are equal, so that the cotangents look as expected; along a direction or
     # along the weights they do not.
     x, w, _, labels = small
     ones = jnp.ones(6)
 
     def ours(w, weights):
         return reduce(
-            linear_cross_entropy(x, w, None, labels, weights=weights, strategy="sweep").loss
+            linear_cross_entropy(x, w, None, labels, weights=weights, strategy="fused").loss
         )
 
     def reference(w, weights):
@@ -824,7 +824,7 @@ def test_impossible_classes_make_no_nan_on_the_way():
     x, w, b = jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.array([0.0, -INF, 1.0])
     labels = np.array([0, 2, 2, 0])
     with jax.debug_nans(True):
-        for options in ({}, {"block_classes": 1, "strategy": "sweep", "soft_cap": 3.0}):
+        for options in ({}, {"block_classes": 1, "strategy": "fused", "soft_cap": 3.0}):
             for targets in (labels, np.eye(3)[labels]):
 
                 def total(x, w, b, targets=targets, options=options):
@@ -837,7 +837,7 @@ def test_impossible_classes_make_no_nan_on_the_way():
         assert head.predict(Params(w, b), x).tolist() == [2] * 4
 
 
-@pytest.mark.parametrize("strategy", ["recompute", "sweep"])
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
 @pytest.mark.parametrize("impossible", [False, True])
 def test_smoothing_of_one_takes_all_from_the_target(small, strategy, impossible):
     x, w, b, labels = small
@@ -854,3 +854,153 @@ def test_smoothing_of_one_takes_all_from_the_target(small, strategy, impossible)
     if not impossible:
         expected = np.asarray(x).T @ (np.exp(log_p) - 1 / 5) / 6
         np.testing.assert_allclose(jax.grad(mean)(w), expected, rtol=1e-4, atol=1e-6)
+
+
+def logits_of(tile):
+    return tile.unscaled * tile.scale
+
+
+SECOND_MOMENT = head.Statistic(
+    name="second_moment",
+    empty=jnp.zeros,
+    of_tile=lambda tile: jnp.sum(tile.p * logits_of(tile) ** 2, axis=1),
+    merge=lambda a, b, part_a, part_b: part_a.shrink * a + part_b.shrink * b,
+    finish=lambda state, whole: state / whole.total,
+    value=lambda saved, normalizer: saved,
+    factor=lambda tile, saved, cotangent: (
+        cotangent[:, None] * (logits_of(tile) ** 2 - saved[:, None] + 2 * logits_of(tile))
+    ),
+)
+# Of the squared distance to the mode, and how many logits are less than 1 below it: one value in
+# two leaves, of which one needs no derivative.
+NEAR_THE_MODE = head.Statistic(
+    name="near_the_mode",
+    empty=lambda size, dtype: (),
+    of_tile=lambda tile: (),
+    merge=lambda a, b, part_a, part_b: (),
+    again=lambda tile, state: {
+        "mean": jnp.sum(tile.p * tile.gap**2, axis=1),
+        "count": jnp.sum(tile.gap < 1, axis=1, dtype=jnp.int32),
+    },
+    finish=lambda state, whole: state[1],
+    value=lambda saved, normalizer: saved,
+)
+
+
+@pytest.mark.parametrize("strategy", ["recompute", "fused"])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_statistic_of_ones_own(small, strategy, classes):
+    x, w, b, labels = small
+
+    def ours(w):
+        out = linear_cross_entropy(
+            x, w, b, labels, extras=["entropy", SECOND_MOMENT, NEAR_THE_MODE], soft_cap=3.0,
+            temperature=0.7, strategy=strategy, block_classes=classes, block_rows=4,
+        )  # fmt: skip
+        return out.loss, out.entropy, out.others["second_moment"]
+
+    def expected(w):
+        o = 3 * jnp.tanh(model.logits(Params(w, b), x) / 3) / 0.7
+        p = jax.nn.softmax(o)
+        entropy = -jnp.sum(p * jnp.log(p), axis=1)
+        return losses.cross_entropy(o, labels), entropy, jnp.sum(p * o**2, axis=1)
+
+    cotangents = tuple(jax.random.normal(jax.random.key(i), (6,)) for i in range(3))
+    for of in (
+        lambda f: f(w),
+        lambda f: jax.vjp(f, w)[1](cotangents),
+        lambda f: jax.jvp(jax.grad(lambda w: jnp.sum(jnp.sin(f(w)[2]))), (w,), (jnp.cos(w),))[1],
+    ):
+        assert_close(of(ours), of(expected), 1e-5)
+
+    o = np.asarray(model.logits(Params(w, b), x))
+    out = linear_cross_entropy(
+        x, w, b, labels, extras=[NEAR_THE_MODE, NEAR_THE_MODE], block_classes=classes
+    )
+    gap = o.max(axis=1, keepdims=True) - o
+    near = out.others["near_the_mode"]
+    np.testing.assert_array_equal(near["count"], (gap < 1).sum(axis=1))
+    p = scipy.special.softmax(o, axis=1)
+    np.testing.assert_allclose(near["mean"], (p * gap**2).sum(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_second_call_with_a_statistic_of_ones_own_compiles_nothing(small, count_compilations):
+    def run():
+        return linear_cross_entropy(*small, extras=[SECOND_MOMENT, "top_k"], k=2).loss
+
+    assert count_compilations(run) > 0
+    assert count_compilations(run) == 0
+
+
+@pytest.mark.parametrize("name", ["entropy", "spread", "top"])
+def test_a_statistic_needs_a_name_of_its_own(small, name):
+    own = SECOND_MOMENT._replace(name=name)
+    with pytest.raises(ValueError, match=f"'{name}' is the name of another statistic"):
+        linear_cross_entropy(*small, extras=[own])
+    others = [SECOND_MOMENT, NEAR_THE_MODE._replace(name="second_moment")]
+    with pytest.raises(ValueError, match="'second_moment' is the name of another statistic"):
+        linear_cross_entropy(*small, extras=others)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("targets", ["ids", "dense", "sparse"])
+def test_reductions_are_those_of_cross_entropy(small, reduction, targets):
+    x, w, b, labels = small
+    labels = labels.at[3].set(-1) if targets == "ids" else labels
+    options = {
+        "weights": jnp.array([1.0, 0, 2, 1, 3, 0.5]),
+        "class_weights": jnp.linspace(0.5, 2, 5),
+        "ignore_id": -1 if targets == "ids" else None,
+        "label_smoothing": 0.1,
+        "z_loss": 0.01,
+        "soft_cap": 3.0,
+        "reduction": reduction,
+    }
+    dense = 0.75 * jax.nn.one_hot(labels, 5) + jnp.tile(jnp.array([[0.5, 0, 0, 0, 0]]), (6, 1))
+    few = SparseTargets(
+        jnp.stack([labels, jnp.zeros_like(labels)], axis=1),
+        jnp.tile(jnp.array([[0.75, 0.5]]), (6, 1)),
+    )
+    full, given = {"ids": (labels, labels), "dense": (dense, dense), "sparse": (dense, few)}[
+        targets
+    ]
+
+    def expected(w):
+        return losses.cross_entropy(model.logits(Params(w, b), x), full, **options)
+
+    for strategy in ("recompute", "fused"):
+
+        def ours(w, strategy=strategy):
+            out = linear_cross_entropy(
+                x, w, b, given, strategy=strategy, block_classes=2, **options
+            )
+            return out.loss
+
+        assert ours(w).shape == expected(w).shape
+        np.testing.assert_allclose(ours(w), expected(w), rtol=1e-5)
+        gradients = (jax.grad(lambda w, f=f: jnp.sum(f(w)))(w) for f in (ours, expected))
+        np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_of_no_weight_is_0(small):
+    x, w, b, labels = small
+    for loss in (
+        linear_cross_entropy(*small, weights=jnp.zeros(6), reduction="mean").loss,
+        linear_cross_entropy(x[:0], w, b, labels[:0], reduction="mean").loss,
+    ):
+        assert loss == 0
+
+
+def test_a_row_of_weight_0_does_not_count_in_the_mean_whatever_its_id(small):
+    x, w, b, labels = small
+    weights, bad = jnp.ones(6).at[1].set(0), labels.at[1].set(7)
+
+    def by_head(labels):
+        return linear_cross_entropy(x, w, b, labels, weights=weights, reduction="mean").loss
+
+    def by_logits(labels):
+        o = model.logits(Params(w, b), x)
+        return losses.cross_entropy(o, labels, weights=weights, reduction="mean")
+
+    for mean in (by_head, by_logits):
+        np.testing.assert_allclose(jax.jit(mean)(bad), mean(labels), rtol=1e-6)

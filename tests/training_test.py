@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -421,67 +423,64 @@ def test_wide_bfloat16_training_runs(data):
 class TestLargeHeads:
     """As if 10 logits were too many to hold."""
 
-    @pytest.fixture
-    def large(self, monkeypatch):
-        calls = []
-        original = head.linear_cross_entropy
-
-        def counted(*args, **kwargs):
-            calls.append(args)
-            return original(*args, **kwargs)
-
-        def switch():
-            monkeypatch.setattr(head, "LARGE", 10)
-            for module in (head, metrics):
-                monkeypatch.setattr(module, "linear_cross_entropy", counted)
-            training._measured_blocks.clear_cache()
-            return calls
-
-        yield switch
-        training._measured_blocks.clear_cache()
-
     @pytest.mark.parametrize("soft", [False, True])
-    def test_an_epoch_is_the_same(self, params, data, large, soft):
+    def test_an_epoch_is_the_same(self, params, data, soft):
         weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
         data = data._replace(weights=weights)
         if soft:
             data = data._replace(targets=jax.nn.one_hot(data.targets, 3) * 0.7 + 0.1)
         state = training.init(params, optax.sgd(0.5), l2=0.01, label_smoothing=0.1)
 
-        def run():
-            epoch = training.make_epoch(optax.sgd(0.5), batch_size=16)
+        def run(**options):
+            epoch = training.make_epoch(optax.sgd(0.5), batch_size=16, **options)
             state_after, steps = epoch(state, data)
             return state_after.params, steps
 
-        expected = run()
-        calls = large()
-        assert_trees_close(run(), expected, rtol=2e-5, atol=1e-6)
-        assert calls
+        assert_trees_close(run(most_logits=10), run(), rtol=2e-5, atol=1e-6)
 
-    def test_a_sweep_is_the_same(self, params, data, large):
+    def test_a_sweep_is_the_same(self, params, data):
         states = [training.init(params, optax.sgd(1.0), learning_rate=r) for r in (0.1, 0.5)]
         stacked = training.stack(states, shared_order=True)
 
-        def run():
-            sweep = training.make_sweep(optax.sgd(1.0), batch_size=16, shared_order=True)
+        def run(**options):
+            sweep = training.make_sweep(optax.sgd(1.0), batch_size=16, shared_order=True, **options)
             return sweep(stacked, data, np.int32(7))[0].params
 
-        expected = run()
-        calls = large()
-        assert_trees_close(run(), expected, rtol=2e-5, atol=1e-6)
-        assert calls
+        assert_trees_close(run(most_logits=10), run(), rtol=2e-5, atol=1e-6)
 
     @pytest.mark.parametrize("targets", ["labels", "soft"])
-    def test_it_scores_the_same(self, params, data, large, targets):
+    def test_it_scores_the_same(self, params, data, targets):
         if targets == "soft":
             data = data._replace(targets=jax.nn.one_hot(data.targets, 3) * 0.7 + 0.1)
         weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
         data = data._replace(weights=weights)
         expected = training.evaluate(params, data, k=2)
-        calls = large()
-        actual = training.evaluate(params, data, k=2)
-        assert bool(calls) == (targets == "labels")
+        actual = training.evaluate(params, data, k=2, most_logits=10)
         assert_trees_close(actual._asdict(), expected._asdict(), rtol=1e-5)
+
+    @pytest.mark.parametrize("program", ["update", "labels", "soft"])
+    def test_more_logits_than_are_allowed_are_not_held(self, program):
+        n, d, q = 8192, 4, 4096  # 128 MiB of logits
+        struct = jax.ShapeDtypeStruct
+        params = model.Params(struct((d, q), jnp.float32), struct((q,), jnp.float32))
+        soft = struct((n, q), jnp.float32)
+        targets = soft if program == "soft" else struct((n,), jnp.int32)
+        data = Data(struct((n, d), jnp.float32), targets)
+
+        def mebibytes(most_logits):
+            if program == "update":
+                optimizer = optax.sgd(0.5)
+                state = jax.eval_shape(lambda p: training.init(p, optimizer), params)
+                update = training.make_update(optimizer, most_logits=most_logits)
+                lowered = update.lower(state, data)
+            else:
+                measure = functools.partial(training.measure_blocks, most_logits=most_logits)
+                lowered = jax.jit(measure).lower(params, data)
+            return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+        assert mebibytes(2**26) >= 128
+        # A tile of the head, or a block of rows, and what is computed from it.
+        assert mebibytes(2**20) <= 64
 
     def test_only_updates_take_sparse_targets(self, params, data):
         sparse = head.SparseTargets(data.targets[:, None], jnp.ones((103, 1)))

@@ -101,7 +101,7 @@ def all_losses() -> dict[str, Loss]:
     found: dict[str, Loss] = {
         "materialised": materialised,
         "ours, auto": functools.partial(ours, strategy="auto"),
-        "ours, sweep": functools.partial(ours, strategy="sweep"),
+        "ours, fused": functools.partial(ours, strategy="fused"),
         "ours, recompute": functools.partial(ours, strategy="recompute"),
     }
     try:

@@ -1,0 +1,97 @@
+"""Predictions of a head of any size, a tile of logits at a time."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.checks import checked_count
+from softmax_jax.head import statistics, tiles
+from softmax_jax.head.derivative import measured
+from softmax_jax.head.operands import at_least_one_row, checked_operands
+from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
+from softmax_jax.head.targets import TargetWeights
+from softmax_jax.model import Params, committed
+
+
+class TopK(NamedTuple):
+    """Most probable classes, the most probable one first, of equals the lower class."""
+
+    probabilities: jax.Array
+    """``[..., k]``."""
+    ids: jax.Array
+    """``[..., k]`` int32."""
+
+
+@jax.transfer_guard("allow")
+def top_k(params: Params, x: jax.Array, *, k: int = 5, memory: int | None = None) -> TopK:
+    """Returns the ``k`` most probable classes of each row, a tile of logits at a time.
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[..., d]`` features.
+      k: how many, at most ``q``.
+      memory: see `linear_cross_entropy`.
+
+    Raises:
+      ValueError: on shapes that do not fit, and a ``k`` below 1 or above ``q``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from softmax_jax import Params, head
+      >>> params = Params(w=jnp.array([[1.0, 3.0, 2.0]]), b=jnp.zeros(3))
+      >>> head.top_k(params, jnp.array([[1.0], [-1.0]]), k=2).ids.tolist()
+      [[1, 2], [0, 2]]
+    """
+    q, k = jnp.shape(params.w)[-1], checked_count(k, "k")
+    if k > q:
+        raise ValueError(f"k must lie in [1, {q}] for {q} classes, got {k}")
+    row, leading = _measured(params, x, k, memory)
+    normalizer, best = row.normalizer, row.saved["top"]
+    probabilities = jnp.exp((best.values - normalizer.m[:, None]) - normalizer.r[:, None])
+    return TopK(probabilities.reshape(*leading, k), best.ids.reshape(*leading, k))
+
+
+@jax.transfer_guard("allow")
+def predict(
+    params: Params,
+    x: jax.Array,
+    *,
+    threshold: float | jax.Array = 0.0,
+    memory: int | None = None,
+) -> jax.Array:
+    """Predicts as `model.predict`, a tile of logits at a time; the arguments are the same.
+
+    Args:
+      params: ``w: [d, q]``, ``b: [q]``.
+      x: ``[..., d]`` features.
+      threshold: least probability on which to commit.
+      memory: see `linear_cross_entropy`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from softmax_jax import Params, head
+      >>> params = Params(w=jnp.array([[1.0, 3.0, 2.0]]), b=jnp.zeros(3))
+      >>> head.predict(params, jnp.array([[1.0], [-1.0]]), threshold=0.8).tolist()
+      [-1, 0]
+    """
+    row, leading = _measured(params, x, 1, memory)
+    # The largest probability is exp(m - m - r).
+    confidence = jnp.exp(-row.normalizer.r).reshape(leading)
+    return committed(row.saved["top"].ids[:, 0].reshape(leading), confidence, threshold)
+
+
+def _measured(
+    params: Params, x: jax.Array, k: int, memory: int | None
+) -> tuple[tiles.Row, tuple[int, ...]]:
+    """Returns the normaliser and the largest logits of each row, and the leading axes."""
+    x, w, b = checked_operands(x, params.w, params.b)
+    leading = x.shape[:-1]
+    operands = tiles.Operands(at_least_one_row(x.reshape(-1, x.shape[-1])), w, b, jnp.ones(()))
+    sizes = (len(operands.x), w.shape[0], w.shape[1])
+    spec = Spec(rows=0, classes=0, statistics=(statistics.top(k),))
+    tiling = checked_tiling(Tiling("recompute", memory))
+    plan = make_plan(sizes, spec, tiles.accumulation_type(x, w), tiling)
+    row = measured(plan.spec, operands, TargetWeights())
+    return jax.tree.map(lambda a: a[: math.prod(leading)], row), leading
