@@ -92,8 +92,9 @@ def cross_entropy(
     Example:
       >>> import jax.numpy as jnp
       >>> logits = jnp.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-      >>> cross_entropy(logits, jnp.array([0, -1]), ignore_id=-1).round(4).tolist()
-      [0.4076, 0.0]
+      >>> loss = cross_entropy(logits, jnp.array([0, -1]), ignore_id=-1)
+      >>> [f"{nats:.4f}" for nats in loss]
+      ['0.4076', '0.0000']
     """
     check_reduction(reduction)
     logits = at_least_float32(as_real(logits, "logits"))

@@ -1,5 +1,6 @@
 """The head held to the same loss with all its logits, in float64."""
 
+import doctest
 import functools
 
 import hypothesis
@@ -1004,3 +1005,13 @@ def test_a_row_of_weight_0_does_not_count_in_the_mean_whatever_its_id(small):
 
     for mean in (by_head, by_logits):
         np.testing.assert_allclose(jax.jit(mean)(bad), mean(labels), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "documented", [linear_cross_entropy, head.predict, head.top_k, head.Statistic]
+)
+def test_the_examples_print_what_they_say(documented):
+    name = documented.__name__
+    (test,) = doctest.DocTestFinder(recurse=False).find(documented, name, globs={})
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0

@@ -12,8 +12,8 @@ from softmax_jax.head.plan import STRATEGIES as STRATEGIES
 from softmax_jax.head.scoring import TopK as TopK
 from softmax_jax.head.scoring import predict as predict
 from softmax_jax.head.scoring import top_k as top_k
-from softmax_jax.head.statistics import EXTRAS as EXTRAS
 from softmax_jax.head.statistics import Part as Part
 from softmax_jax.head.statistics import Statistic as Statistic
 from softmax_jax.head.statistics import Tile as Tile
 from softmax_jax.head.statistics import Whole as Whole
+from softmax_jax.head.table import EXTRAS as EXTRAS

@@ -214,7 +214,7 @@ def _plus_block(
     cotangents: Values,
     total: Gradients,
     start: tiles.Index,
-    kept: Any = (None, None),
+    kept: tiles.Kept = tiles.NOTHING_KEPT,
 ) -> Gradients:
     """Adds the gradients of a block of rows."""
     operands, targets = block
@@ -228,7 +228,7 @@ def _plus_block(
     return added._replace(x=x)
 
 
-def _backward(plan: Plan, saved: _Saved, cotangent: Out) -> tuple[Any, None, None, None]:
+def _backward(plan: Plan, saved: _Saved, cotangent: Out) -> tuple[Operands, None, None, None]:
     cotangent = jax.tree.map(
         lambda ct: None if _is_zero_cotangent(ct) else ct, cotangent, is_leaf=_is_zero_cotangent
     )

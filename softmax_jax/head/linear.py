@@ -22,7 +22,7 @@ import numpy as np
 from softmax_jax import losses
 from softmax_jax.checks import checked_count
 from softmax_jax.data.targets import Ids, Targets, parse_counted
-from softmax_jax.head import statistics
+from softmax_jax.head import table
 from softmax_jax.head.derivative import Out, Smoothing, loss_and_values
 from softmax_jax.head.operands import at_least_one_row, checked_operands
 from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
@@ -148,13 +148,13 @@ def linear_cross_entropy(
       >>> from softmax_jax import linear_cross_entropy
       >>> x, labels = jnp.eye(2), jnp.array([0, 1])
       >>> w = jnp.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-      >>> out = linear_cross_entropy(x, w, None, labels, extras=("rank", "entropy"))
-      >>> out.loss.round(4).tolist(), out.rank.tolist(), out.entropy.round(4).tolist()
-      ([0.4076, 1.0986], [0, 1], [0.8324, 1.0986])
+      >>> out = linear_cross_entropy(x, w, None, labels, extras=("rank",))
+      >>> [f"{nats:.4f}" for nats in out.loss], out.rank.tolist()
+      (['0.4076', '1.0986'], [0, 1])
       >>> def mean(w):
       ...     return linear_cross_entropy(x, w, None, labels, reduction="mean").loss
-      >>> jax.grad(mean)(w).round(2).tolist()
-      [[-0.17, 0.05, 0.12], [0.17, -0.33, 0.17]]
+      >>> [f"{derivative:.3f}" for derivative in jax.grad(mean)(w)[0]]
+      ['-0.167', '0.045', '0.122']
     """
     check_reduction(reduction)
     x, w, b = checked_operands(x, w, b)
@@ -165,7 +165,7 @@ def linear_cross_entropy(
         q,
         kind,
     )
-    asked = statistics.chosen(extras, min(checked_count(k, "k"), q))
+    asked = table.chosen(extras, min(checked_count(k, "k"), q))
     tiling = checked_tiling(Tiling(strategy, memory, block_rows, block_classes))
     parsed, counts = parse_counted(targets, (*leading, q), ignore_id)
     if not isinstance(parsed, Ids):
@@ -201,10 +201,10 @@ def _refuse_those_of_ids(asked: tuple[Statistic, ...]) -> None:
 
 def _spec(options: LossOptions, asked: tuple[Statistic, ...]) -> Spec:
     """Returns the constants of the loss and of what is asked for; sizes of tiles are open."""
-    terms = [] if is_zero(options.label_smoothing) else [statistics.SPREAD]
-    terms += [] if is_zero(options.z_loss) else [statistics.LOGSUMEXP]
+    terms = [] if is_zero(options.label_smoothing) else [table.SPREAD]
+    terms += [] if is_zero(options.z_loss) else [table.LOGSUMEXP]
     # In this order they are the same programs, whatever the order of the extras.
-    needed = dict.fromkeys((*terms, statistics.NATS, *sorted(asked, key=lambda s: s.name)))
+    needed = dict.fromkeys((*terms, table.NATS, *sorted(asked, key=lambda s: s.name)))
     temperature, soft_cap = options.temperature, options.soft_cap
     return Spec(
         rows=0,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax.checks import checked_count
-from softmax_jax.head import statistics, tiles
+from softmax_jax.head import table, tiles
 from softmax_jax.head.derivative import measured
 from softmax_jax.head.operands import at_least_one_row, checked_operands
 from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
@@ -73,8 +73,8 @@ def predict(
       >>> import jax.numpy as jnp
       >>> from softmax_jax import Params, head
       >>> params = Params(w=jnp.array([[1.0, 3.0, 2.0]]), b=jnp.zeros(3))
-      >>> head.predict(params, jnp.array([[1.0], [-1.0]]), threshold=0.8).tolist()
-      [-1, 0]
+      >>> head.predict(params, jnp.array([[1.0], [0.0]]), threshold=0.6).tolist()
+      [1, -1]
     """
     row, leading = _measured(params, x, 1, memory)
     # The largest probability is exp(m - m - r).
@@ -90,7 +90,7 @@ def _measured(
     leading = x.shape[:-1]
     operands = tiles.Operands(at_least_one_row(x.reshape(-1, x.shape[-1])), w, b, jnp.ones(()))
     sizes = (len(operands.x), w.shape[0], w.shape[1])
-    spec = Spec(rows=0, classes=0, statistics=(statistics.top(k),))
+    spec = Spec(rows=0, classes=0, statistics=(table.top(k),))
     tiling = checked_tiling(Tiling("recompute", memory))
     plan = make_plan(sizes, spec, tiles.accumulation_type(x, w), tiling)
     row = measured(plan.spec, operands, TargetWeights())

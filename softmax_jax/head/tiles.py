@@ -9,7 +9,7 @@ where it can, and what concerns a few entries is gathered and scattered.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,11 @@ from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
 from softmax_jax.head.targets import TargetWeights, columns
 
-Index = int | jax.Array
+Index: TypeAlias = int | jax.Array
+Kept: TypeAlias = tuple[jax.Array | None, jax.Array | None]
+"""Logits of the blocks of classes of one size, stacked if there are several, and of the last one if
+it is smaller; None where they are not kept."""
+NOTHING_KEPT: Kept = (None, None)
 
 
 class Operands(NamedTuple):
@@ -66,7 +70,7 @@ class _Seen(NamedTuple):
 
 
 def _scan_classes(
-    q: int, most: int, visit: Callable[..., tuple[Any, Any]], carry: Any, kept: Any = (None, None)
+    q: int, most: int, visit: Callable[..., tuple[Any, Any]], carry: Any, kept: Kept = NOTHING_KEPT
 ) -> tuple[Any, Any]:
     """Calls ``visit(carry, start, width, kept)`` for blocks of classes, the last one smaller.
 
@@ -214,7 +218,7 @@ def _merged(spec: Spec, a: _Seen, b: _Seen) -> _Seen:
 
 def measure(
     spec: Spec, operands: Operands, targets: TargetWeights, *, keep: bool = False
-) -> tuple[Row, Any]:
+) -> tuple[Row, Kept]:
     """Passes over the classes of a block of rows.
 
     Returns:
@@ -296,7 +300,7 @@ def add_gradients(
     row: Row,
     cotangents: dict[str, State],
     so_far: Gradients,
-    kept: Any = (None, None),
+    kept: Kept = NOTHING_KEPT,
 ) -> Gradients:
     """Passes over the classes of a block of rows once more, and adds their gradients.
 
