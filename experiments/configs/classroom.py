@@ -13,11 +13,11 @@ the initial weights and the order; the images are the same), mean ± standard de
 0.3 s of training after 1 s of compilation on two CPU cores.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Train(
             data=settings.Data(name="classroom"),
             duration="50 epochs",
@@ -27,4 +27,4 @@ def get_config(variant: str = ""):
             schedule="cosine",
         )
     )
-    return settings.vary(config, variant, smoke={"duration": "1 epoch"})
+    return flags.vary(config, variant, smoke={"duration": "1 epoch"})

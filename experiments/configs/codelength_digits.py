@@ -15,13 +15,13 @@ another order, measured by hand: 0.1 533, 1 769, 10 1,682. 12 s on two CPU cores
 compilation.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Codelength(
             data=settings.Data(name="digits"), precision=0.1, learning_rate=0.03, batch_size=8
         )
     )
-    return settings.vary(config, variant, smoke={"tol": 0.1, "percent": (10.0, 100.0)})
+    return flags.vary(config, variant, smoke={"tol": 0.1, "percent": (10.0, 100.0)})

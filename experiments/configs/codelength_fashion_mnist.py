@@ -16,13 +16,13 @@ Measured by hand in another order: by the precision of the prior, refitted, 0.1 
 0.003 and 8 48,243, 0.01 and 32 52,872. 24 s on two CPU cores.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Codelength(
             data=settings.Data(name="fashion_mnist"), precision=10.0, learning_rate=0.003
         )
     )
-    return settings.vary(config, variant, smoke={"l2": 0.1, "tol": 0.1, "percent": (1.0, 100.0)})
+    return flags.vary(config, variant, smoke={"l2": 0.1, "tol": 0.1, "percent": (1.0, 100.0)})

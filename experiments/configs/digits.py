@@ -23,11 +23,11 @@ images held out, and where training ends.
 The model hardly overfits, so that stopping early costs a little here and saves half of the steps.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Train(
             data=settings.Data(name="digits"),
             duration="100 epochs",
@@ -37,4 +37,4 @@ def get_config(variant: str = ""):
             l2=1e-4,
         )
     )
-    return settings.vary(config, variant, smoke={"duration": "2 epochs"})
+    return flags.vary(config, variant, smoke={"duration": "2 epochs"})

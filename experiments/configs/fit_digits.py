@@ -15,12 +15,12 @@ the one above, the highest test accuracy 0.9694 at l2 = 3e-4. With compilation, 
 2.4 s for one and 4.3 s for the path, on two CPU cores.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(settings.Fit(data=settings.Data(name="digits"), l2=(1e-4,)))
-    return settings.vary(
+    config = flags.to_config(settings.Fit(data=settings.Data(name="digits"), l2=(1e-4,)))
+    return flags.vary(
         config,
         variant,
         smoke={"tol": 0.1},

@@ -14,11 +14,11 @@ million logits, and most of its time goes to its 131,072 labels. The variant `sm
 classes and takes seconds.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(settings.Head())
-    return settings.vary(
+    config = flags.to_config(settings.Head())
+    return flags.vary(
         config, variant, smoke={"levels": 16, "steps": 20, "draws": 64, "evaluate_every": 10}
     )

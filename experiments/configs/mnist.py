@@ -11,11 +11,11 @@ Seeds 0, 1, 2, mean ± standard deviation after 30 epochs:
 2 s of training after 1 s of compilation on two CPU cores.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Train(
             data=settings.Data(name="mnist"),
             duration="30 epochs",
@@ -24,4 +24,4 @@ def get_config(variant: str = ""):
             schedule="cosine",
         )
     )
-    return settings.vary(config, variant, smoke={"duration": "1 epoch"})
+    return flags.vary(config, variant, smoke={"duration": "1 epoch"})

@@ -18,15 +18,15 @@ r"""Fashion-MNIST along a path of 16 values of l2, from 1e-6 to 1e-1.
 strength took 38 passes, the ten strongest 7 or fewer each.
 """
 
-import settings
+from runs import flags, settings
 
 
 def get_config(variant: str = ""):
-    config = settings.to_config(
+    config = flags.to_config(
         settings.Fit(
             data=settings.Data(name="fashion_mnist"),
             l2=settings.log_grid(1e-6, 1e-1, 16),
             tol=1e-3,
         )
     )
-    return settings.vary(config, variant, smoke={"l2": (1e-2, 1e-1), "tol": 0.1})
+    return flags.vary(config, variant, smoke={"l2": (1e-2, 1e-1), "tol": 0.1})

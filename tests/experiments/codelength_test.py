@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import codelength
-import settings
 import softmax_jax
+from runs import codelength_run, settings
 from softmax_jax import coding, data
 
-CONFIG = pathlib.Path(settings.__file__).parent / "configs" / "codelength_digits.py"
+CONFIG = pathlib.Path(codelength.__file__).parent / "configs" / "codelength_digits.py"
 FILES = {"config.json", "labels.smxl", "params.npz", "codelength.jsonl", "codelength.png"}
 
 
@@ -27,7 +27,7 @@ def config(data_dir):
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("codelength")
-    return workdir, codelength.codelength(config, workdir)
+    return workdir, codelength_run.codelength(config, workdir)
 
 
 def test_a_run_writes_its_files_and_no_others(run):
@@ -68,7 +68,7 @@ def test_the_curves_are_written_and_rise(run):
 
 
 def test_the_report_has_the_figures(run):
-    text = codelength.report(run[1])
+    text = codelength_run.report(run[1])
     for number in (run[1]["file"]["bits"], run[1]["online"]["refitted"]["bits"]):
         assert f"{number:,.0f}" in text
     assert "decoded, and the same" in text
@@ -77,7 +77,7 @@ def test_the_report_has_the_figures(run):
 def test_a_file_below_the_loss_is_explained(run):
     summary = json.loads(json.dumps(run[1]))
     summary["file"]["overhead_bits"] = 8 * coding.HEADER_BYTES - 40
-    assert "-5.0 those of the coder, as no label costs more than 24 bits" in codelength.report(
+    assert "-5.0 those of the coder, as no label costs more than 24 bits" in codelength_run.report(
         summary
     )
 
@@ -85,7 +85,7 @@ def test_a_file_below_the_loss_is_explained(run):
 def test_a_loss_without_bounds_is_told(run):
     summary = json.loads(json.dumps(run[1]))
     summary["file"] |= {"loss_bits": None, "overhead_bits": None}
-    assert "infinite" in codelength.report(summary)
+    assert "infinite" in codelength_run.report(summary)
 
 
 def test_probabilities_as_targets_are_refused(tmp_path):
@@ -93,7 +93,7 @@ def test_probabilities_as_targets_are_refused(tmp_path):
     np.savez(path, x_train=np.ones((30, 2)), y_train=soft, x_test=np.ones((30, 2)), y_test=soft)
     config = settings.Codelength(data=settings.Data(name=str(path)))
     with pytest.raises(ValueError, match="only class ids can be coded"):
-        codelength.codelength(config, tmp_path / "run")
+        codelength_run.codelength(config, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -4,20 +4,19 @@ import sys
 import pytest
 
 import compare
-import settings
-import train
+from runs import comparison, settings, train_run
 
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     for name, changes in {"a": {}, "b": {"l2": 0.5, "duration": "1 epoch"}}.items():
-        train.train(digits(**changes), folder / name)
+        train_run.train(digits(**changes), folder / name)
     return folder / "a", folder / "b"
 
 
 def test_the_table_has_what_differs_and_the_scores(runs):
-    lines = compare.table([compare.read(run) for run in runs]).splitlines()
+    lines = comparison.table([comparison.read(run) for run in runs]).splitlines()
     assert lines[0].split()[:3] == ["run", "duration", "l2"]
     assert "seed" not in lines[0]
     # By test loss: more epochs and no penalty do better here.
@@ -27,10 +26,10 @@ def test_the_table_has_what_differs_and_the_scores(runs):
 
 def test_of_a_sweep_the_settings_are_those_of_the_best_member(runs, digits, tmp_path):
     sweep = settings.Sweep(l2=(0.0, 5.0), order_seed=(0, 3), mode="zip")
-    train.train(digits(sweep=sweep), tmp_path)
-    run = compare.read(tmp_path)
+    train_run.train(digits(sweep=sweep), tmp_path)
+    run = comparison.read(tmp_path)
     assert (run.config["l2"], run.config["seed"]) == (0.0, 0)
-    heads = compare.table([run, compare.read(runs[1])]).splitlines()[0]
+    heads = comparison.table([run, comparison.read(runs[1])]).splitlines()[0]
     assert heads.split()[:3] == ["run", "duration", "l2"]
 
 
@@ -45,7 +44,7 @@ def test_a_figure_that_is_no_png_is_refused(runs, run_script):
 def test_a_run_that_is_not_finished_is_marked(runs, tmp_path):
     for name in ("config.json", "metrics.jsonl"):
         (tmp_path / name).write_bytes((runs[0] / name).read_bytes())
-    assert "not finished" in compare.table([compare.read(tmp_path)])
+    assert "not finished" in comparison.table([comparison.read(tmp_path)])
 
 
 def test_the_command_draws_and_prints(runs, tmp_path):

@@ -7,15 +7,14 @@ import sys
 
 import pytest
 
-import driver
-import settings
+from runs import settings, signals
 from softmax_jax import figures
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than a short run; those that tests look at are of module fixtures."""
-    monkeypatch.setattr(figures, "to_png", lambda figure: b"")
+    monkeypatch.setattr(figures, "to_png", lambda figure, **options: b"")
 
 
 @pytest.fixture
@@ -58,6 +57,6 @@ def stop_after(monkeypatch):
 
             yield came
 
-        monkeypatch.setattr(driver, "signals_noted", noted)
+        monkeypatch.setattr(signals, "signals_noted", noted)
 
     return stop

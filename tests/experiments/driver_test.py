@@ -3,14 +3,13 @@ import pathlib
 import numpy as np
 import pytest
 
-import driver
-import settings
+from runs import datasets, files, settings
 
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text("older")
-    driver.write_atomically(path, b"newer")
+    files.write_atomically(path, b"newer")
     assert path.read_bytes() == b"newer"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -25,7 +24,7 @@ def test_a_failure_leaves_the_older_file_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", fail_halfway)
     with pytest.raises(OSError, match="disk full"):
-        driver.write_atomically(path, b"newer")
+        files.write_atomically(path, b"newer")
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -34,6 +33,6 @@ def test_compressed_data_are_unpacked_as_far_as_config_data_memory_says(tmp_path
     path, x, labels = tmp_path / "zeros.npz", np.zeros((1000, 100)), np.arange(1000) % 2
     np.savez_compressed(path, x_train=x, y_train=labels, x_test=x, y_test=labels)
     with pytest.raises(ValueError, match=r"zeros\.npz .* a larger max_bytes allows it"):
-        driver.load(settings.Data(name=str(path), memory=1e-3))
-    assert len(driver.load(settings.Data(name=str(path))).train.x) == 1000
+        datasets.load(settings.Data(name=str(path), memory=1e-3))
+    assert len(datasets.load(settings.Data(name=str(path))).train.x) == 1000
     assert "1,000 training and 1,000 test examples" in capsys.readouterr().out

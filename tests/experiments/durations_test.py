@@ -1,6 +1,6 @@
 import pytest
 
-import durations
+from runs import durations
 
 SIZES = {"batch_size": 10, "num_examples": 95}
 

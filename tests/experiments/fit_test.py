@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fit
-import settings
 import softmax_jax
+from runs import datasets, files, fit_run, flags, settings
 from softmax_jax import data, solvers
 
 SCRIPT = pathlib.Path(fit.__file__)
@@ -19,7 +19,7 @@ FILES = {"config.json", "path.jsonl", "summary.json", "params.npz"}
 
 def shipped(name, variant=""):
     module = runpy.run_path(str(CONFIGS / f"{name}.py"))
-    return settings.from_config(module["get_config"](variant), settings.Fit)
+    return flags.from_config(module["get_config"](variant), settings.Fit)
 
 
 def params_of(workdir):
@@ -52,7 +52,7 @@ def run(tmp_path_factory, of_digits):
     """The settings of a run over pairs of strengths, its folder and what it returned."""
     config = of_digits(l1=(0.0, 0.01))
     workdir = tmp_path_factory.mktemp("fit") / "new" / "folder"
-    return config, workdir, fit.fit(config, workdir)
+    return config, workdir, fit_run.fit(config, workdir)
 
 
 def test_the_pair_with_the_lowest_test_loss_is_loaded_and_others_on_demand(run, digits):
@@ -68,7 +68,7 @@ def test_the_pair_with_the_lowest_test_loss_is_loaded_and_others_on_demand(run, 
 def test_nothing_is_held_out_for_a_fit(of_digits, tmp_path):
     config = of_digits(data=settings.Data(name="digits", validation="10%"))
     with pytest.raises(ValueError, match=r"config\.data\.validation='10%': only train\.py holds"):
-        fit.fit(config, tmp_path / "run")
+        fit_run.fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_held_out_for_a_fit(of_digits, tmp_path):
 def unfinished(tmp_path_factory, of_digits):
     """The folder and results of a run with too few passes."""
     workdir = tmp_path_factory.mktemp("unfinished")
-    return workdir, fit.fit(of_digits(l2=(1e-7, 1.0), tol=1e-15, max_passes=1), workdir)
+    return workdir, fit_run.fit(of_digits(l2=(1e-7, 1.0), tol=1e-15, max_passes=1), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_rows_and_the_summary_are_what_is_returned(run):
 def test_the_config_file_reproduces_the_settings(run):
     config, workdir, _ = run
     written = json.loads((workdir / "config.json").read_text())
-    assert settings.from_config(written, settings.Fit) == config
+    assert flags.from_config(written, settings.Fit) == config
 
 
 def test_all_are_certified(run):
@@ -177,7 +177,7 @@ def test_the_lowest_test_loss_is_in_the_summary(run):
 
 
 def test_the_report_has_a_line_for_each_row(run):
-    lines = fit.report(run[2]).splitlines()
+    lines = fit_run.report(run[2]).splitlines()
     for line, row in zip(lines[1:5], run[2].rows, strict=True):
         assert line.split() == [
             f"{row['l2']:g}",
@@ -194,14 +194,14 @@ def test_the_report_has_a_line_for_each_row(run):
 
 
 def test_the_report_counts_certificates_and_names_the_best(run):
-    report = fit.report(run[2])
+    report = fit_run.report(run[2])
     assert "4 of 4 certified to a relative gap of 0.001" in report
     assert "NOT CERTIFIED" not in report
     assert f"lowest test loss: {run[2].summary['lowest_test_loss']['test_loss']:.4f}" in report
 
 
 def test_the_numbers_of_the_report_are_under_their_heads(run):
-    head, row = fit.report(run[2]).splitlines()[:2]
+    head, row = fit_run.report(run[2]).splitlines()[:2]
     ends = [head.index(name) + len(name) for name in ("objective", "passes", "non-zero")]
     assert all(row[end - 1] != " " and row[end] == " " for end in ends)
 
@@ -218,7 +218,7 @@ def test_the_solver_gets_the_data_as_they_are_stored_and_the_settings(
     monkeypatch.setattr(solvers, "fit_path", fit_path)
     config = of_digits(l1=(0.5,), grouped=True, tol=0.25, max_passes=7)
     with pytest.raises(Called) as call:
-        fit.fit(config, tmp_path)
+        fit_run.fit(config, tmp_path)
     x, y, options = call.value.args
     assert x.dtype == np.uint8
     np.testing.assert_array_equal(x, digits.train.x)
@@ -236,7 +236,7 @@ def test_the_solver_gets_the_data_as_they_are_stored_and_the_settings(
 
 
 def test_progress_is_shown(tmp_path, capsys, of_digits):
-    fit.fit(of_digits(), tmp_path)
+    fit_run.fit(of_digits(), tmp_path)
     shown = capsys.readouterr().err
     assert re.search(r"furthest: \d+ passes, gap \d\.\de", shown)
     assert "2/2" in shown
@@ -248,7 +248,7 @@ def test_what_is_not_certified_is_said(unfinished):
     assert results.rows[0]["status"] == "not certified"
     assert "max_passes" in results.rows[0]["reason"]
     assert results.summary["certified"] < 2
-    report = fit.report(results)
+    report = fit_run.report(results)
     assert "NOT CERTIFIED at l2 = 1e-07, l1 = 0: max_passes = 1 are used up" in report
     assert f"{results.summary['certified']} of 2 certified" in report
 
@@ -260,62 +260,64 @@ def test_what_is_not_certified_is_written_all_the_same(unfinished):
 
 
 def test_an_infimum_at_infinity_is_said(table, tmp_path):
-    results = fit.fit(settings.Fit(data=table, l2=(0.0,)), tmp_path)
+    results = fit_run.fit(settings.Fit(data=table, l2=(0.0,)), tmp_path)
     assert results.rows[0]["status"] == "infimum at infinity"
-    assert "INFIMUM AT INFINITY at l2 = 0, l1 = 0: the classes are separated" in fit.report(results)
+    assert "INFIMUM AT INFINITY at l2 = 0, l1 = 0: the classes are separated" in fit_run.report(
+        results
+    )
 
 
 def test_a_class_never_trained_on_has_an_infinite_test_loss(table, tmp_path):
-    results = fit.fit(settings.Fit(data=table), tmp_path)
+    results = fit_run.fit(settings.Fit(data=table), tmp_path)
     (row,) = rows_of(tmp_path)
     assert row == results.rows[0]
     assert row["test_loss"] is None
     assert 0 < row["train_loss"] < np.log(2)
     assert row["status"] == "certified"
-    assert "       inf " in fit.report(results)
+    assert "       inf " in fit_run.report(results)
     # Nor is there a picture, as the features are no pixels.
     assert names_in(tmp_path) == FILES
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_json_has_null_for_what_is_not_finite(value):
-    assert fit.finite_or_none(value) is None
-    assert fit.finite_or_none(np.float64(0.5)) == 0.5
+    assert files.finite_or_none(value) is None
+    assert files.finite_or_none(np.float64(0.5)) == 0.5
 
 
 def test_scores_of_many_compile_as_much_as_of_one(digits, count_compilations):
     split = digits.test._replace(x=digits.test.x[:100], targets=digits.test.targets[:100])
-    _, batch = fit.driver.batches(digits._replace(test=split))
-    params = fit.Params(np.zeros((5, 64, 10), np.float32), np.zeros((5, 10), np.float32))
-    one = fit.Params(params.w[:1], params.b[:1])
-    assert count_compilations(lambda: fit.scores(one, batch)) == 1
-    assert count_compilations(lambda: fit.scores(params, batch)) == 0
+    _, batch = datasets.batches(digits._replace(test=split))
+    params = fit_run.Params(np.zeros((5, 64, 10), np.float32), np.zeros((5, 10), np.float32))
+    one = fit_run.Params(params.w[:1], params.b[:1])
+    assert count_compilations(lambda: fit_run.scores(one, batch)) == 1
+    assert count_compilations(lambda: fit_run.scores(params, batch)) == 0
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run):
     config, workdir, _ = run
     before = {path.name: path.read_bytes() for path in workdir.iterdir()}
     with pytest.raises(FileExistsError, match="already holds a run"):
-        fit.fit(config, workdir)
+        fit_run.fit(config, workdir)
     assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
 
 
 def test_bad_data_leaves_no_folder(tmp_path):
     absent = settings.Data(name=str(tmp_path / "absent.npz"))
     with pytest.raises(FileNotFoundError):
-        fit.fit(settings.Fit(data=absent), tmp_path / "run")
+        fit_run.fit(settings.Fit(data=absent), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_digits_are_fitted(tmp_path, data_dir):
     config = shipped("fit_digits")
     config = dataclasses.replace(config, data=settings.Data("digits", data_dir=data_dir))
-    results = fit.fit(config, tmp_path)
+    results = fit_run.fit(config, tmp_path)
     (row,) = results.rows
     assert row["status"] == "certified"
     assert row["test_accuracy"] >= 0.95
     assert params_of(tmp_path)["w"].shape == (1, 64, 10)
-    assert "lowest test loss" not in fit.report(results)
+    assert "lowest test loss" not in fit_run.report(results)
     assert names_in(tmp_path) == FILES | {"weights.png"}
 
 
@@ -324,7 +326,7 @@ def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
     folder = str(idx_folder("fashion_mnist"))
     source = settings.Data("fashion_mnist", folder=folder, data_dir=data_dir)
     config = dataclasses.replace(shipped("fit_fashion_mnist"), data=source)
-    (row,) = fit.fit(config, tmp_path).rows
+    (row,) = fit_run.fit(config, tmp_path).rows
     assert row["status"] == "certified"
     # The objective that scikit-learn's newton-cg reaches with a tolerance of 1e-6.
     assert 0.37947707 * (1 - 1e-7) <= row["objective"] <= 0.37947707 * (1 + config.tol)
@@ -370,6 +372,6 @@ def test_the_command_line_changes_the_config(run_script, tmp_path):
     expected = dataclasses.replace(
         shipped("fit_digits", "smoke"), l2=(1e-7, 1e-6), tol=1e-15, max_passes=1
     )
-    assert settings.from_config(written, settings.Fit) == expected
+    assert flags.from_config(written, settings.Fit) == expected
     assert "NOT CERTIFIED" in result.stdout
     assert "results in here" in result.stdout

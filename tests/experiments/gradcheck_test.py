@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gradcheck
+from runs import gradients
 from softmax_jax import losses
 from softmax_jax.data import Data
 from softmax_jax.model import Params
@@ -28,17 +29,15 @@ def standard_promotion():
     ],
 )
 def test_derivatives_agree(dtype, size, soft):
-    results = gradcheck.check(dtype, size, soft)
+    results = gradients.check(dtype, size, soft)
     assert {name: str(result) for name, result in results.items() if not result.passed} == {}
     assert ("finite" in results) == (dtype == "float64")
 
 
 @pytest.fixture
-def short_main(monkeypatch):
+def short_main():
     """The main function, over one type and size."""
-    monkeypatch.setattr(gradcheck, "DTYPES", ("float32",))
-    monkeypatch.setattr(gradcheck, "SIZES", {"moderate": 1.0})
-    return lambda: gradcheck.main(["gradcheck.py"])
+    return lambda: gradcheck.main(["gradcheck.py"], dtypes=("float32",), sizes=("moderate",))
 
 
 @pytest.mark.slow
@@ -52,7 +51,7 @@ def test_main_exits_0_if_all_passed(short_main, capsys):
 @pytest.fixture
 def replace(monkeypatch):
     """A function that replaces a function of `losses`, where compiled too."""
-    compiled = (gradcheck.closed_gradient, gradcheck.terms)
+    compiled = (gradients.closed_gradient, gradients.terms)
 
     def run(name, function):
         monkeypatch.setattr(losses, name, function)
@@ -74,36 +73,36 @@ WRONG = {
 
 @pytest.mark.parametrize("formula", WRONG)
 def test_a_wrong_gradient_in_the_logits_is_found(replace, formula):
-    problem = gradcheck.make_problem(0, "float32", "moderate", False, False)
+    problem = gradients.make_problem(0, "float32", "moderate", False, False)
     replace("cross_entropy_gradient", WRONG[formula])
-    errors = gradcheck.logit_errors(problem)
-    assert not errors["dl/do"] <= gradcheck.ULPS
-    assert errors["d²l/do²"] <= gradcheck.ULPS
+    errors = gradients.logit_errors(problem)
+    assert not errors["dl/do"] <= gradients.ULPS
+    assert errors["d²l/do²"] <= gradients.ULPS
 
 
 def test_a_wrong_hessian_is_found(replace):
-    problem = gradcheck.make_problem(0, "float32", "moderate", False, False)
+    problem = gradients.make_problem(0, "float32", "moderate", False, False)
     replace("cross_entropy_hessian", lambda logits: jax.vmap(jnp.diag)(jax.nn.softmax(logits)))
-    errors = gradcheck.logit_errors(problem)
-    assert errors["dl/do"] <= gradcheck.ULPS
-    assert not errors["d²l/do²"] <= gradcheck.ULPS
+    errors = gradients.logit_errors(problem)
+    assert errors["dl/do"] <= gradients.ULPS
+    assert not errors["d²l/do²"] <= gradients.ULPS
 
 
 def test_a_gradient_without_its_penalty_is_found(replace):
-    problem = gradcheck.make_problem(0, "float32", "moderate", False, False)
+    problem = gradients.make_problem(0, "float32", "moderate", False, False)
     right = losses.objective_gradient
     replace("objective_gradient", lambda *args, l2, **kwargs: right(*args, **kwargs))
-    errors = gradcheck.parameter_errors(problem)
-    assert not errors["dF/dW"] <= gradcheck.ULPS
-    assert errors["dF/db"] <= gradcheck.ULPS
+    errors = gradients.parameter_errors(problem)
+    assert not errors["dF/dW"] <= gradients.ULPS
+    assert errors["dF/db"] <= gradients.ULPS
 
 
 def test_finite_differences_find_a_gradient_without_its_penalty(replace):
     with jax.enable_x64(True):
-        problem = gradcheck.make_problem(0, "float64", "moderate", True, False)
+        problem = gradients.make_problem(0, "float64", "moderate", True, False)
         right = losses.objective_gradient
         replace("objective_gradient", lambda *args, l2, **kwargs: right(*args, **kwargs))
-        assert not gradcheck.finite_difference_error(problem, "moderate") <= gradcheck.RELATIVE
+        assert not gradients.finite_difference_error(problem, "moderate") <= gradients.RELATIVE
 
 
 def test_main_exits_1_if_one_failed(short_main, capsys, replace):
@@ -121,7 +120,7 @@ def test_main_refuses_arguments():
 
 @pytest.mark.parametrize(("error", "passed"), [(8, True), (8.1, False), (np.nan, False)])
 def test_a_check_passes_up_to_its_limit(error, passed):
-    check = gradcheck.Check(error, 8.0, "ulp")
+    check = gradients.Check(error, 8.0, "ulp")
     assert check.passed is passed
     assert ("passed" if passed else "FAILED") in str(check)
 
@@ -134,10 +133,10 @@ def random_model():
 
 
 def test_a_model_is_checked_on_data():
-    assert gradcheck.check_model(*random_model(), l2=0.1, label_smoothing=0.1).passed
+    assert gradients.check_model(*random_model(), l2=0.1, label_smoothing=0.1).passed
 
 
 @pytest.mark.parametrize("formula", WRONG)
 def test_a_model_with_a_wrong_gradient_fails(replace, formula):
     replace("cross_entropy_gradient", WRONG[formula])
-    assert not gradcheck.check_model(*random_model(), l2=0.1, label_smoothing=0.1).passed
+    assert not gradients.check_model(*random_model(), l2=0.1, label_smoothing=0.1).passed

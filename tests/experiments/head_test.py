@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import head
-import settings
 import softmax_jax
+from runs import head_run, settings
 from softmax_jax import model
 
 CONFIGS = pathlib.Path(head.__file__).parent / "configs"
@@ -22,7 +22,7 @@ def config():
 
 
 def test_it_comes_close_to_the_lowest_loss(config, tmp_path):
-    summary = head.run(config, tmp_path / "run")
+    summary = head_run.train(config, tmp_path / "run")
     assert summary["classes"] == 64
     assert summary["uniform_loss"] == pytest.approx(np.log(64))
     assert abs(summary["excess"]) < 0.02 < 0.5 < summary["uniform_loss"] - summary["bayes_loss"]
@@ -32,21 +32,21 @@ def test_it_comes_close_to_the_lowest_loss(config, tmp_path):
         "config.json", "metrics.jsonl", "params.npz", "curve.png", "summary.json"
     }  # fmt: skip
     with pytest.raises(FileExistsError, match="already holds a run"):
-        head.run(config, tmp_path / "run")
+        head_run.train(config, tmp_path / "run")
     loaded = softmax_jax.load(tmp_path / "run")
     assert softmax_jax.io.predict(loaded, np.zeros((2, 2), np.float32)).shape == (2,)
 
 
 def test_labels_come_from_the_true_head(config):
-    x, targets = head.generate(config, jax.random.key(0), 20_000)
+    x, targets = head_run.generate(config, jax.random.key(0), 20_000)
     # A row has 64 labels, all of one distribution; the means of the first of them.
-    p = model.probabilities(head.true_params(config), x)
+    p = model.probabilities(head_run.true_params(config), x)
     expected = np.mean(p, axis=0)
     actual = np.bincount(np.ravel(targets.ids), minlength=64) / targets.ids.size
     assert np.abs(actual - expected).sum() < 0.01
     entropy = -np.sum(p * np.log(p), axis=1)
     error = float(np.std(entropy)) / len(entropy) ** 0.5
-    assert head.bayes_loss(config) == pytest.approx(float(np.mean(entropy)), abs=4 * error)
+    assert head_run.bayes_loss(config) == pytest.approx(float(np.mean(entropy)), abs=4 * error)
 
 
 def test_the_shipped_config_has_262144_classes(run_script, tmp_path):
@@ -75,4 +75,4 @@ def test_bad_settings_are_refused(changes, message):
 def test_divergence_ends_with_advice(tmp_path):
     config = settings.Head(levels=4, features=1, steps=40, learning_rate=3e38, optimizer="sgd")
     with pytest.raises(FloatingPointError, match="try a third of it"):
-        head.run(config, tmp_path)
+        head_run.train(config, tmp_path)

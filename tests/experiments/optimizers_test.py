@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-import optimizers
+from runs import optimizers
 from softmax_jax import model, training
 from softmax_jax.data import Data
 

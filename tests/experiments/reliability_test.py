@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-import reliability
+from runs import reliability
 
 
 def drawn(n=2000, q=4, sharper=3.0, seed=0):

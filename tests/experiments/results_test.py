@@ -5,16 +5,13 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-import logs
-import results
-import settings
-import train
+from runs import logs, results, settings, train_run
 
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("results")
-    return workdir, train.train(digits(), workdir)
+    return workdir, train_run.train(digits(), workdir)
 
 
 class Page(html.parser.HTMLParser):

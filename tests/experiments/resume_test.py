@@ -15,9 +15,8 @@ import filelock
 import numpy as np
 import pytest
 
-import driver
-import settings
 import train
+from runs import datasets, files, settings, signals, train_run
 
 SCRIPT = pathlib.Path(train.__file__)
 TIMES = ("seconds", "examples_per_second")
@@ -52,7 +51,7 @@ def config(digits):
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing happened to."""
     workdir = tmp_path_factory.mktemp("whole")
-    train.train(config, workdir)
+    train_run.train(config, workdir)
     return workdir
 
 
@@ -62,12 +61,12 @@ def whole(config, tmp_path_factory):
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, stop_after, looks):
     stop_after(looks)
-    with pytest.raises(driver.Interrupted, match="SIGTERM"):
-        train.train(config, tmp_path)
+    with pytest.raises(signals.Interrupted, match="SIGTERM"):
+        train_run.train(config, tmp_path)
     assert not (tmp_path / "summary.json").exists()
     assert "not finished" in (tmp_path / "report.html").read_text()
     stop_after(1000)
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
@@ -76,8 +75,8 @@ def test_stopped_at_every_step_it_gets_there(config, whole, tmp_path, stop_after
     stop_after(0)
     stops = 0
     while not (tmp_path / "summary.json").exists():
-        with contextlib.suppress(driver.Interrupted):
-            train.train(config, tmp_path)
+        with contextlib.suppress(signals.Interrupted):
+            train_run.train(config, tmp_path)
         stops += 1
         assert stops < 30
     assert stops > 5
@@ -88,21 +87,21 @@ def test_rows_of_steps_to_be_taken_again_and_half_a_line_are_dropped(
     config, whole, tmp_path, stop_after
 ):
     stop_after(4)
-    with pytest.raises(driver.Interrupted):
-        train.train(config, tmp_path)
+    with pytest.raises(signals.Interrupted):
+        train_run.train(config, tmp_path)
     path = tmp_path / "metrics.jsonl"
     row = json.loads(path.read_text().splitlines()[-1]) | {"step": 20}
     with path.open("a") as file:
         file.write(json.dumps(row) + '\n{"epoch": 2, "st')
     stop_after(1000)
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
 def test_a_damaged_checkpoint_costs_some_steps_only(config, whole, tmp_path, stop_after):
     stop_after(6)
-    with pytest.raises(driver.Interrupted):
-        train.train(config, tmp_path)
+    with pytest.raises(signals.Interrupted):
+        train_run.train(config, tmp_path)
     folder = tmp_path / "checkpoints"
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     for path in (folder / str(steps[-1])).rglob("*"):
@@ -110,15 +109,15 @@ def test_a_damaged_checkpoint_costs_some_steps_only(config, whole, tmp_path, sto
             path.write_bytes(path.read_bytes()[:10])
     stop_after(1000)
     with pytest.warns(UserWarning, match=f"step {steps[-1]} .* damaged"):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
 def command(config, workdir, *, code=None):
     """The command line for a config, to the script or to other code."""
     words = [sys.executable, *(["-c", code] if code else [str(SCRIPT)])]
-    flat = driver.flat(dataclasses.asdict(config))
-    defaults = driver.flat(dataclasses.asdict(settings.Train()))
+    flat = files.flat(dataclasses.asdict(config))
+    defaults = files.flat(dataclasses.asdict(settings.Train()))
     words += [f"--config={SCRIPT.parent / 'configs' / 'digits.py'}", f"--workdir={workdir}"]
     shipped = {"duration", "batch_size", "learning_rate", "schedule", "l2"}
     words += [
@@ -137,7 +136,7 @@ def run(words, **options):
 KILL_INSIDE_A_SAVE = """
 import os, signal, sys
 sys.argv[0] = "train.py"
-import train, driver, results, settings
+from runs import results, script, settings, train_run
 from softmax_jax import checkpoint
 save = checkpoint.save
 def save_and_die(manager, step, *args, **kwargs):
@@ -145,7 +144,7 @@ def save_and_die(manager, step, *args, **kwargs):
     if step == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save = save_and_die
-driver.run(train.train, results.table, settings.Train, default="digits")
+script.run(train_run.train, results.table, settings.Train, default="digits")
 """
 
 
@@ -153,7 +152,7 @@ def test_a_run_killed_inside_its_saves_goes_on(config, whole, tmp_path):
     for step in (6, 15):
         words = command(config, tmp_path, code=KILL_INSIDE_A_SAVE.replace("STEP", str(step)))
         assert run(words).returncode == -signal.SIGKILL
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
@@ -163,7 +162,7 @@ def test_a_run_killed_at_random_moments_goes_on(config, tmp_path):
     config = dataclasses.replace(
         config, duration="60 epochs", evaluate_every="17 steps", save_every="7 steps"
     )
-    train.train(config, tmp_path / "whole")
+    train_run.train(config, tmp_path / "whole")
     workdir, generator = tmp_path / "killed", random.Random(0)
     words = command(config, workdir)
     kills = 0
@@ -180,7 +179,7 @@ def test_a_run_killed_at_random_moments_goes_on(config, tmp_path):
             break
         kills += 1
     assert kills >= 2
-    train.train(config, workdir)
+    train_run.train(config, workdir)
     assert_same_end(workdir, tmp_path / "whole")
 
 
@@ -223,14 +222,14 @@ def test_divergence_ends_with_advice_and_exit_code_1(config, tmp_path):
 def test_checkpoints_without_a_config_are_refused(config, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
 
 
 def test_a_damaged_row_is_named(config, whole, tmp_path):
     shutil.copy(whole / "config.json", tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"member": 0, "step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
 
 
 def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
@@ -241,9 +240,9 @@ def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
     path.write_text("".join(lines[1:]))
     message = f"has {len(lines) - 1} rows up to step 24, the last checkpoint, where {len(lines)}"
     with pytest.raises(ValueError, match=message):
-        train.train(config, tmp_path / "run")
+        train_run.train(config, tmp_path / "run")
     path.write_text("".join(lines))
-    train.train(config, tmp_path / "run")
+    train_run.train(config, tmp_path / "run")
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -252,7 +251,7 @@ def test_a_damaged_summary_is_made_again(config, whole, tmp_path, content):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "summary.json").write_text(content)
     with pytest.warns(UserWarning, match=r"summary\.json is damaged"):
-        train.train(config, tmp_path / "run")
+        train_run.train(config, tmp_path / "run")
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -261,7 +260,7 @@ def test_results_that_are_gone_are_made_again(config, whole, tmp_path, name):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / name).unlink()
     with pytest.warns(UserWarning, match=f"{name} is gone"):
-        train.train(config, tmp_path / "run")
+        train_run.train(config, tmp_path / "run")
     assert (tmp_path / "run" / name).exists()
     assert_same_end(tmp_path / "run", whole)
 
@@ -269,23 +268,23 @@ def test_results_that_are_gone_are_made_again(config, whole, tmp_path, name):
 def test_other_data_of_the_same_shape_are_refused(config, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    load = driver.load
+    load = datasets.load
 
     def load_others(source):
         dataset = load(source)
         x, targets = dataset.train[:2]
         return dataset._replace(train=dataset.train._replace(x=x[::-1], targets=targets[::-1]))
 
-    monkeypatch.setattr(driver, "load", load_others)
+    monkeypatch.setattr(datasets, "load", load_others)
     with pytest.raises(ValueError, match="the data are not those that"):
-        train.train(config, tmp_path / "run")
+        train_run.train(config, tmp_path / "run")
     shutil.copy(whole / "summary.json", tmp_path / "run")
     with pytest.raises(ValueError, match="the data are not those of the finished run"):
-        train.train(config, tmp_path / "run")
+        train_run.train(config, tmp_path / "run")
 
 
 def test_saves_by_the_clock_have_a_test_loss(digits, tmp_path):
-    train.train(digits(duration="20 epochs", save_every="0.001 seconds", keep_best=3), tmp_path)
+    train_run.train(digits(duration="20 epochs", save_every="0.001 seconds", keep_best=3), tmp_path)
     steps = {row["step"]: row["test_loss"] for row in rows_of(tmp_path)}
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert len(kept & steps.keys()) >= 3
@@ -297,7 +296,7 @@ def test_of_two_runs_at_once_one_is_refused(config, tmp_path):
         filelock.FileLock(tmp_path / ".lock"),
         pytest.raises(OSError, match="another run is at work in"),
     ):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 
@@ -315,8 +314,8 @@ ALMOST_FULL = """
 import resource, sys
 sys.argv[0] = "train.py"
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-import train, driver, results, settings
-driver.run(train.train, results.table, settings.Train, default="digits")
+from runs import results, script, settings, train_run
+script.run(train_run.train, results.table, settings.Train, default="digits")
 """
 
 
@@ -324,7 +323,7 @@ def test_writes_that_fail_end_in_a_line_and_lose_nothing(config, whole, tmp_path
     result = run(command(config, tmp_path, code=ALMOST_FULL))
     assert result.returncode == 1
     assert "error: the checkpoint could not be written to" in result.stderr
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
@@ -332,7 +331,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(config, whole, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
         with pytest.raises(OSError, match=r"the disk of .* is full: 1 bytes are left"):
-            train.train(config, tmp_path)
+            train_run.train(config, tmp_path)
     assert saves(tmp_path) == set()
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)

@@ -8,12 +8,9 @@ import sys
 
 import pytest
 
-import codelength
-import fit
-import settings
-import train
+from runs import codelength_run, fit_run, flags, settings, train_run
 
-CONFIGS = sorted((pathlib.Path(settings.__file__).parent / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(settings.__file__).parents[1] / "configs").glob("*.py"))
 
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -33,7 +30,7 @@ def kind(path):
 @each_config
 @pytest.mark.parametrize("variant", ["", "smoke"])
 def test_a_shipped_config_makes_valid_settings(path, variant):
-    made = settings.from_config(get_config(path, variant), kind(path))
+    made = flags.from_config(get_config(path, variant), kind(path))
     assert isinstance(made, kind(path))
     name = re.sub("^(fit|path)_", "", path.stem).replace("codelength_", "codelength-")
     assert made.title.startswith(name)
@@ -41,7 +38,7 @@ def test_a_shipped_config_makes_valid_settings(path, variant):
 
 @each_config
 def test_smoke_is_short(path):
-    made = settings.from_config(get_config(path, "smoke"), kind(path))
+    made = flags.from_config(get_config(path, "smoke"), kind(path))
     if isinstance(made, settings.Train):
         assert made.duration in ("1 epoch", "2 epochs")
     elif isinstance(made, settings.Head):
@@ -89,7 +86,7 @@ def test_settings_survive_the_config():
         keep_best=0,
         sweep=settings.Sweep(l2=(0.0, 0.5), init_seed=(1, 2), mode="zip", memory=0.5),
     )
-    assert settings.from_config(settings.to_config(made)) == made
+    assert flags.from_config(flags.to_config(made)) == made
 
 
 def test_settings_of_a_fit_survive_the_config():
@@ -101,20 +98,20 @@ def test_settings_of_a_fit_survive_the_config():
         tol=1e-6,
         max_passes=7,
     )
-    assert settings.from_config(settings.to_config(made), settings.Fit) == made
+    assert flags.from_config(flags.to_config(made), settings.Fit) == made
 
 
 def test_settings_of_a_codelength_survive_the_config():
     made = settings.Codelength(
         data=settings.Data(name="mnist"), seed=3, l2=0.5, percent=(10, 100), optimizer="sgd"
     )
-    assert settings.from_config(settings.to_config(made), settings.Codelength) == made
+    assert flags.from_config(flags.to_config(made), settings.Codelength) == made
 
 
 def test_settings_of_a_fit_survive_json():
     made = settings.Fit(l2=(0.5, 0.25))
     written = json.loads(json.dumps(dataclasses.asdict(made)))
-    assert settings.from_config(written, settings.Fit) == made
+    assert flags.from_config(written, settings.Fit) == made
 
 
 def test_settings_are_frozen():
@@ -123,11 +120,11 @@ def test_settings_are_frozen():
 
 
 def test_what_a_config_leaves_out_has_its_default():
-    assert settings.from_config({"seed": 7}) == settings.Train(seed=7)
+    assert flags.from_config({"seed": 7}) == settings.Train(seed=7)
 
 
 def test_an_integer_serves_as_a_float():
-    made = settings.from_config({"learning_rate": 1})
+    made = flags.from_config({"learning_rate": 1})
     assert made.learning_rate == 1
     assert type(made.learning_rate) is float
 
@@ -194,7 +191,7 @@ def test_an_integer_serves_as_a_float():
 )
 def test_a_bad_config_is_refused_with_a_hint(config, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        settings.from_config(config)
+        flags.from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +224,7 @@ def test_a_bad_config_is_refused_with_a_hint(config, message):
 )
 def test_a_bad_config_of_a_fit_is_refused_with_a_hint(config, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        settings.from_config(config, settings.Fit)
+        flags.from_config(config, settings.Fit)
 
 
 def test_a_strength_that_is_no_tuple_is_refused():
@@ -236,7 +233,7 @@ def test_a_strength_that_is_no_tuple_is_refused():
 
 
 def test_integers_serve_as_strengths():
-    assert settings.from_config({"l2": (1, 0)}, settings.Fit).l2 == (1.0, 0.0)
+    assert flags.from_config({"l2": (1, 0)}, settings.Fit).l2 == (1.0, 0.0)
 
 
 def test_a_log_grid_has_its_ends_and_one_ratio():
@@ -253,9 +250,10 @@ def recording(cls, reads):
 
     class Recording(cls):
         def __getattribute__(self, name):
-            reader = sys._getframe(1).f_globals["__name__"]
-            caller = sys._getframe(1).f_code.co_name
-            if reader in ("train", "fit", "codelength", "driver", "results") or caller == "members":
+            caller = sys._getframe(1).f_code
+            path = pathlib.PurePath(caller.co_filename)
+            is_reader = path.parent.name == "runs" and path.stem != "settings"
+            if is_reader or caller.co_name == "members":
                 reads.add(f"{cls.__name__}.{name}")
             return super().__getattribute__(name)
 
@@ -265,9 +263,9 @@ def recording(cls, reads):
 @pytest.mark.parametrize(
     ("cls", "experiment", "changes"),
     [
-        (settings.Train, train.train, {"duration": "1 epoch"}),
-        (settings.Fit, fit.fit, {"tol": 0.1}),
-        (settings.Codelength, codelength.codelength, {"tol": 0.1, "percent": (50.0, 100.0)}),
+        (settings.Train, train_run.train, {"duration": "1 epoch"}),
+        (settings.Fit, fit_run.fit, {"tol": 0.1}),
+        (settings.Codelength, codelength_run.codelength, {"tol": 0.1, "percent": (50.0, 100.0)}),
     ],
 )
 def test_every_setting_is_read(tmp_path, cls, experiment, changes):

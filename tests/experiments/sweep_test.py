@@ -4,11 +4,8 @@ import json
 import numpy as np
 import pytest
 
-import driver
-import results
-import settings
 import softmax_jax
-import train
+from runs import results, settings, signals, train_run
 
 
 def rows_of(workdir):
@@ -24,7 +21,7 @@ def config(digits):
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sweep")
-    return workdir, train.train(config, workdir)
+    return workdir, train_run.train(config, workdir)
 
 
 def test_a_product_has_all_combinations():
@@ -58,7 +55,7 @@ def test_each_member_equals_the_single_run(config, run, tmp_path):
             l2=member.l2,
             label_smoothing=member.label_smoothing,
         )
-        alone = train.train(single, tmp_path / str(i))
+        alone = train_run.train(single, tmp_path / str(i))
         with np.load(tmp_path / str(i) / "params.npz") as file:
             np.testing.assert_allclose(w[i], file["w"], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(b[i], file["b"], rtol=1e-4, atol=1e-5)
@@ -92,22 +89,22 @@ def test_the_best_member_is_loaded_and_others_on_demand(config, run):
 @pytest.mark.slow
 def test_members_with_orders_of_their_own_equal_single_runs(digits, tmp_path):
     config = digits(sweep=settings.Sweep(order_seed=(0, 1), init_seed=(0, 1), mode="zip"))
-    train.train(config, tmp_path / "both")
+    train_run.train(config, tmp_path / "both")
     with np.load(tmp_path / "both" / "params.npz") as file:
         w = file["w"]
     for seed in (0, 1):
-        train.train(digits(seed=seed), tmp_path / str(seed))
+        train_run.train(digits(seed=seed), tmp_path / str(seed))
         with np.load(tmp_path / str(seed) / "params.npz") as file:
             np.testing.assert_allclose(w[seed], file["w"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_member_that_diverges_is_reported_and_poisons_no_other(digits, tmp_path):
     config = digits(sweep=settings.Sweep(learning_rate=(0.1, 3e38, 0.2)))
-    summary = train.train(config, tmp_path / "sweep")
+    summary = train_run.train(config, tmp_path / "sweep")
     good, bad, _ = summary["members"]
     assert bad["diverged_at_step"] >= 0
     assert good["diverged_at_step"] is None
-    alone = train.train(digits(learning_rate=0.1), tmp_path / "alone")
+    alone = train_run.train(digits(learning_rate=0.1), tmp_path / "alone")
     assert good["test"]["nats"] == pytest.approx(alone["test"]["nats"], rel=1e-5)
     assert summary["best_member"] != 1
     table = results.table(summary)
@@ -118,7 +115,7 @@ def test_a_member_that_diverges_is_reported_and_poisons_no_other(digits, tmp_pat
 
 def test_a_group_that_diverges_wholly_costs_the_others_nothing(digits, tmp_path):
     sweep = settings.Sweep(learning_rate=(0.1, 0.2, 1e38, 3e38), memory=0.004)
-    summary = train.train(digits(sweep=sweep), tmp_path)
+    summary = train_run.train(digits(sweep=sweep), tmp_path)
     assert [m["diverged_at_step"] is None for m in summary["members"]] == [True, True, False, False]
     assert summary["best_member"] in (0, 1)
 
@@ -126,7 +123,7 @@ def test_a_group_that_diverges_wholly_costs_the_others_nothing(digits, tmp_path)
 def test_all_diverged_is_an_error(digits, tmp_path):
     config = digits(sweep=settings.Sweep(learning_rate=(1e38, 3e38)))
     with pytest.raises(FloatingPointError, match="all 2 members diverged"):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
 
 
 def test_a_bad_value_of_a_sweep_is_named_as_such():
@@ -136,7 +133,7 @@ def test_a_bad_value_of_a_sweep_is_named_as_such():
 
 def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsys):
     small = dataclasses.replace(config.sweep, memory=0.004)
-    summary = train.train(dataclasses.replace(config, sweep=small), tmp_path)
+    summary = train_run.train(dataclasses.replace(config, sweep=small), tmp_path)
     assert (
         "4 members in groups of up to 2, as config.sweep.memory=0.004 GiB"
         in capsys.readouterr().out
@@ -150,8 +147,8 @@ def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsy
 def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path, monkeypatch):
     small = dataclasses.replace(config.sweep, memory=0.004)
     config = dataclasses.replace(config, sweep=small, save_every="5 steps")
-    expected = train.train(config, tmp_path / "whole")
-    measured = train.run_group
+    expected = train_run.train(config, tmp_path / "whole")
+    measured = train_run.run_group
     calls = []
 
     def stop_in_the_second(*arguments):
@@ -160,10 +157,10 @@ def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path, monkeypatch):
             arguments = (*arguments[:-1], lambda: 15)
         return measured(*arguments)
 
-    monkeypatch.setattr(train, "run_group", stop_in_the_second)
-    with pytest.raises(driver.Interrupted):
-        train.train(config, tmp_path / "stopped")
-    summary = train.train(config, tmp_path / "stopped")
+    monkeypatch.setattr(train_run, "run_group", stop_in_the_second)
+    with pytest.raises(signals.Interrupted):
+        train_run.train(config, tmp_path / "stopped")
+    summary = train_run.train(config, tmp_path / "stopped")
     assert summary["members"] == expected["members"]
     keys = ("member", "step", "train_loss", "test_loss")
     ours, theirs = (

@@ -8,11 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-import gradcheck
-import results
-import settings
 import softmax_jax
 import train
+from runs import flags, gradients, results, settings, train_run
 from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
@@ -25,7 +23,7 @@ FILES = {"config.json", "metrics.jsonl", "summary.json", "params.npz", "report.h
 
 def shipped(name, variant=""):
     module = runpy.run_path(str(CONFIGS / f"{name}.py"))
-    return settings.from_config(module["get_config"](variant))
+    return flags.from_config(module["get_config"](variant))
 
 
 def params_of(workdir):
@@ -42,7 +40,7 @@ def run(tmp_path_factory, digits):
     """The settings of a short run, its folder and what it returned."""
     config = digits()
     workdir = tmp_path_factory.mktemp("train") / "new" / "folder"
-    return config, workdir, train.train(config, workdir)
+    return config, workdir, train_run.train(config, workdir)
 
 
 def files_of(workdir):
@@ -82,7 +80,7 @@ def test_training_lowers_the_loss(run):
 
 def test_the_config_file_reproduces_the_settings(run):
     config, workdir, _ = run
-    assert settings.from_config(json.loads((workdir / "config.json").read_text())) == config
+    assert flags.from_config(json.loads((workdir / "config.json").read_text())) == config
 
 
 def test_the_summary_file_is_what_is_returned(run):
@@ -118,7 +116,7 @@ def test_a_trained_run_is_loaded_by_one_call_and_knows_its_features(run, data_di
 
 
 def test_the_gradients_of_the_trained_model_are_checked(run):
-    assert gradcheck.Check(**run[2]["gradient_check"]).passed
+    assert gradients.Check(**run[2]["gradient_check"]).passed
 
 
 def test_the_report_has_the_scores(run):
@@ -131,21 +129,21 @@ def test_the_report_has_the_scores(run):
 
 def test_the_same_seed_gives_the_same_parameters(run, tmp_path):
     config, workdir, _ = run
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     for name, array in params_of(tmp_path).items():
         np.testing.assert_array_equal(array, params_of(workdir)[name])
 
 
 def test_another_seed_gives_other_parameters(run, tmp_path):
     config, workdir, _ = run
-    train.train(dataclasses.replace(config, seed=1), tmp_path)
+    train_run.train(dataclasses.replace(config, seed=1), tmp_path)
     assert not np.array_equal(params_of(tmp_path)["w"], params_of(workdir)["w"])
 
 
 def test_a_finished_run_is_left_alone(run):
     config, workdir, summary = run
     before = {name: (workdir / name).read_bytes() for name in FILES}
-    assert train.train(config, workdir) == summary
+    assert train_run.train(config, workdir) == summary
     assert {name: (workdir / name).read_bytes() for name in FILES} == before
 
 
@@ -153,30 +151,30 @@ def test_a_folder_with_another_config_is_refused_with_the_difference(run):
     config, workdir, _ = run
     other = dataclasses.replace(config, l2=0.5, seed=1)
     with pytest.raises(ValueError, match=r"(?s)l2: 0\.0 there, 0\.5 here\n.*seed: 0 there, 1 here"):
-        train.train(other, workdir)
+        train_run.train(other, workdir)
 
 
 def test_divergence_is_reported_with_its_step_and_learning_rate(digits, tmp_path):
     with pytest.raises(FloatingPointError, match=r"at step \d+ \(epoch 1\), .*rate 1e\+38"):
-        train.train(digits(learning_rate=1e38), tmp_path)
+        train_run.train(digits(learning_rate=1e38), tmp_path)
 
 
 def test_a_run_that_diverged_has_no_summary(digits, tmp_path):
     with pytest.raises(FloatingPointError):
-        train.train(digits(learning_rate=1e38), tmp_path)
+        train_run.train(digits(learning_rate=1e38), tmp_path)
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "params.npz").exists()
 
 
 @pytest.mark.parametrize("change", [{"l2": 0.5}, {"label_smoothing": 0.5}], ids=str)
 def test_regularisation_makes_for_smaller_weights(run, digits, tmp_path, change):
-    train.train(digits(**change), tmp_path)
+    train_run.train(digits(**change), tmp_path)
     plain = np.linalg.norm(params_of(run[1])["w"])
     assert np.linalg.norm(params_of(tmp_path)["w"]) < plain
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(digits, tmp_path):
-    train.train(digits(batch_size=5000), tmp_path)
+    train_run.train(digits(batch_size=5000), tmp_path)
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
 
 
@@ -185,28 +183,28 @@ def test_data_without_images_has_no_picture_of_weights(tmp_path):
     x, ids = generator.normal(size=(20, 3)), np.arange(20) % 2
     np.savez(tmp_path / "table.npz", x_train=x, y_train=ids, x_test=x, y_test=ids)
     table = settings.Data(name=str(tmp_path / "table.npz"))
-    train.train(settings.Train(data=table, duration="1 epoch"), tmp_path / "run")
+    train_run.train(settings.Train(data=table, duration="1 epoch"), tmp_path / "run")
     assert files_of(tmp_path / "run") == FILES - {"weights.png", "surprising.png"}
 
 
 def test_bad_data_leaves_no_folder(tmp_path):
     table = settings.Data(name=str(tmp_path / "absent.npz"))
     with pytest.raises(FileNotFoundError):
-        train.train(settings.Train(data=table), tmp_path / "run")
+        train_run.train(settings.Train(data=table), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_epochs_compile_once(run, digits, tmp_path, count_compilations):
     def compilations(epochs):
         config = digits(duration=f"{epochs} epochs")
-        return count_compilations(lambda: train.train(config, tmp_path / str(epochs)))
+        return count_compilations(lambda: train_run.train(config, tmp_path / str(epochs)))
 
     assert compilations(6) == compilations(3) > 0
 
 
 def test_one_late_keeps_all_items_in_order():
-    assert list(train.one_late(iter(range(5)))) == [0, 1, 2, 3, 4]
-    assert list(train.one_late(iter("a"))) == ["a"]
+    assert list(train_run.one_late(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(train_run.one_late(iter("a"))) == ["a"]
 
 
 def test_one_late_asks_for_the_next_item_first():
@@ -217,7 +215,7 @@ def test_one_late_asks_for_the_next_item_first():
             asked.append(i)
             yield i
 
-    assert [(item, list(asked)) for item in train.one_late(items())] == [
+    assert [(item, list(asked)) for item in train_run.one_late(items())] == [
         (0, [0, 1]),
         (1, [0, 1, 2]),
         (2, [0, 1, 2]),
@@ -227,7 +225,7 @@ def test_one_late_asks_for_the_next_item_first():
 def test_digits_are_learned(tmp_path, data_dir):
     config = shipped("digits")
     config = dataclasses.replace(config, data=settings.Data("digits", data_dir=data_dir))
-    assert train.train(config, tmp_path)["test"]["accuracy"] >= 0.95
+    assert train_run.train(config, tmp_path)["test"]["accuracy"] >= 0.95
 
 
 @pytest.mark.slow
@@ -235,12 +233,12 @@ def test_digits_are_learned(tmp_path, data_dir):
 def test_published_images_are_learned(tmp_path, data_dir, idx_folder, name, bar):
     source = settings.Data(name, folder=str(idx_folder(name)), data_dir=data_dir)
     config = dataclasses.replace(shipped(name), data=source)
-    assert train.train(config, tmp_path)["test"]["accuracy"] >= bar
+    assert train_run.train(config, tmp_path)["test"]["accuracy"] >= bar
 
 
 @pytest.mark.slow
 def test_the_classroom_is_learned(tmp_path):
-    assert train.train(shipped("classroom"), tmp_path)["test"]["accuracy"] >= 0.9
+    assert train_run.train(shipped("classroom"), tmp_path)["test"]["accuracy"] >= 0.9
 
 
 @pytest.mark.parametrize(
@@ -279,7 +277,7 @@ def test_the_command_line_changes_the_config(run_script, tmp_path):
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "here" / "config.json").read_text())
     expected = dataclasses.replace(shipped("classroom", "smoke"), learning_rate=0.25)
-    assert settings.from_config(written) == expected
+    assert flags.from_config(written) == expected
     assert "results in here" in result.stdout
 
 
@@ -287,20 +285,20 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(NotADirectoryError, match="file is a file"):
-        train.train(shipped("classroom", "smoke"), path)
+        train_run.train(shipped("classroom", "smoke"), path)
 
 
 def test_another_config_is_refused_before_the_data_are_loaded(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.delattr(data, "load")
     with pytest.raises(ValueError, match="holds a run of another config"):
-        train.train(shipped("classroom", "smoke"), tmp_path)
+        train_run.train(shipped("classroom", "smoke"), tmp_path)
 
 
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        train.train(shipped("classroom", "smoke"), tmp_path)
+        train_run.train(shipped("classroom", "smoke"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,8 @@ import json
 import numpy as np
 import pytest
 
-import compare
-import driver
-import results
-import settings
 import softmax_jax
-import train
-import validation
+from runs import comparison, results, settings, signals, train_run, validation
 from softmax_jax import data
 from softmax_jax.model import Params
 
@@ -48,7 +43,7 @@ def config(table):
 @pytest.fixture(scope="module")
 def stopped(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stopped")
-    return workdir, train.train(config, workdir)
+    return workdir, train_run.train(config, workdir)
 
 
 @pytest.fixture
@@ -130,7 +125,7 @@ def test_the_parameters_are_those_of_the_best_step(config, stopped, tmp_path):
     workdir, summary = stopped
     steps = f"{summary['best_step']} steps"
     other = dataclasses.replace(config, duration=steps, patience=0)
-    train.train(other, tmp_path)
+    train_run.train(other, tmp_path)
     for ours, theirs in zip(
         softmax_jax.load(workdir).params, softmax_jax.load(tmp_path).params, strict=True
     ):
@@ -144,7 +139,7 @@ def test_the_test_data_have_no_say_in_it(config, stopped, table, tmp_path):
     arrays["x_test"] = arrays["x_test"][::-1] * 3
     np.savez(tmp_path / "other.npz", **arrays)
     source = dataclasses.replace(config.data, name=str(tmp_path / "other.npz"))
-    summary = train.train(dataclasses.replace(config, data=source), tmp_path / "run")
+    summary = train_run.train(dataclasses.replace(config, data=source), tmp_path / "run")
     assert summary["best_step"] == stopped[1]["best_step"]
     assert summary["validation"] == stopped[1]["validation"]
     assert summary["test"] != stopped[1]["test"]
@@ -158,13 +153,13 @@ def test_report_table_and_comparison_say_which_step_and_why(stopped):
     report = (workdir / "report.html").read_text()
     assert line[1:] in report
     assert "validation loss, nats" in report
-    table = compare.table([compare.read(workdir)])
+    table = comparison.table([comparison.read(workdir)])
     assert f"{summary['test']['nats']:.4f}" in table
 
 
 @pytest.mark.slow
 def test_without_patience_the_best_step_is_still_the_result(config, stopped, tmp_path):
-    summary = train.train(dataclasses.replace(config, patience=0), tmp_path)
+    summary = train_run.train(dataclasses.replace(config, patience=0), tmp_path)
     assert summary["last_step"] == 60 * 4
     assert "the duration of 60 epochs is over" in summary["why_last"]
     losses = [row["validation_loss"] for row in rows_of(tmp_path)]
@@ -174,7 +169,7 @@ def test_without_patience_the_best_step_is_still_the_result(config, stopped, tmp
 @pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(config, tmp_path):
     config = dataclasses.replace(config, save_every="1 epoch", keep_last=1, keep_best=1)
-    summary = train.train(config, tmp_path)
+    summary = train_run.train(config, tmp_path)
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {summary["best_step"], summary["last_step"]}
 
@@ -185,10 +180,10 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
 ):
     workdir, expected = stopped
     stop_after(looks)
-    with pytest.raises(driver.Interrupted):
-        train.train(config, tmp_path)
+    with pytest.raises(signals.Interrupted):
+        train_run.train(config, tmp_path)
     stop_after(10_000)
-    summary = train.train(config, tmp_path)
+    summary = train_run.train(config, tmp_path)
     for key in (*results.STOPPING, "train", "test", "steps"):
         assert summary[key] == expected[key]
     for ours, theirs in zip(
@@ -198,10 +193,10 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
 
 
 def test_a_stopped_run_whose_results_are_gone_makes_them_again(config, tmp_path):
-    expected = train.train(config, tmp_path)
+    expected = train_run.train(config, tmp_path)
     before = rows_of(tmp_path)
     (tmp_path / "summary.json").unlink()
-    summary = train.train(config, tmp_path)
+    summary = train_run.train(config, tmp_path)
     assert {key: summary[key] for key in results.STOPPING} == {
         key: expected[key] for key in results.STOPPING
     }
@@ -210,7 +205,9 @@ def test_a_stopped_run_whose_results_are_gone_makes_them_again(config, tmp_path)
 
 def test_members_of_a_sweep_stop_by_themselves(config, stopped, tmp_path):
     sweep = settings.Sweep(learning_rate=(0.1, 0.01, 1.0))
-    summary = train.train(dataclasses.replace(config, sweep=sweep, duration="40 epochs"), tmp_path)
+    summary = train_run.train(
+        dataclasses.replace(config, sweep=sweep, duration="40 epochs"), tmp_path
+    )
     rows = rows_of(tmp_path)
     ends = []
     for i, member in enumerate(summary["members"]):
@@ -237,23 +234,23 @@ def test_groups_of_a_sweep_that_was_interrupted_stop_as_if_nothing_had_been(
     # A member a group.
     sweep = settings.Sweep(learning_rate=(0.1, 1.0), memory=1e-9)
     config = dataclasses.replace(config, sweep=sweep, duration="20 epochs")
-    expected = train.train(config, tmp_path / "whole")
+    expected = train_run.train(config, tmp_path / "whole")
     stop_after(12)
-    with pytest.raises(driver.Interrupted):
-        train.train(config, tmp_path / "stopped")
+    with pytest.raises(signals.Interrupted):
+        train_run.train(config, tmp_path / "stopped")
     assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 2
     stop_after(10_000)
-    assert train.train(config, tmp_path / "stopped")["members"] == expected["members"]
+    assert train_run.train(config, tmp_path / "stopped")["members"] == expected["members"]
 
 
 def test_a_member_that_would_diverge_after_it_stopped_has_not_diverged(config, tmp_path):
     # Weights are multiplied by -9 a step, which float32 holds for some 40 steps.
     sweep = settings.Sweep(learning_rate=(0.01, 1.0), l2=(0.0, 10.0), mode="zip")
     config = dataclasses.replace(config, duration="30 epochs", patience=3, sweep=sweep)
-    slow, wild = train.train(config, tmp_path / "both")["members"]
+    slow, wild = train_run.train(config, tmp_path / "both")["members"]
     assert slow["last_step"] > 60 > 30 > wild["last_step"]
     alone = dataclasses.replace(config, sweep=settings.Sweep(), learning_rate=1.0, l2=10.0)
-    summary = train.train(alone, tmp_path / "alone")
+    summary = train_run.train(alone, tmp_path / "alone")
     assert wild["diverged_at_step"] is None
     for key in ("best_step", "last_step", "why_last"):
         assert wild[key] == summary[key]

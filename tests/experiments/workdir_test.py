@@ -18,22 +18,30 @@ import jax
 import numpy as np
 import pytest
 
-import codelength
 import compare
-import driver
-import fit
-import head
-import logs
-import settings
 import train
+from runs import (
+    codelength_run,
+    comparison,
+    fit_run,
+    flags,
+    folders,
+    head_run,
+    logs,
+    output,
+    results,
+    settings,
+    signals,
+    train_run,
+)
 from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
 EXPERIMENTS = [
-    (train.train, settings.Train()),
-    (fit.fit, settings.Fit()),
-    (codelength.codelength, settings.Codelength()),
-    (head.run, settings.Head()),
+    (train_run.train, settings.Train()),
+    (fit_run.fit, settings.Fit()),
+    (codelength_run.codelength, settings.Codelength()),
+    (head_run.train, settings.Head()),
 ]
 each_experiment = pytest.mark.parametrize(
     ("experiment", "config"), EXPERIMENTS, ids=["train", "fit", "codelength", "head"]
@@ -62,9 +70,9 @@ def test_a_folder_with_a_config_of_something_else_is_refused(tmp_path):
     config = {"architectures": ["BertModel"], "hidden_size": 768}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="holds a run of another config"):
-        train.train(settings.Train(), tmp_path)
+        train_run.train(settings.Train(), tmp_path)
     with pytest.raises(FileExistsError, match="already holds a run"):
-        fit.fit(settings.Fit(), tmp_path)
+        fit_run.fit(settings.Fit(), tmp_path)
     assert list(contents(tmp_path)) == ["config.json"]
 
 
@@ -76,10 +84,10 @@ def classroom(**changes):
 
 def test_events_of_others_stay_in_the_folder_of_a_run(tmp_path):
     other = tmp_path / "events.out.tfevents.1700000000.host"
-    train.train(classroom(), tmp_path)
+    train_run.train(classroom(), tmp_path)
     other.write_bytes(b"mine")
     (tmp_path / "summary.json").unlink()
-    train.train(classroom(), tmp_path)
+    train_run.train(classroom(), tmp_path)
     assert other.read_bytes() == b"mine"
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
 
@@ -87,12 +95,12 @@ def test_events_of_others_stay_in_the_folder_of_a_run(tmp_path):
 def test_what_a_run_left_that_did_not_begin_is_no_other_thing(tmp_path):
     for name in (".lock", "config.json.123.tmp"):
         (tmp_path / name).touch()
-    train.train(classroom(), tmp_path)
+    train_run.train(classroom(), tmp_path)
     assert (tmp_path / "summary.json").exists()
 
 
 def test_a_comparison_replaces_no_other_picture_but_an_earlier_comparison(tmp_path, monkeypatch):
-    train.train(classroom(), tmp_path / "run")
+    train_run.train(classroom(), tmp_path / "run")
     path = tmp_path / "mine.png"
     arguments = [str(tmp_path / "run"), f"--figure={path}"]
     monkeypatch.setattr(
@@ -116,7 +124,7 @@ def test_new_folders_of_the_same_second_are_different(tmp_path, monkeypatch):
 
     def make():
         barrier.wait()
-        with driver.new_folder("runs/digits") as folder:
+        with folders.new_folder("runs/digits") as folder:
             found.append(folder)
 
     threads = [threading.Thread(target=make) for _ in range(8)]
@@ -130,46 +138,46 @@ def test_new_folders_of_the_same_second_are_different(tmp_path, monkeypatch):
 
 def test_a_new_folder_that_stays_empty_is_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="bad data"), driver.new_folder("runs/digits"):
+    with pytest.raises(ValueError, match="bad data"), folders.new_folder("runs/digits"):
         raise ValueError("bad data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_run_is_refused_after_the_lock_file_was_deleted(tmp_path):
     config = classroom()
-    with driver.claimed(config, tmp_path):
+    with folders.claimed(config, tmp_path):
         (tmp_path / ".lock").unlink()
         with pytest.raises(OSError, match="another run is at work in"):
-            train.train(config, tmp_path)
+            train_run.train(config, tmp_path)
         (tmp_path / ".lock").unlink(missing_ok=True)
         moved = tmp_path.with_name("moved")
         tmp_path.rename(moved)
         with pytest.raises(OSError, match="another run is at work in"):
-            train.train(config, moved)
+            train_run.train(config, moved)
         moved.rename(tmp_path)
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
 
 
 def test_where_folders_cannot_be_locked_the_file_is(tmp_path, monkeypatch):
     def refuse(descriptor, operation):
-        raise OSError(driver.errno.EBADF, "a network's file system")
+        raise OSError(folders.errno.EBADF, "a network's file system")
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refuse)
-        with driver.folder_lock(tmp_path):
+        with folders.folder_lock(tmp_path):
             pass
     with (
-        driver.folder_lock(tmp_path),
+        folders.folder_lock(tmp_path),
         pytest.raises(OSError, match="another run is at work"),
-        driver.locked(tmp_path),
+        folders.locked(tmp_path),
     ):
         pass
 
 
-@pytest.mark.parametrize("number", driver.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda number: number.name)
 def test_signals_that_announce_the_end_are_noted(number):
     usual = signal.getsignal(number)
-    with driver.signals_noted() as came:
+    with signals.signals_noted() as came:
         assert came() == 0
         os.kill(os.getpid(), number)
         assert came() == number
@@ -181,13 +189,13 @@ def test_signals_that_announce_the_end_are_noted(number):
 
 
 def test_signals_are_those_of_schedulers():
-    assert {signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU} <= set(driver.SIGNALS)
+    assert {signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU} <= set(signals.SIGNALS)
 
 
 def test_nohup_is_respected():
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with driver.signals_noted() as came:
+        with signals.signals_noted() as came:
             os.kill(os.getpid(), signal.SIGHUP)
             assert came() == 0
     finally:
@@ -233,7 +241,7 @@ def test_a_run_outlasts_whoever_reads_its_output(tmp_path, where):
 def test_bytes_that_cannot_be_written_are_dropped():
     readable, writable = os.pipe()
     os.close(readable)
-    lasting = driver.output.Lasting(writable)
+    lasting = output.Lasting(writable)
     assert lasting.write(b"12345") == 5
     assert (lasting.fileno(), lasting.writable(), lasting.isatty()) == (writable, True, False)
     os.close(writable)
@@ -248,18 +256,18 @@ def test_json_that_is_nested_too_deeply_is_refused_as_such(tmp_path, depth):
     config = classroom()
     (tmp_path / "config.json").write_text(deeply_nested(depth))
     with pytest.raises(ValueError, match=r"config\.json cannot be read|another config"):
-        train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
     (tmp_path / "metrics.jsonl").write_text(deeply_nested(depth) + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no row"):
-        compare.read(tmp_path)
+        comparison.read(tmp_path)
 
 
 def test_a_summary_that_is_nested_too_deeply_is_made_again(tmp_path):
     config = classroom()
-    expected = train.train(config, tmp_path)
+    expected = train_run.train(config, tmp_path)
     (tmp_path / "summary.json").write_text(deeply_nested(100_000))
     with pytest.warns(UserWarning, match=r"summary\.json is damaged: the results are made again"):
-        assert train.train(config, tmp_path)["test"] == expected["test"]
+        assert train_run.train(config, tmp_path)["test"] == expected["test"]
 
 
 NAMES = ["\ud800", "$\\frac{1}$", "new\nline\x00", "_<b>&", "ma\xf1ana"]
@@ -272,7 +280,7 @@ def test_names_that_cannot_be_written_or_drawn_lose_no_report(tmp_path, monkeypa
     np.savez(tmp_path / "t.npz", x_train=x, y_train=ids, x_test=x, y_test=ids, class_names=NAMES)
     workdir = tmp_path / "run"
     source = settings.Data(name=str(tmp_path / "t.npz"))
-    summary = train.train(classroom(data=source), workdir)
+    summary = train_run.train(classroom(data=source), workdir)
     assert np.isfinite(summary["test"]["nats"])
     assert (workdir / "report.html").read_text().endswith("</html>\n")
     assert (workdir / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -281,7 +289,7 @@ def test_names_that_cannot_be_written_or_drawn_lose_no_report(tmp_path, monkeypa
 def test_a_workdir_that_is_not_utf8_is_refused_before_the_data_are_loaded(tmp_path, monkeypatch):
     monkeypatch.delattr(data, "load")
     with pytest.raises(ValueError, match="the path is not UTF-8"):
-        train.train(classroom(), tmp_path / os.fsdecode(b"caf\xe9"))
+        train_run.train(classroom(), tmp_path / os.fsdecode(b"caf\xe9"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,7 +297,7 @@ def test_a_workdir_that_is_not_utf8_is_refused_before_the_data_are_loaded(tmp_pa
     "name", ["BODY TITLE $body ${x} <b>&amp;", pytest.param("a#b?c%20d[*]", marks=pytest.mark.slow)]
 )
 def test_a_report_has_the_name_of_its_folder_as_it_is(tmp_path, name):
-    train.train(classroom(), tmp_path / name)
+    train_run.train(classroom(), tmp_path / name)
     page = (tmp_path / name / "report.html").read_text()
     escaped = html.escape(name)
     assert page.count(f"classroom: {escaped}</title>") == 1
@@ -316,18 +324,18 @@ def test_a_report_has_the_name_of_its_folder_as_it_is(tmp_path, name):
 )
 def test_settings_beyond_reason_end_in_a_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        train.train(classroom(**changes), tmp_path / "run")
+        train_run.train(classroom(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_an_integer_beyond_floats_is_refused():
     with pytest.raises(ValueError, match=r"config\.l2: an integer of \d+ digits is too large"):
-        settings.from_config({"l2": 10**400})
+        flags.from_config({"l2": 10**400})
 
 
 def test_all_memory_there_is_may_be_given(tmp_path):
     sweep = settings.Sweep(l2=(0.0, 0.1), memory=1e308)
-    assert len(train.train(classroom(sweep=sweep), tmp_path)["members"]) == 2
+    assert len(train_run.train(classroom(sweep=sweep), tmp_path)["members"]) == 2
 
 
 def damaged_copies(path, number, seed=0):
@@ -341,7 +349,7 @@ def damaged_copies(path, number, seed=0):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train.train(classroom(), workdir)
+    return workdir, train_run.train(classroom(), workdir)
 
 
 def test_a_damaged_summary_is_taken_with_the_values_it_had_or_not_at_all(finished, tmp_path):
@@ -352,7 +360,7 @@ def test_a_damaged_summary_is_taken_with_the_values_it_had_or_not_at_all(finishe
     for content in damaged_copies(workdir / "summary.json", 300):
         (copy / "summary.json").write_bytes(content)
         with contextlib.suppress(ValueError):
-            assert train.results.read_summary(copy) == summary
+            assert results.read_summary(copy) == summary
             taken += 1
     # White space, and the byte that was there.
     assert taken < 100
@@ -383,9 +391,9 @@ def test_a_changed_digit_of_metrics_is_named_by_its_line(finished, tmp_path):
         if unfinished:
             (copy / "summary.json").unlink()
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
-            compare.read(copy)
+            comparison.read(copy)
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not as it was written"):
-            train.train(classroom(), copy)
+            train_run.train(classroom(), copy)
 
 
 def test_changed_metrics_of_a_finished_run_are_noticed_without_digests_of_lines(finished, tmp_path):
@@ -395,20 +403,20 @@ def test_changed_metrics_of_a_finished_run_are_noticed_without_digests_of_lines(
     path = copy / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b"0.9", b"0.8", 1))
     with pytest.raises(ValueError, match=r"metrics\.jsonl is not as the finished run left it"):
-        train.train(classroom(), copy)
+        train_run.train(classroom(), copy)
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged, or was changed"):
-        compare.read(copy)
+        comparison.read(copy)
 
 
 def test_of_all_damages_to_metrics_none_is_taken_for_other_rows(finished, tmp_path):
     workdir, _ = finished
-    rows = train.logs.read(workdir / "metrics.jsonl")
+    rows = logs.read(workdir / "metrics.jsonl")
     shutil.copytree(workdir, tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     for content in damaged_copies(path, 300):
         path.write_bytes(content)
         with contextlib.suppress(ValueError):
-            found = train.logs.read(path)
+            found = logs.read(path)
             assert found == rows[: len(found)]
 
 
@@ -423,7 +431,7 @@ def test_changed_results_are_made_again(finished, tmp_path, name):
     expected = (copy / name).read_bytes()
     (copy / name).write_bytes(expected[:10] + b"!" + expected[11:])
     with pytest.warns(UserWarning, match=rf"{name} in .*: damaged, or changed: the results are"):
-        again = train.train(classroom(), copy)
+        again = train_run.train(classroom(), copy)
     assert again["test"] == summary["test"]
     if name == "params.npz":
         assert (copy / name).read_bytes() == expected
@@ -437,25 +445,25 @@ def test_a_comparison_leaves_out_a_run_with_a_changed_config_or_summary(finished
         path = copy / name
         path.write_bytes(path.read_bytes().replace(b"1", b"2"))
         with pytest.raises(ValueError, match=f"{name} is damaged, or was changed"):
-            compare.read(copy)
+            comparison.read(copy)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     for name, l2 in (("ours", 0.0), ("other", 0.5)):
-        train.train(classroom(l2=l2), tmp_path / name)
+        train_run.train(classroom(l2=l2), tmp_path / name)
     (tmp_path / "ours" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "ours" / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "ours" / "checkpoints")
     with pytest.raises(ValueError, match="is not of this run"):
-        train.train(classroom(), tmp_path / "ours")
+        train_run.train(classroom(), tmp_path / "ours")
 
 
 @pytest.mark.parametrize("setting", ["x64", "precision"])
 def test_a_run_that_goes_on_under_other_settings_of_jax_is_refused(tmp_path, setting):
     config = classroom()
-    train.train(config, tmp_path)
+    train_run.train(config, tmp_path)
     (tmp_path / "summary.json").unlink()
     other = jax.enable_x64(True) if setting == "x64" else jax.default_matmul_precision("highest")
     with other, pytest.raises(ValueError, match="set it back to go on"):
-        train.train(config, tmp_path)
-    assert "test" in train.train(config, tmp_path)
+        train_run.train(config, tmp_path)
+    assert "test" in train_run.train(config, tmp_path)

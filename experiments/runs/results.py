@@ -19,11 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import driver
-import gradcheck
-import logs
-import reliability
-import settings
+from runs import datasets, files, gradients, logs, reliability, settings
 from softmax_jax import data, figures, io, losses, metrics, model, training
 from softmax_jax.data import Data, blocks, features
 from softmax_jax.model import Params
@@ -86,7 +82,7 @@ def write(
     ]
     best = min(range(len(scores)), key=lambda i: rank(scores[i]))
     params, member = Params(*map(jnp.asarray, ends[best].params)), members[best]
-    check = gradcheck.check_model(
+    check = gradients.check_model(
         params, test_data, l2=member.l2, label_smoothing=member.label_smoothing
     )
     summary: dict[str, Any] = {
@@ -119,15 +115,15 @@ def write(
     if len(members) > 1:
         pictures["sweep"] = figures.sweep_map(scores, swept(members))
     for name, figure in pictures.items():
-        driver.write_atomically(workdir / f"{name}.png", figures.to_png(figure))
+        files.write_picture(workdir / f"{name}.png", figure)
     write_report(config, workdir, rows, summary)
-    files = ("config.json", "metrics.jsonl", io.PARAMS, "report.html")
+    written = ("config.json", "metrics.jsonl", io.PARAMS, "report.html")
     summary["digests"] = {
         name: digest_of_file(workdir / name)
-        for name in (*files, *(f"{name}.png" for name in pictures))
+        for name in (*written, *(f"{name}.png" for name in pictures))
     }
     summary["digest"] = digest(summary)
-    driver.write_atomically(workdir / "summary.json", driver.to_json(summary))
+    files.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -149,7 +145,7 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
     """
     path = workdir / "summary.json"
     try:
-        summary = driver.read_json(path)
+        summary = files.read_json(path)
         own = summary.pop("digest")
         is_own = own == digest(summary)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
@@ -220,7 +216,7 @@ def write_params(
     several = len(members) > 1
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *models)
     about = {key: [getattr(m, key) for m in members] for key in settings.Member._fields}
-    driver.save_params(
+    datasets.save_params(
         workdir,
         dataset,
         stacked if several else models[0],
@@ -319,7 +315,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{name:18}{''.join(cells)}")
     if "validation" in summary:
         lines += ["", stopped(summary)]
-    check = gradcheck.Check(**summary["gradient_check"])
+    check = gradients.Check(**summary["gradient_check"])
     return "\n".join(
         [
             *lines,
@@ -433,12 +429,12 @@ def write_report(
             "examples a second": f"{summary['examples_per_second']:,.0f}",
         }
     sections.append(section("Environment", pairs(about)))
-    flat = driver.flat(json.loads(driver.to_json(dataclasses.asdict(config))))
+    flat = files.flat(json.loads(files.to_json(dataclasses.asdict(config))))
     sections.append(section("Config", pairs(flat)))
     title = html.escape(f"{config.title}: {workdir.resolve().name}")
     page = PAGE.substitute(title=title, body="\n".join(sections))
     # The name of a folder need not be whole characters.
-    driver.write_atomically(workdir / "report.html", page.encode(errors="backslashreplace"))
+    files.write_atomically(workdir / "report.html", page.encode(errors="backslashreplace"))
 
 
 # Files, title and caption, in the order of the report.
@@ -531,7 +527,7 @@ def unfinished(
     latest = logs.standings(rows)
     for score in ("loss", "accuracy"):
         curve = figures.learning_curve(of_member(rows, latest[0]["member"]), score)
-        driver.write_atomically(workdir / f"{score}.png", figures.to_png(curve))
+        files.write_picture(workdir / f"{score}.png", curve)
     members = settings.members(config)
     keys = swept(members)
     some = ("train_loss", "validation_loss", "test_loss", "test_accuracy")

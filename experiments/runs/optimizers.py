@@ -9,7 +9,6 @@ random key, and the schedule sgdr a list of others, which are nothing that a lin
 """
 
 import ast
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from runs import hints
 
 T = TypeVar("T")
 
@@ -148,7 +149,8 @@ def parse(key: str, text: str, registry: Mapping[str, Recipe]) -> tuple[Recipe, 
         ) from None
     if name not in registry:
         raise ValueError(
-            f"config.{key}={text!r}: choose one of {', '.join(registry)}{_hint(name, registry)}"
+            f"config.{key}={text!r}: choose one of {', '.join(registry)}"
+            f"{hints.did_you_mean(name, registry)}"
         )
     recipe = registry[name]
     parameters = inspect.signature(recipe.make).parameters
@@ -157,7 +159,7 @@ def parse(key: str, text: str, registry: Mapping[str, Recipe]) -> tuple[Recipe, 
         if option not in options:
             raise ValueError(
                 f"config.{key}={text!r}: {name} has the options {', '.join(options)}"
-                f"{_hint(option, options)}"
+                f"{hints.did_you_mean(option, options)}"
             )
     return recipe, {**recipe.defaults, **given}
 
@@ -249,8 +251,3 @@ def in_steps(options: Mapping[str, Any], steps_of: Callable[[str], int]) -> dict
         return steps_of(value) if is_duration else value
 
     return {name: to_steps(value) if name in IN_STEPS else value for name, value in options.items()}
-
-
-def _hint(name: str, choices: Any) -> str:
-    close = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

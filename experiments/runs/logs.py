@@ -16,7 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-import driver
+from runs import files
 
 SCALARS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "examples_per_second")
 
@@ -59,11 +59,11 @@ class Log:
             row for row in self.rows if row["member"] not in members or row["step"] <= after_step
         ]
         path = self.workdir / "metrics.jsonl"
-        lines = list(map(line, self.rows))
+        lines = list(map(files.json_line, self.rows))
         # In this order, there is never a digest of another line.
         digests_of(path).unlink(missing_ok=True)
-        driver.write_atomically(path, b"".join(lines))
-        driver.write_atomically(digests_of(path), b"".join(map(digest, lines)))
+        files.write_atomically(path, b"".join(lines))
+        files.write_atomically(digests_of(path), b"".join(map(digest, lines)))
         self._file = self._files.enter_context(path.open("ab"))
         self._digests = self._files.enter_context(digests_of(path).open("ab"))
         for old in self.workdir.glob(f"events.out.tfevents.*{SUFFIX}"):
@@ -76,7 +76,7 @@ class Log:
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rows of one evaluation."""
         self.rows += rows
-        lines = list(map(line, rows))
+        lines = list(map(files.json_line, rows))
         self._file.write(b"".join(lines))
         self._file.flush()
         self._digests.write(b"".join(map(digest, lines)))
@@ -118,11 +118,6 @@ def open_log(workdir: pathlib.Path, *, alone: bool) -> Iterator[Log]:
         yield log
     finally:
         log.close()
-
-
-def line(row: Mapping[str, Any]) -> bytes:
-    """Of metrics.jsonl."""
-    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def digest(line: bytes) -> bytes:

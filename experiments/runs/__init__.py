@@ -1,0 +1,1 @@
+"""What the scripts of `experiments` are made of: settings, folders, logs, reports."""

@@ -1,0 +1,71 @@
+"""The data set of a run: loaded, described, known by its digest, and put on the device."""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from runs import settings
+from softmax_jax import data, io
+from softmax_jax.data import Data
+from softmax_jax.model import Params
+
+
+def load(source: settings.Data) -> data.Dataset:
+    """The data set, with a line that says what it is, and names that can be written and drawn."""
+    dataset = data.load(
+        source.name,
+        folder=source.folder,
+        data_dir=source.data_dir,
+        max_bytes=int(source.memory * 2**30),
+    )
+    dataset = dataset._replace(class_names=tuple(map(printable, dataset.class_names)))
+    num_train, num_features = dataset.train.x.shape
+    print(
+        f"{source.name}: {num_train:,} training and {len(dataset.test.x):,} test examples, "
+        f"{num_features} features, {len(dataset.class_names)} classes"
+    )
+    return dataset
+
+
+def printable(name: str) -> str:
+    """The name with halves of characters and what cannot be seen as escapes."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
+    )
+
+
+def digest(dataset: data.Dataset) -> str:
+    """Of all features and targets."""
+    found = hashlib.sha256(repr(dataset.train.scale).encode())
+    for array in (*dataset.train[:2], *dataset.test[:2]):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def batches(dataset: data.Dataset) -> tuple[Data, Data]:
+    """Training and test data on the device."""
+    return batch(dataset.train), batch(dataset.test)
+
+
+def batch(split: Data) -> Data:
+    """A split of a data set on the device."""
+    return jax.device_put(split._replace(scale=jnp.float32(split.scale)))
+
+
+def save_params(
+    workdir: pathlib.Path, dataset: data.Dataset, params: Params, **options: Any
+) -> None:
+    """Writes params.npz, which knows the features and the classes of its data set."""
+    io.save(
+        workdir / io.PARAMS,
+        params,
+        scale=dataset.train.scale,
+        class_names=dataset.class_names,
+        dtype=dataset.train.x.dtype,
+        **options,
+    )

@@ -1,0 +1,197 @@
+"""Certified fits for one strength of regularisation or a path, and what is written of them."""
+
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from runs import datasets, files, folders, settings
+from softmax_jax import data, figures, metrics, solvers, training
+from softmax_jax.data import Data
+from softmax_jax.model import Params
+
+# For the accuracy within the so many most probable classes.
+TOP = 5
+
+
+class Results(NamedTuple):
+    """What a run found."""
+
+    rows: list[dict[str, Any]]
+    """One a pair of strengths: the lines of path.jsonl."""
+    summary: dict[str, Any]
+
+
+def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
+    """Solves all problems; returns what it also writes to ``workdir``."""
+    dataset = folders.start(config, workdir)
+    l1, l2 = (grid.ravel() for grid in np.meshgrid(config.l1, config.l2, indexing="ij"))
+
+    start = time.perf_counter()
+    solutions = solve(config, dataset, l2, l1)
+    fitted = time.perf_counter()
+    train_data, test_data = datasets.batches(dataset)
+    params = Params(*(a.astype(np.float32) for a in solutions.params))
+    train_scores, test_scores = (scores(params, batch) for batch in (train_data, test_data))
+    evaluated = time.perf_counter()
+
+    rows: list[dict[str, Any]] = [
+        {
+            "l2": float(l2[i]),
+            "l1": float(l1[i]),
+            "objective": float(solutions.objective[i]),
+            "relative_gap": files.finite_or_none(solutions.relative_gap[i]),
+            "status": str(solutions.status[i]),
+            "reason": str(solutions.reason[i]),
+            "passes": float(solutions.passes[i]),
+            "nonzero_weights": int(np.count_nonzero(solutions.params.w[i])),
+            "weight_norm": float(np.linalg.norm(solutions.params.w[i])),
+            **in_columns("train", train_scores[i]),
+            **in_columns("test", test_scores[i]),
+        }
+        for i in range(len(l2))
+    ]
+    gaps = [row["relative_gap"] for row in rows]
+    summary = {
+        "problems": len(rows),
+        "certified": sum(row["status"] == solvers.Status.CERTIFIED for row in rows),
+        "tol": config.tol,
+        "largest_relative_gap": None if None in gaps else max(gaps),
+        "passes": sum(row["passes"] for row in rows),
+        # Of the rows, the one that the test data like best, for which its scores are too good.
+        "lowest_test_loss": min(rows, key=test_loss),
+        "fit_seconds_with_compilation": fitted - start,
+        "evaluation_seconds_with_compilation": evaluated - fitted,
+        "device": jax.devices()[0].device_kind,
+    }
+    write_results(workdir, dataset, solutions.params, rows, summary)
+    return Results(rows, summary)
+
+
+def solve(
+    config: settings.Fit, dataset: data.Dataset, l2: np.ndarray, l1: np.ndarray
+) -> solvers.Solution:
+    """`solvers.fit_path` under a progress bar."""
+    # Zero, not one, so that news without a problem finished are shown too.
+    with tqdm(total=len(l2), desc="solved", miniters=0) as bar:
+
+        def show(progress: solvers.Progress) -> None:
+            bar.set_postfix_str(
+                f"furthest: {progress.passes:.0f} passes, gap {progress.relative_gap:.1e}",
+                refresh=False,
+            )
+            bar.update(progress.solved - bar.n)
+
+        solutions = solvers.fit_path(
+            dataset.train.x,
+            dataset.train.targets,
+            l2=l2,
+            l1=l1,
+            grouped=config.grouped,
+            num_classes=len(dataset.class_names),
+            scale=dataset.train.scale,
+            tol=config.tol,
+            max_passes=config.max_passes,
+            callback=show,
+        )
+        certified = np.sum(solutions.status == solvers.Status.CERTIFIED)
+        bar.set_postfix_str(
+            f"{certified} certified, gap {np.max(solutions.relative_gap):.1e}", refresh=False
+        )
+        bar.update(len(l2) - bar.n)
+    return solutions
+
+
+def scores(params: Params, batch: Data) -> list[dict[str, float]]:
+    """`metrics.summarize` of each of the stacked parameters; one program serves all."""
+    return [
+        metrics.summarize(training.evaluate(Params(w, b), batch, k=TOP))
+        for w, b in zip(*params, strict=True)
+    ]
+
+
+def in_columns(split: str, score: dict[str, float]) -> dict[str, float | None]:
+    return {
+        f"{split}_loss": files.finite_or_none(score["nats"]),
+        f"{split}_accuracy": score["accuracy"],
+        f"{split}_top_{TOP}_accuracy": score["top_k_accuracy"],
+        f"{split}_brier": score["brier"],
+    }
+
+
+def test_loss(row: dict[str, Any]) -> float:
+    return np.inf if row["test_loss"] is None else row["test_loss"]
+
+
+def write_results(
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    params: Params,
+    rows: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
+) -> None:
+    """Writes the parameters, the table, the picture, and last, for a whole run, the summary."""
+    best = min(range(len(rows)), key=lambda i: test_loss(rows[i]))
+    strengths = {name: [row[name] for row in rows] for name in ("l2", "l1")}
+    datasets.save_params(workdir, dataset, params, best=best, about=strengths)
+    files.write_rows(workdir / "path.jsonl", rows)
+    if len(rows) > 1:
+        files.write_atomically(workdir / "path.png", figures.to_png(figures.path_curves(rows)))
+    elif dataset.image_shape is not None:
+        images = figures.weight_images(params.w[0], dataset.image_shape, dataset.class_names)
+        files.write_picture(workdir / "weights.png", images)
+    files.write_json(workdir / "summary.json", summary)
+
+
+def report(results: Results) -> str:
+    """The table of a run, and below it what must not be overlooked."""
+    rows, summary = results
+    form = "{:>10}{:>10}{:>11}{:>17}{:>8}{:>12}{:>11}{:>10}{:>10}  {}"
+    heads = ("l2", "l1", "objective", "gap / objective", "passes", "train loss", "test loss")
+    lines = [form.format(*heads, "accuracy", "non-zero", "").rstrip()]
+    for row in rows:
+        gap = row["relative_gap"]
+        lines.append(
+            form.format(
+                f"{row['l2']:.3g}",
+                f"{row['l1']:.3g}",
+                f"{row['objective']:.6f}",
+                "unknown" if gap is None else f"{gap:.1e}",
+                f"{row['passes']:.0f}",
+                in_digits(row["train_loss"]),
+                in_digits(row["test_loss"]),
+                f"{row['test_accuracy']:.4f}",
+                f"{row['nonzero_weights']:,}",
+                marked(row["status"]),
+            )
+        )
+    lines += ["losses in nats, accuracy on test data, gap and objective of the training data", ""]
+    lines += [
+        f"{marked(row['status'])} at l2 = {row['l2']:.3g}, l1 = {row['l1']:.3g}: {row['reason']}"
+        for row in rows
+        if row["status"] != solvers.Status.CERTIFIED
+    ]
+    lines.append(
+        f"{summary['certified']} of {summary['problems']} certified to a relative gap of "
+        f"{summary['tol']:g}, in {summary['fit_seconds_with_compilation']:.1f} s with compilation"
+    )
+    best = summary["lowest_test_loss"]
+    if len(rows) > 1:
+        lines.append(
+            f"lowest test loss: {in_digits(best['test_loss'])} at l2 = {best['l2']:.3g}, "
+            f"l1 = {best['l1']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def in_digits(loss: float | None) -> str:
+    return "inf" if loss is None else f"{loss:.4f}"
+
+
+def marked(status: str) -> str:
+    """In capitals what is no certificate."""
+    return status if status == solvers.Status.CERTIFIED else status.upper()
