@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
                 print(f"left out: {e}", file=sys.stderr)
         if not runs:
             raise ValueError("there is no run to show")
-        print(comparison.table(runs))
+        print(comparison.text(runs))
         path = args.figure
         if path.suffix != ".png":
             raise ValueError(f"--figure={path}: give the name of a PNG")

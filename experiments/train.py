@@ -21,7 +21,7 @@ report.html to look at all that, and last summary.json, with a digest of each of
 finished run of which one is gone or changed is made again from its last checkpoint.
 """
 
-from runs import results, script, settings, train_run
+from runs import script, settings, summaries, train_run
 
 if __name__ == "__main__":
-    script.run(train_run.train, results.table, settings.Train, default="digits")
+    script.run(train_run.train, summaries.text, settings.Train, default="digits")

@@ -7,24 +7,25 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from runs import files, flags, logs, results, settings
+from runs import files, flags, logs, settings, summaries, table
 
 
 class Run(NamedTuple):
-    """What there is of a run."""
+    """A run, finished or not, as far as it went."""
 
     name: str
     config: dict[str, Any]
-    """With flat keys; of a sweep, with the settings of that member and no sweep."""
+    """Settings by flat keys; of a sweep, those of its best member and no sweep."""
     rows: list[dict[str, Any]]
-    """Of the run, or of the best member of a sweep."""
+    """Rows of metrics.jsonl, of the run or of the best member of a sweep."""
     row: dict[str, Any]
-    """The one of them that stands for the run."""
+    """The row that stands for the run."""
     state: str
+    """Empty if it is finished and has not diverged."""
 
 
 def read(workdir: pathlib.Path) -> Run:
-    """A run from its folder.
+    """Reads a run from its folder.
 
     Raises:
       ValueError: if there is none, nothing was measured yet, or a file is not as it was written.
@@ -39,10 +40,10 @@ def read(workdir: pathlib.Path) -> Run:
     best = row["member"]
     state = "not finished"
     if (workdir / "summary.json").exists():
-        summary = results.read_summary(workdir)
+        digests = summaries.read(workdir)["digests"]
         # Pictures may be gone, which the comparison does not show.
         for name in ("config.json", "metrics.jsonl"):
-            if summary["digests"][name] != results.digest_of_file(workdir / name):
+            if digests[name] != summaries.digest_of_file(workdir / name):
                 raise ValueError(f"{workdir / name} is damaged, or was changed")
         state = ""
     try:
@@ -61,14 +62,14 @@ def read(workdir: pathlib.Path) -> Run:
     return Run(
         name=str(workdir),
         config=config | member,
-        rows=results.of_member(rows, best),
+        rows=logs.of_member(rows, best),
         row=row,
         state=state,
     )
 
 
-def table(runs: Sequence[Run]) -> str:
-    """A line a run, by test loss."""
+def text(runs: Sequence[Run]) -> str:
+    """Returns a table with a line a run, the lowest test loss first."""
     known = dict.fromkeys(key for run in runs for key in run.config)
     keys = [key for key in known if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
     lines = [["run", *keys, "step", "test loss", "bits", "test accuracy", "seconds", ""]]
@@ -86,19 +87,10 @@ def table(runs: Sequence[Run]) -> str:
                 run.state,
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for line in lines
-    )
+    return table.text(lines, left=(0,))
 
 
 def test_loss(run: Run) -> float:
-    """In nats; infinite where the run diverged."""
+    """Returns the test loss in nats; infinite where the run diverged."""
     loss = run.row["test_loss"]
     return math.inf if loss is None or run.state == "diverged" else loss

@@ -186,3 +186,8 @@ def standings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if before is None or split(row) == "test" or loss(row) < loss(before):
             of_member[row["member"]] = row
     return sorted(of_member.values(), key=loss)
+
+
+def of_member(rows: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
+    """Returns the rows of one member."""
+    return [row for row in rows if row["member"] == member]

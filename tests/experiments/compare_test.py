@@ -16,7 +16,7 @@ def runs(digits, tmp_path_factory):
 
 
 def test_the_table_has_what_differs_and_the_scores(runs):
-    lines = comparison.table([comparison.read(run) for run in runs]).splitlines()
+    lines = comparison.text([comparison.read(run) for run in runs]).splitlines()
     assert lines[0].split()[:3] == ["run", "duration", "l2"]
     assert "seed" not in lines[0]
     # By test loss: more epochs and no penalty do better here.
@@ -29,7 +29,7 @@ def test_of_a_sweep_the_settings_are_those_of_the_best_member(runs, digits, tmp_
     train_run.train(digits(sweep=sweep), tmp_path)
     run = comparison.read(tmp_path)
     assert (run.config["l2"], run.config["seed"]) == (0.0, 0)
-    heads = comparison.table([run, comparison.read(runs[1])]).splitlines()[0]
+    heads = comparison.text([run, comparison.read(runs[1])]).splitlines()[0]
     assert heads.split()[:3] == ["run", "duration", "l2"]
 
 
@@ -44,7 +44,7 @@ def test_a_figure_that_is_no_png_is_refused(runs, run_script):
 def test_a_run_that_is_not_finished_is_marked(runs, tmp_path):
     for name in ("config.json", "metrics.jsonl"):
         (tmp_path / name).write_bytes((runs[0] / name).read_bytes())
-    assert "not finished" in comparison.table([comparison.read(tmp_path)])
+    assert "not finished" in comparison.text([comparison.read(tmp_path)])
 
 
 def test_the_command_draws_and_prints(runs, tmp_path):

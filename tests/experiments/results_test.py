@@ -5,7 +5,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from runs import logs, results, settings, train_run
+from runs import logs, report, settings, train_run
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_the_page_has_the_calibration(run, page):
 
 def test_what_a_config_holds_is_escaped(run, tmp_path):
     config = settings.Train(data=settings.Data(name="<script>.npz"))
-    results.write_report(config, tmp_path, [], None)
+    report.write_unfinished(config, tmp_path, [])
     text = (tmp_path / "report.html").read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;" in text

@@ -136,7 +136,7 @@ def run(words, **options):
 KILL_INSIDE_A_SAVE = """
 import os, signal, sys
 sys.argv[0] = "train.py"
-from runs import results, script, settings, train_run
+from runs import script, settings, summaries, train_run
 from softmax_jax import checkpoint
 save = checkpoint.save
 def save_and_die(manager, step, *args, **kwargs):
@@ -144,7 +144,7 @@ def save_and_die(manager, step, *args, **kwargs):
     if step == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save = save_and_die
-script.run(train_run.train, results.table, settings.Train, default="digits")
+script.run(train_run.train, summaries.text, settings.Train, default="digits")
 """
 
 
@@ -314,8 +314,8 @@ ALMOST_FULL = """
 import resource, sys
 sys.argv[0] = "train.py"
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-from runs import results, script, settings, train_run
-script.run(train_run.train, results.table, settings.Train, default="digits")
+from runs import script, settings, summaries, train_run
+script.run(train_run.train, summaries.text, settings.Train, default="digits")
 """
 
 

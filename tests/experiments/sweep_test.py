@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import softmax_jax
-from runs import results, settings, signals, train_run
+from runs import settings, signals, summaries, train_run
 
 
 def rows_of(workdir):
@@ -107,7 +107,7 @@ def test_a_member_that_diverges_is_reported_and_poisons_no_other(digits, tmp_pat
     alone = train_run.train(digits(learning_rate=0.1), tmp_path / "alone")
     assert good["test"]["nats"] == pytest.approx(alone["test"]["nats"], rel=1e-5)
     assert summary["best_member"] != 1
-    table = results.table(summary)
+    table = summaries.text(summary)
     assert f"diverged at step {bad['diverged_at_step']}" in table
     assert "1 of 3 diverged" in table
     assert "diverged" in (tmp_path / "sweep" / "report.html").read_text()
@@ -171,7 +171,7 @@ def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path, monkeypatch):
 
 
 def test_the_report_table_has_the_settings_that_differ(run):
-    head = results.table(run[1]).splitlines()[0]
+    head = summaries.text(run[1]).splitlines()[0]
     heads = ("member", "learning rate", "l2", "train loss", "test loss")
     assert head.split() == " ".join((*heads, "test accuracy")).split()
 

@@ -10,7 +10,7 @@ import pytest
 
 import softmax_jax
 import train
-from runs import flags, gradients, results, settings, train_run
+from runs import flags, gradients, settings, summaries, train_run
 from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
@@ -121,7 +121,7 @@ def test_the_gradients_of_the_trained_model_are_checked(run):
 
 def test_the_report_has_the_scores(run):
     summary = run[2]
-    report = results.table(summary)
+    report = summaries.text(summary)
     assert f"{summary['test']['accuracy']:.4f}" in report
     assert f"{summary['train']['nats']:.4f}" in report
     assert "gradient check" in report

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import softmax_jax
-from runs import comparison, results, settings, signals, train_run, validation
+from runs import comparison, scores, settings, signals, summaries, train_run, validation
 from softmax_jax import data
 from softmax_jax.model import Params
 
@@ -148,12 +148,12 @@ def test_the_test_data_have_no_say_in_it(config, stopped, table, tmp_path):
 def test_report_table_and_comparison_say_which_step_and_why(stopped):
     workdir, summary = stopped
     line = f"step {summary['best_step']} has the lowest validation loss; the last was step "
-    assert line in results.table(summary)
-    assert f"{summary['validation']['nats']:.4f}" in results.table(summary)
+    assert line in summaries.text(summary)
+    assert f"{summary['validation']['nats']:.4f}" in summaries.text(summary)
     report = (workdir / "report.html").read_text()
     assert line[1:] in report
     assert "validation loss, nats" in report
-    table = comparison.table([comparison.read(workdir)])
+    table = comparison.text([comparison.read(workdir)])
     assert f"{summary['test']['nats']:.4f}" in table
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
         train_run.train(config, tmp_path)
     stop_after(10_000)
     summary = train_run.train(config, tmp_path)
-    for key in (*results.STOPPING, "train", "test", "steps"):
+    for key in (*scores.STOPPING, "train", "test", "steps"):
         assert summary[key] == expected[key]
     for ours, theirs in zip(
         softmax_jax.load(tmp_path).params, softmax_jax.load(workdir).params, strict=True
@@ -197,8 +197,8 @@ def test_a_stopped_run_whose_results_are_gone_makes_them_again(config, tmp_path)
     before = rows_of(tmp_path)
     (tmp_path / "summary.json").unlink()
     summary = train_run.train(config, tmp_path)
-    assert {key: summary[key] for key in results.STOPPING} == {
-        key: expected[key] for key in results.STOPPING
+    assert {key: summary[key] for key in scores.STOPPING} == {
+        key: expected[key] for key in scores.STOPPING
     }
     assert rows_of(tmp_path) == before
 
@@ -221,7 +221,7 @@ def test_members_of_a_sweep_stop_by_themselves(config, stopped, tmp_path):
     losses = [member["validation"]["nats"] for member in summary["members"]]
     best = int(np.argmin(losses))
     assert summary["best_member"] == best
-    assert f"member {best}, which has the lowest validation loss" in results.table(summary)
+    assert f"member {best}, which has the lowest validation loss" in summaries.text(summary)
     loaded = softmax_jax.load(tmp_path)
     assert loaded.about["member"] == best
     assert loaded.about["learning_rate"] == pytest.approx(summary["members"][best]["learning_rate"])

@@ -29,9 +29,9 @@ from runs import (
     head_run,
     logs,
     output,
-    results,
     settings,
     signals,
+    summaries,
     train_run,
 )
 from softmax_jax import data
@@ -360,7 +360,7 @@ def test_a_damaged_summary_is_taken_with_the_values_it_had_or_not_at_all(finishe
     for content in damaged_copies(workdir / "summary.json", 300):
         (copy / "summary.json").write_bytes(content)
         with contextlib.suppress(ValueError):
-            assert results.read_summary(copy) == summary
+            assert summaries.read(copy) == summary
             taken += 1
     # White space, and the byte that was there.
     assert taken < 100
