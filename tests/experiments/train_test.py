@@ -10,7 +10,7 @@ import pytest
 
 import softmax_jax
 import train
-from runs import flags, gradients, settings, summaries, train_run
+from runs import flags, gradients, programs, settings, summaries, train_run
 from softmax_jax import data
 
 SCRIPT = pathlib.Path(train.__file__)
@@ -203,8 +203,8 @@ def test_epochs_compile_once(run, digits, tmp_path, count_compilations):
 
 
 def test_one_late_keeps_all_items_in_order():
-    assert list(train_run.one_late(iter(range(5)))) == [0, 1, 2, 3, 4]
-    assert list(train_run.one_late(iter("a"))) == ["a"]
+    assert list(programs.one_late(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(programs.one_late(iter("a"))) == ["a"]
 
 
 def test_one_late_asks_for_the_next_item_first():
@@ -215,7 +215,7 @@ def test_one_late_asks_for_the_next_item_first():
             asked.append(i)
             yield i
 
-    assert [(item, list(asked)) for item in train_run.one_late(items())] == [
+    assert [(item, list(asked)) for item in programs.one_late(items())] == [
         (0, [0, 1]),
         (1, [0, 1, 2]),
         (2, [0, 1, 2]),
