@@ -4,6 +4,12 @@ from softmax_jax.solvers.cross_validation import CrossValidation as CrossValidat
 from softmax_jax.solvers.cross_validation import cross_validate as cross_validate
 from softmax_jax.solvers.fit import fit as fit
 from softmax_jax.solvers.fit import fit_path as fit_path
+from softmax_jax.solvers.methods import LBFGS as LBFGS
+from softmax_jax.solvers.methods import LogitsFree as LogitsFree
+from softmax_jax.solvers.methods import Method as Method
+from softmax_jax.solvers.methods import Proximal as Proximal
+from softmax_jax.solvers.methods import ProximalNewton as ProximalNewton
+from softmax_jax.solvers.methods import QuasiNewton as QuasiNewton
 from softmax_jax.solvers.solution import History as History
 from softmax_jax.solvers.solution import Progress as Progress
 from softmax_jax.solvers.solution import Solution as Solution

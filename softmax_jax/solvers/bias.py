@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 
 def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
@@ -17,7 +17,9 @@ def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
     little; it is then minimised for the logits divided by a temperature, which falls to 1.
     """
     _, k, q, _ = logits.shape
-    reach = jnp.max(logits, axis=2) - jnp.min(logits, axis=2, where=logits > -1e29, initial=jnp.inf)
+    reach = jnp.max(logits, axis=2) - jnp.min(
+        logits, axis=2, where=logits > NEVER / 2, initial=jnp.inf
+    )
     size = jnp.max(reach, axis=(0, 2))
     hot = jnp.where(size > 1000, size / 100, 1)
     mass = passes.mass(problem)

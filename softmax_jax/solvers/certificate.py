@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.passes import over_classes, wide
-from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 
 class Certificate(NamedTuple):
@@ -84,7 +84,7 @@ def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certi
     # What is left of the zero sums, times how far the bias could still have to go, and rounding.
     # If that is more than rounding, nothing is known but that the objective is not negative.
     leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
-    counts = theta[..., 0] > -1e29
+    counts = theta[..., 0] > NEVER / 2
     b = jnp.where(counts, theta[..., 0], 0)
     center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
     reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)

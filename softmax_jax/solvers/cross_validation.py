@@ -1,7 +1,6 @@
 """Cross-validation: what held-out rows say of each strength of the penalty."""
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,18 +12,19 @@ from softmax_jax import _fork, metrics
 from softmax_jax.checks import per_feature
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import inputs as _inputs
-from softmax_jax.solvers import jax_settings
-from softmax_jax.solvers import strengths as _strengths
+from softmax_jax.solvers import jax_settings, strengths
 from softmax_jax.solvers.fit import fit_path
-from softmax_jax.solvers.solution import Solution
+from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_single_class, splits
+from softmax_jax.solvers.inputs import checked_weights, checked_x, checked_y
+from softmax_jax.solvers.methods import Method
+from softmax_jax.solvers.solution import Progress, Solution
 
 # Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
 _BLOCK = 3_200_000
 
 
 class CrossValidation(NamedTuple):
-    """What `cross_validate` found; ``*grid`` are the axes of the strengths."""
+    """Scores of held-out rows, and the fits behind them; ``*grid`` are axes of strengths."""
 
     l2: np.ndarray
     """``[*grid]``, as is ``l1``: the strengths."""
@@ -32,9 +32,9 @@ class CrossValidation(NamedTuple):
     loss: np.ndarray
     """``[*grid]``: mean cross-entropy of held-out rows, in nats, without the penalty."""
     loss_error: np.ndarray
-    """``[*grid]``: its standard error."""
+    """``[*grid]``: standard error of the loss."""
     accuracy: np.ndarray
-    """``[*grid]``: the share of held-out rows predicted correctly."""
+    """``[*grid]``: share of held-out rows predicted correctly."""
     accuracy_error: np.ndarray
     score: np.ndarray | None
     """``[*grid]``: mean of the user's score over the folds; None, as is all of it, without one."""
@@ -50,9 +50,9 @@ class CrossValidation(NamedTuple):
     path: Solution | None
     """``[*grid]``: the fits to all rows; None without ``refit``."""
     best: tuple[int, ...]
-    """Where in the grid the loss is least, or the score largest: ``l2[best]``, ``l1[best]``."""
+    """Index in the grid of the least loss, or the largest score: ``l2[best]``, ``l1[best]``."""
     one_standard_error: tuple[int, ...]
-    """Where the penalty is strongest among those within one standard error of the best."""
+    """Index of the strongest penalty among those within one standard error of the best."""
 
 
 def cross_validate(
@@ -71,8 +71,17 @@ def cross_validate(
     offset: Any = None,
     scale: Any = None,
     shift: Any = None,
+    fit_intercept: bool = True,
     standardize: bool = False,
-    **options: Any,
+    initial: Params | None = None,
+    grouped: bool = False,
+    tol: float = 1e-4,
+    max_passes: float = 2000,
+    method: str | Method = "quasi-newton",
+    l1_method: str | Method = "proximal",
+    slots: int = 1,
+    block_size: int | None = None,
+    callback: Callable[[Progress], None] | None = None,
 ) -> CrossValidation:
     r"""Scores every strength on rows that its fit has not seen.
 
@@ -127,7 +136,16 @@ def cross_validate(
       shift: scalar or ``[d]``.
       standardize: penalise the weights of features divided by their standard deviations, weighted
         and over all rows, the same for all folds.
-      **options: the other arguments of `fit_path`: ``tol``, ``grouped``, ``max_passes``, ...
+      fit_intercept: False holds the bias at zero.
+      initial: parameters to start from, in every fold.
+      grouped: whether l1 penalises the norms of the weights of each feature over the classes.
+      tol: certified relative gap of every fit.
+      max_passes: passes over all rows for each fit, at most.
+      method: for l1 = 0, as `fit` takes it.
+      l1_method: for l1 > 0, as `fit` takes it.
+      slots: see `fit_path`; folds share passes anyway.
+      block_size: rows at a time, in training and in scores.
+      callback: called with a `Progress` while the fits are on their way.
 
     Returns:
       `CrossValidation`, in which ``path.params.w[best]`` are weights ``[d, q]`` fitted to all rows.
@@ -142,17 +160,17 @@ def cross_validate(
         is called with them too, and there is no warning.
     """
     _fork.refuse_broken_process()
-    l2, l1 = _strengths.checked(l2, l1)
-    x, _ = _inputs.checked_x(x)
+    l2, l1 = strengths.checked(l2, l1)
+    x, _ = checked_x(x)
     n, d = x.shape
-    y, q = _inputs.checked_y(y, n, num_classes)
-    weights = _inputs.checked_weights(sample_weight, class_weight, y, n, q)
+    y, q = checked_y(y, n, num_classes)
+    weights = checked_weights(sample_weight, class_weight, y, n, q)
     if len(weights) > 1:
         raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")
-    train, test = _splits(folds, y, weights[0], seed)
-    _refuse_a_single_class(train, y, q)
+    train, test = splits(folds, y, weights[0], seed)
+    refuse_a_single_class(train, y, q)
     if score is None:
-        _drop_what_cannot_be_scored(train, test, y, q)
+        drop_what_cannot_be_scored(train, test, y, q)
     scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
     # To be penalised as if divided by their standard deviations, features are divided by them.
     sizes = standard_deviations(x, weights[0]) * np.abs(scale) if standardize else np.ones(d)
@@ -167,7 +185,16 @@ def cross_validate(
         offset=offset,
         scale=scale / divisor,
         shift=shift / divisor,
-        **options,
+        fit_intercept=fit_intercept,
+        initial=initial,
+        grouped=grouped,
+        tol=tol,
+        max_passes=max_passes,
+        method=method,
+        l1_method=l1_method,
+        slots=slots,
+        block_size=block_size,
+        callback=callback,
     )
     if standardize:
         solution = _with_features_times(sizes, solution)
@@ -177,8 +204,8 @@ def cross_validate(
     params = _for_stored_features(solution.params, scale, shift)
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
-    size = min(most, max(_BLOCK // max(d, l2.size * q), 1))
-    sums = [_measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
+    size = min(most, block_size or max(_BLOCK // max(d, l2.size * q), 1))
+    sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
     loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
     accuracy = np.stack([fold.correct / fold.weight for fold in sums])
@@ -186,11 +213,11 @@ def cross_validate(
     mean_accuracy, accuracy_error = _mean_and_error(accuracy, weight)
     fold_score = mean_score = score_error = None
     if score is None:
-        best, one_standard_error = _choices(l2, l1, mean_loss, loss_error)
+        best, one_standard_error = choices(l2, l1, mean_loss, loss_error)
     else:
         fold_score = _scored(score, params, test)
         mean_score, score_error = _mean_and_error(fold_score, weight)
-        best, one_standard_error = _choices(l2, l1, -mean_score, score_error)
+        best, one_standard_error = choices(l2, l1, -mean_score, score_error)
     return CrossValidation(
         l2=l2,
         l1=l1,
@@ -211,113 +238,8 @@ def cross_validate(
     )
 
 
-def _splits(
-    folds: Any, y: np.ndarray, weights: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """``[folds, n]`` weights of the rows in training, and in scores."""
-    if isinstance(folds, int | np.integer):
-        folds = _dealt_out(int(folds), y, weights, seed)
-    if hasattr(folds, "dtype"):
-        ids = np.asarray(folds)
-        if ids.shape != weights.shape or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"folds: array of shape {ids.shape} and type {ids.dtype}; expected integers of "
-                f"shape {weights.shape}, the fold of each row"
-            )
-        test = ids == np.unique(ids[ids >= 0])[:, None]
-        train = ~test
-    else:
-        train, test = _counts(folds, len(y))
-    if len(test) < 2:
-        raise ValueError(
-            f"folds: {len(test)}; expected 2 or more, as a standard error needs as many"
-        )
-    train, test = train * weights, test * weights
-    for what, part in (("to train on", train), ("held out", test)):
-        empty = np.flatnonzero(part.sum(axis=1) == 0)
-        if empty.size:
-            raise ValueError(f"folds: no row of positive weight is {what} in fold {empty[0]}")
-    return train, test
-
-
-def _dealt_out(folds: int, y: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """``[n]``: the fold of each row, and -1 for those that are never held out."""
-    rows = np.flatnonzero(weights > 0)
-    if not 2 <= folds <= len(rows):
-        raise ValueError(
-            f"folds: {folds} for {len(rows)} rows of positive weight; expected at least 2, and no "
-            "more than rows"
-        )
-    rows = np.random.default_rng(seed).permutation(rows)
-    strata = (y if y.ndim == 1 else y.argmax(axis=1))[rows]
-    ids = np.full(len(y), -1)
-    ids[rows[np.argsort(strata, kind="stable")]] = np.arange(len(rows)) % folds
-    if y.ndim == 1:
-        ids[rows[np.bincount(strata)[strata] == 1]] = -1
-    return ids
-
-
-def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """``[folds, n]``: how often each pair of index arrays (or masks) names a row, on each side."""
-
-    def count(rows: Any) -> np.ndarray:
-        rows = np.asarray(rows)
-        return np.bincount(np.arange(n)[rows if rows.size else []], minlength=n)
-
-    try:
-        counts = [[count(train), count(test)] for train, test in pairs]
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"folds: expected a number, an integer array [{n}], or pairs of indices of the {n} "
-            f"rows, (training, held out): {error}"
-        ) from error
-    train, test = np.reshape(np.array(counts, np.int64), (-1, 2, n)).swapaxes(0, 1)
-    both = np.argwhere((train > 0) & (test > 0))
-    if both.size:
-        raise ValueError(
-            f"folds: fold {both[0, 0]} both trains on row {both[0, 1]} and holds it out"
-        )
-    return train, test
-
-
-def _refuse_a_single_class(train: np.ndarray, y: np.ndarray, q: int) -> None:
-    for fold, weights in enumerate(train):
-        present = _inputs.mass_of_classes(y, weights, q) > 0
-        if present.sum() < 2:
-            raise ValueError(
-                f"folds: all rows that fold {fold} trains on are of class {np.argmax(present)}; "
-                "there is nothing to tell apart: give fewer folds, or others"
-            )
-
-
-def _drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarray, q: int) -> None:
-    """Sets to zero, in ``test``, the weight of rows whose class has none in ``train``."""
-    absent = np.stack([_inputs.mass_of_classes(y, weights, q) == 0 for weights in train])
-    if not absent.any():
-        return
-    hopeless = absent[:, y] if y.ndim == 1 else absent @ (y > 0).T
-    hopeless &= test > 0
-    if not hopeless.any():
-        return
-    fold, row = np.argwhere(hopeless)[0]
-    own = y[row] if y.ndim == 1 else np.argmax(absent[fold] & (y[row] > 0))
-    warnings.warn(
-        f"folds: {hopeless.sum()} held-out rows are of a class of which their fold has none to "
-        f"train on (the first: row {row} of class {own}, fold {fold}); their loss is infinite "
-        "whatever the strength, and they take no part in the scores",
-        stacklevel=3,
-    )
-    test[hopeless] = 0
-    empty = np.flatnonzero(test.sum(axis=1) == 0)
-    if empty.size:
-        raise ValueError(
-            f"folds: all rows that fold {empty[0]} holds out are of classes that it has no rows to "
-            "train on, which leaves nothing to score"
-        )
-
-
 def standard_deviations(x: Any, weights: np.ndarray) -> np.ndarray:
-    """``[d]``: of features, weighted; in float64, a block at a time."""
+    """Returns ``[d]`` weighted standard deviations of features, in float64, a block at a time."""
     share = weights / weights.sum()
     step = max(_BLOCK // x.shape[1], 1)
 
@@ -334,14 +256,14 @@ def standard_deviations(x: Any, weights: np.ndarray) -> np.ndarray:
 
 
 def _with_features_times(sizes: np.ndarray, solution: Solution) -> Solution:
-    """The solution for features multiplied by ``sizes``; where those are 0 it has no weights."""
+    """Returns the solution for features times ``sizes``; where those are 0 it has no weights."""
     inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)[:, None]
     params, centered = (Params(p.w * inverse, p.b) for p in (solution.params, solution.centered))
     return solution._replace(params=params, centered=centered, mean=solution.mean * sizes)
 
 
 def _for_stored_features(params: Params, scale: np.ndarray, shift: np.ndarray) -> Params:
-    """Parameters that give for ``x`` the logits of ``params`` for ``x * scale + shift``."""
+    """Returns parameters that give for ``x`` the logits of ``params`` for ``x * scale + shift``."""
     w: Any = params.w
     return Params(w * scale[:, None], params.b + shift @ w)
 
@@ -349,14 +271,14 @@ def _for_stored_features(params: Params, scale: np.ndarray, shift: np.ndarray) -
 def _scored(
     score: Callable[[Params, np.ndarray], float], params: Params, test: np.ndarray
 ) -> np.ndarray:
-    """``[folds, *grid]``: what the user's function makes of every fit."""
+    """Scores every fit by the user's function: ``[folds, *grid]``."""
     scores = np.empty(params.b.shape[:-1])
     for at in np.ndindex(*scores.shape):
         scores[at] = score(Params(params.w[at], params.b[at]), np.flatnonzero(test[at[0]]))
     return scores
 
 
-def _measured(
+def measured(
     x: Any,
     y: np.ndarray,
     offset: Any,
@@ -365,7 +287,7 @@ def _measured(
     w: np.ndarray,
     b: np.ndarray,
 ) -> Metrics:
-    """Of the rows with ``weights: [n]``, for parameters ``[*grid, d, q]``: sums ``[*grid]``.
+    """Measures the rows with ``weights: [n]``, for parameters ``[*grid, d, q]``: sums ``[*grid]``.
 
     In blocks of ``size`` rows; the last one is filled up with rows of weight zero.
     """
@@ -394,24 +316,24 @@ def _measured(
 def _measure(
     products: jax.Array, b: jax.Array, y: jax.Array, weights: jax.Array, offset: jax.Array | None
 ) -> Metrics:
-    """``[grid]`` sums for ``products: [rows, grid * q]`` with the weights, and ``b: [grid, q]``."""
+    """Measures a block, given products ``[rows, grid * q]`` with weights, and ``b: [grid, q]``."""
     o = jnp.moveaxis(products.reshape(-1, *b.shape), 1, 0) + b[:, None, :]
     o = o if offset is None else o + offset[None]
     return jax.vmap(lambda logits: metrics.measure(logits, y, weights, k=1))(o)
 
 
 def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the folds, and its standard error; no number where one of them is infinite."""
+    """Returns the mean over folds, and its standard error; NaN where one of them is infinite."""
     share = weight / weight.sum()
     mean = np.tensordot(share, values, 1)
     with np.errstate(invalid="ignore"):
         return mean, np.sqrt(np.tensordot(share, (values - mean) ** 2, 1) / (len(share) - 1))
 
 
-def _choices(
+def choices(
     l2: np.ndarray, l1: np.ndarray, loss: np.ndarray, error: np.ndarray
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where the loss is least, and where the penalty is strongest within a standard error."""
+    """Returns where the loss is least, and the penalty strongest within a standard error."""
     loss, error = np.where(np.isnan(loss), np.inf, loss), np.nan_to_num(error)
     strongest_first = np.lexsort((-l2.ravel(), -l1.ravel()))
     loss, error = loss.ravel()[strongest_first], error.ravel()[strongest_first]

@@ -1,26 +1,24 @@
-"""`fit` and `fit_path`."""
+"""`fit` and `fit_path`: the front doors of the solvers."""
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from softmax_jax import _fork, checks
 from softmax_jax.model import Params
-from softmax_jax.solvers import inputs as _inputs
-from softmax_jax.solvers import jax_settings, schedule
-from softmax_jax.solvers import strengths as _strengths
-from softmax_jax.solvers.methods import logits_free, preconditioner
+from softmax_jax.solvers import jax_settings, schedule, strengths
+from softmax_jax.solvers.inputs import Inputs, arrange
+from softmax_jax.solvers.jobs import Job, Stop
+from softmax_jax.solvers.methods import SHARP, SMOOTH, Method, method_of
+from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.solution import Progress, Solution, stacked
 from softmax_jax.status import Status
 
-SMOOTH_METHODS = (*schedule.SMOOTH_METHODS, "logits-free")
-
-# Passes of proximal gradients before Newton's method is taken where it can be.
-PATIENCE = 500
+# Gaps in working precision have to be this much below the tolerance, for rounding.
+MARGIN = 0.7
 
 
 def fit(
@@ -29,9 +27,22 @@ def fit(
     *,
     l2: float,
     l1: float = 0.0,
+    grouped: bool = False,
+    num_classes: int | None = None,
     sample_weight: Any = None,
+    class_weight: Any = None,
+    offset: Any = None,
+    scale: Any = None,
+    shift: Any = None,
+    fit_intercept: bool = True,
+    standardize: bool = False,
+    initial: Params | None = None,
     tol: float = 1e-4,
-    **options: Any,
+    max_passes: float = 2000,
+    method: str | Method = "quasi-newton",
+    l1_method: str | Method = "proximal",
+    block_size: int | None = None,
+    callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
     r"""Minimises the objective of `losses.objective`, and proves how close it came.
 
@@ -50,8 +61,8 @@ def fit(
     Example:
       >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
       >>> solution = fit(x, y, l2=0.1)
-      >>> solution.status
-      'certified'
+      >>> print(solution.status)
+      certified
       >>> probabilities = model.probabilities(solution.params, x)
 
     Args:
@@ -62,10 +73,34 @@ def fit(
       y: class ids ``[n]`` or ``[n, 1]``, integers from 0, or probabilities ``[n, q]``.
       l2: strength of the squared penalty; see `conventions` for those of other packages.
       l1: strength of the absolute penalty.
+      grouped: whether l1 penalises the norms of the weights of each feature over the classes,
+        ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
+      num_classes: q, by default one more than the largest class id; more classes than rows have to
+        be said here.
       sample_weight: ``[n]`` weights ``s_i >= 0``; None means 1.
+      class_weight: factors on the weights of rows, ``[q]``, or ``"balanced"`` for ones that give
+        each class the same weight in total; with probabilities as targets, their mean.
+      offset: ``[n, q]``, added to the logits.
+      scale: the features are ``x * scale + shift``; numbers, or ``[d]``. None means 1 and 0.
+      shift: see ``scale``.
+      fit_intercept: False holds the bias at zero, in the objective and in the bound.
+      standardize: penalise the weights of features divided by their standard deviations, weighted;
+        the result is for the features as given.
+      initial: parameters to start from; by default solutions on samples of the rows.
       tol: certified relative gap, gap / F, at which the solver stops. Small problems, of less than
         10^7 multiplications a pass, go on to where rounding ends it.
-      **options: the other arguments of `fit_path`.
+      max_passes: passes over all rows, at most. The last one is for the certificate of what was
+        reached, so that one alone certifies the start.
+      method: for l1 = 0: ``"quasi-newton"``, which keeps the n q logits; ``"logits-free"``, which
+        does not, and takes its place where there are 2**28 of them or more and no offset, slower
+        and certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
+        `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
+      l1_method: for l1 > 0: ``"proximal"``, which hands over to ``"proximal-newton"`` where
+        parameters are few and it is slow; either, or a `Method`.
+      block_size: rows at a time; by default such that a block of float32 features takes 6 MiB.
+        Results depend on it by rounding only.
+      callback: called with a `Progress` each time that the host looks at the problem, under the
+        caller's JAX settings.
 
     Returns:
       A `Solution` of NumPy float64. A class of no weight gets the bias ``-inf`` and weights 0,
@@ -82,7 +117,28 @@ def fit(
     for name, strength in (("l2", l2), ("l1", l1)):
         if isinstance(strength, str) or np.ndim(strength) > 0:
             raise ValueError(f"{name}: {strength!r}; expected a number; fit_path takes several")
-    return fit_path(x, y, l2=l2, l1=l1, sample_weight=sample_weight, tol=tol, **options)
+    return fit_path(
+        x,
+        y,
+        l2=l2,
+        l1=l1,
+        grouped=grouped,
+        num_classes=num_classes,
+        sample_weight=sample_weight,
+        class_weight=class_weight,
+        offset=offset,
+        scale=scale,
+        shift=shift,
+        fit_intercept=fit_intercept,
+        standardize=standardize,
+        initial=initial,
+        tol=tol,
+        max_passes=max_passes,
+        method=method,
+        l1_method=l1_method,
+        block_size=block_size,
+        callback=callback,
+    )
 
 
 def fit_path(
@@ -103,8 +159,9 @@ def fit_path(
     initial: Params | None = None,
     tol: float = 1e-4,
     max_passes: float = 2000,
-    method: str = "quasi-newton",
-    lanes: int = 1,
+    method: str | Method = "quasi-newton",
+    l1_method: str | Method = "proximal",
+    slots: int = 1,
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
@@ -144,21 +201,19 @@ def fit_path(
       fit_intercept: False holds the bias at zero, in the objective and in the bound.
       standardize: penalise the weights of features divided by their standard deviations, weighted
         and over all weightings; the result is for the features as given.
-      initial: where to start; by default from solutions on samples of the rows.
+      initial: parameters to start from; by default from solutions on samples of the rows.
       tol: see `fit`.
       max_passes: passes over all rows for each problem, at most. The last one is for the
         certificate of what was reached, so that one alone certifies the start.
-      method: for problems with l1 = 0: ``"quasi-newton"``, which keeps the n q logits;
-        ``"logits-free"``, which does not, and is taken in its place where there are more than
-        2**28 of them and no offset: `optax.lbfgs` on `head.linear_cross_entropy`, slower and
-        certified too; or ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with.
-      lanes: strengths, of one weighting, that share a pass. On many lanes a pass is cheaper for
+      method: for problems with l1 = 0; see `fit`.
+      l1_method: for problems with l1 > 0; see `fit`.
+      slots: strengths, of one weighting, that share a pass. In many slots a pass is cheaper for
         each, but there are more of them, as problems start further from their neighbour's
-        solution: 16 strengths on Fashion-MNIST take 166 passes in 9.8 s on one lane, and 225 in
-        11.6 s on two (two cores).
+        solution: 16 strengths on Fashion-MNIST take 166 passes in 9.8 s in one slot, and 225 in
+        11.6 s in two (two cores).
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB.
         Results depend on it by rounding only.
-      callback: called with a `Progress` each time that the host looks at the lanes, under the
+      callback: called with a `Progress` each time that the host looks at the slots, under the
         caller's JAX settings.
 
     Returns:
@@ -166,21 +221,20 @@ def fit_path(
       for the errors.
     """
     _fork.refuse_broken_process()
-    began = time.perf_counter()
-    if method not in SMOOTH_METHODS:
-        raise ValueError(f"method: {method!r}; expected one of {', '.join(SMOOTH_METHODS)}")
-    if method == "logits-free" and offset is not None:
-        raise ValueError("offset: the method 'logits-free' takes none; choose another method")
-    lanes = checks.checked_count(lanes, "lanes")
-    if not max_passes >= 1:
-        raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
-    if not 0 < tol < math.inf:
-        raise ValueError(f"tol: {tol}; expected a positive number")
-    l2, l1 = _strengths.checked(l2, l1)
+    report = Report(time.perf_counter(), problems=0)
+    smooth_method, sharp_method = (
+        method_of(method, SMOOTH, "method"),
+        method_of(l1_method, SHARP, "l1_method"),
+    )
+    stop, slots = _checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
+    l2, l1 = strengths.checked(l2, l1)
+    smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
+    if isinstance(l1, str) or np.any(l1 > 0):
+        sharp_method.check(has_l1=True, grouped=grouped, has_offset=offset is not None)
     if callback is not None:
-        callback = jax_settings.under_present_settings(callback)
+        report.callback = jax_settings.under_present_settings(callback)
     with jax_settings.held():
-        inputs = _inputs.arrange(
+        inputs = arrange(
             x,
             y,
             num_classes=num_classes,
@@ -195,75 +249,68 @@ def fit_path(
             standardize=standardize,
             grouped=grouped,
         )
-        l2, l1 = _strengths.grid(l2, l1, inputs)
+        l2, l1 = strengths.grid(l2, l1, inputs)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
-        works = [
-            schedule.Work(
-                ((m,) if several else ()) + at, m, float(l2[at]), float(l1[at]), 0.7 * tol
-            )
+        jobs = [
+            Job((m,) * several + at, m, float(l2[at]), float(l1[at]), MARGIN * tol)
             for m in range(len(inputs.absent))
             for at in np.ndindex(l2.shape)
         ]
-        options = schedule.Options(tol, max_passes, lanes, began, callback, len(works))
-        solved: dict[tuple[int, ...], Solution] = {}
-        smooth = [work for work in works if work.l1 == 0]
-        if method == "quasi-newton" and logits_free.applies(inputs):
-            method = "logits-free"
-        if method == "logits-free":
-            solved |= logits_free.solve(inputs, smooth, options)
-        elif smooth:
-            solved |= schedule.solve(inputs, smooth, schedule.SMOOTH_METHODS[method], options, 0)
-        if sharp := [work for work in works if work.l1 > 0]:
-            solved |= _by_proximal_methods(inputs, sharp, options, len(solved))
+        report.problems = len(jobs)
+        smooth = [job for job in jobs if job.l1 == 0]
+        sharp = [job for job in jobs if job.l1 > 0]
+        solved = _solved(inputs, smooth, smooth_method, stop, report, slots)
+        solved |= _solved(inputs, sharp, sharp_method, stop, report, slots)
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     solution = _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
 
 
-def _by_proximal_methods(
-    inputs: _inputs.Inputs,
-    works: list[schedule.Work],
-    options: schedule.Options,
-    solved_before: int,
-) -> dict[tuple[int, ...], Solution]:
-    """Solutions by place: by proximal gradients, or by Newton's method where these are slow.
+def _checked_stop(tol: float, max_passes: float) -> Stop:
+    if not max_passes >= 1:
+        raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
+    if not 0 < tol < math.inf:
+        raise ValueError(f"tol: {tol}; expected a positive number")
+    return Stop(tol, max_passes)
 
-    A step of the latter costs some hundred of theirs on a few parameters, and more on many, as its
-    model takes the cube of their number. It is for as many as the preconditioner's core.
-    """
-    few = (
-        not inputs.problem.penalty.grouped
-        and (1 + inputs.problem.d) * inputs.q <= preconditioner.CORE
-    )
-    patient = min(options.max_passes, PATIENCE) if few else options.max_passes
-    solved = schedule.solve(
-        inputs, works, schedule.PROXIMAL, options._replace(max_passes=patient), solved_before
-    )
-    for work in works:
-        slow = solved[work.place].status != Status.CERTIFIED
-        if not (few and slow) or options.max_passes < work.passes + 2:
+
+def _solved(
+    inputs: Inputs,
+    jobs: Sequence[Job],
+    method: Method,
+    stop: Stop,
+    report: Report,
+    slots: int,
+) -> dict[tuple[int, ...], Solution]:
+    """Solves jobs by a method, and by its successor what it has not solved after some passes."""
+    if not jobs:
+        return {}
+    method = method.instead(inputs)
+    successor = method.successor(inputs)
+    patient = stop
+    if successor is not None:
+        patient = stop._replace(max_passes=min(stop.max_passes, method.successor_after))
+    found = schedule.solve(inputs, jobs, method, patient, report, slots=slots)
+    solved = {place: solution for place, (solution, _) in found.items()}
+    for job in jobs if successor is not None else ():
+        first, ended = found[job.place]
+        if first.status == Status.CERTIFIED or stop.max_passes < ended.passes + 2:
             continue
+        report.solved -= 1
         # From where the other began: it may be stuck where this one gets nowhere either.
-        again = dataclasses.replace(
-            work,
-            target=0.7 * options.tol,
-            lowest=math.inf,
-            least=math.inf,
-            idle_steps=0,
-            restarted=False,
-        )
-        new = schedule.solve(inputs, [again], schedule.PROXIMAL_NEWTON, options, solved_before)
-        first, second = solved[work.place], new[work.place]
+        again = ended.begun_anew().with_target(MARGIN * stop.tol)
+        assert successor is not None
+        ((second, _),) = schedule.solve(inputs, [again], successor, stop, report).values()
         if second.gap > first.gap:
             second = first._replace(
                 passes=second.passes, history=second.history, reason=second.reason
             )
-        solved[work.place] = second
+        solved[job.place] = second
     return solved
 
 
 def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Solution:
-    """The solution for ``q`` classes, of one for those that have weight."""
+    """Returns the solution for ``q`` classes, given one for those that have weight."""
     if classes.size == q:
         return solution
 

@@ -11,8 +11,8 @@ from softmax_jax import checks
 from softmax_jax.checks import is_real, per_feature, refuse_not_finite
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers import units as _units
 from softmax_jax.solvers.problem import Problem, SparseBlocks
+from softmax_jax.solvers.units import Units, of_their_own
 
 # Numbers in a block of features: 6 MiB of float32, which leaves room in a last-level cache, and
 # enough rows to share out.
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
     """
     baseline: np.ndarray
     """``[m]``, in nats: the loss without features and offsets, the entropy of the classes."""
-    units: _units.Units
+    units: Units
     """Those of the problem's features."""
     initial: np.ndarray | None
     """``[q, 1 + d]``: the bias as a column in front of the weights, for the features as given."""
@@ -134,7 +134,7 @@ def arrange(
         active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
     )
     one_hot = y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all())
-    problem, units = _units.of_their_own(
+    problem, units = of_their_own(
         jax.device_put(stored), scale, shift, largest, standardize=standardize
     )
     share = class_mass / class_mass.sum(axis=1, keepdims=True)

@@ -13,7 +13,7 @@ _HELD: dict[str, Any] = {
     "enable_x64": True,
     # Float64 meets float32, and indices meet one another.
     "numpy_dtype_promotion": "standard",
-    # The host looks at the lanes and gives them what comes next.
+    # The host looks at the slots and gives them what comes next.
     "transfer_guard_host_to_device": "allow",
     "transfer_guard_device_to_device": "allow",
     "transfer_guard_device_to_host": "allow",

@@ -12,13 +12,18 @@ Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^
 them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax.penalty import Penalty
+
+NEVER = -1e30
+"""Bias of a class of no weight, whose probability is then exactly zero."""
 
 
 class SparseBlocks(NamedTuple):
@@ -28,6 +33,18 @@ class SparseBlocks(NamedTuple):
     """``[blocks, entries]``: the row within the block."""
     column: jax.Array
     value: jax.Array
+
+
+class Strengths(Protocol):
+    """Whatever has the strengths of a penalty."""
+
+    @property
+    def l2(self) -> float:
+        """Strength of the squared part."""
+
+    @property
+    def l1(self) -> float:
+        """Strength of the absolute part."""
 
 
 class Problem(NamedTuple):
@@ -97,6 +114,12 @@ def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
         offset=None if problem.offset is None else problem.offset.astype(dtype),
         penalty=jax.tree.map(lambda a: a.astype(dtype), problem.penalty),
     )
+
+
+def with_strengths(problem: Problem, jobs: Sequence[Strengths], dtype: Any) -> Problem:
+    """Returns the problem with the strengths of ``jobs``, one for each slot."""
+    l2, l1 = (np.array([getattr(job, name) for job in jobs], dtype) for name in ("l2", "l1"))
+    return problem._replace(penalty=dataclasses.replace(problem.penalty, l2=l2, l1=l1))
 
 
 def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:

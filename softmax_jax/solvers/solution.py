@@ -1,4 +1,4 @@
-"""What the solvers return, and tell while they work."""
+"""Results of the solvers, and their reports while they work."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,43 +6,51 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softmax_jax.model import Params
+from softmax_jax.solvers.certificate import Certificate
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.jobs import Job, Verdict
+from softmax_jax.solvers.units import Units, to_users
+
+# Objectives below this share of the loss without features count as zero: a gap has to be small
+# against that share, as none is small against nothing.
+NEGLIGIBLE = 1e-6
 
 
 class History(NamedTuple):
-    """A problem's way to its solution: a row each time that was looked at it."""
+    """Progress of a problem to its solution: a row each time that the host looked at it."""
 
     seconds: np.ndarray
-    """Since the call, compilation included."""
+    """Seconds since the call, compilation included."""
     passes: np.ndarray
     objective: np.ndarray
-    """In working precision; where ``rows`` is less than all, of those rows."""
+    """Objective in working precision; where ``rows`` is less than all, of those rows."""
     gap: np.ndarray
-    """The estimate of the duality gap in working precision, absolute."""
+    """Estimate of the duality gap in working precision, absolute."""
     rows: np.ndarray
-    """The share of the rows that was worked on."""
+    """Share of the rows that was worked on."""
 
 
 class Progress(NamedTuple):
-    """What a callback is told."""
+    """Report to a callback."""
 
     seconds: float
     solved: int
     problems: int
     passes: float
     objective: float
-    """Of the problem furthest from its solution, among those that are worked on."""
+    """Objective of the problem furthest from its solution, among those that are worked on."""
     relative_gap: float
 
 
 class Solution(NamedTuple):
-    """Of one problem; from `fit_path`, arrays with the axes of the grid in front."""
+    """Solution of one problem; from `fit_path`, arrays with the axes of the grid in front."""
 
     params: Params
     """``w: [d, q]``, ``b: [q]``: NumPy float64, which is what the certificate is about."""
     centered: Params
-    """The same for ``x - mean``: what float32 can evaluate however far features are from zero."""
+    """Parameters for ``x - mean``, for float32 to evaluate however far features are from zero."""
     mean: Any
-    """``[d]``: of the features."""
+    """``[d]`` means of the features."""
     objective: Any
     """F(w, b) in nats, in float64."""
     gap: Any
@@ -50,21 +58,64 @@ class Solution(NamedTuple):
     relative_gap: Any
     """``gap / max(objective, m)``, with a millionth m of the loss without features."""
     slope: Any
-    """The largest entry of the gradient of F, in features of size 1; NaN where a gap is known."""
+    """Largest entry of the gradient of F, in features of size 1; NaN where a gap is known."""
     status: Any
-    """``certified``, ``not certified`` or ``infimum at infinity``."""
+    """`Status`: ``certified``, ``not certified`` or ``infimum at infinity``."""
     reason: Any
-    """Why it is not certified; empty if it is."""
+    """Reason why it is not certified; empty if it is."""
     passes: Any
     """Passes over all rows that have weight: forward and back."""
     history: Any
     l2: Any = None
-    """The strengths of the penalty."""
+    """Strengths of the penalty."""
     l1: Any = None
 
 
+def negligible(inputs: Inputs, weighting: int) -> float:
+    """Returns the objective below which others count as zero."""
+    return NEGLIGIBLE * float(inputs.baseline[weighting])
+
+
+def solution_of(
+    inputs: Inputs, units: Units, certificate: Certificate, job: Job, ended: Verdict
+) -> Solution:
+    """Returns the solution of a job, for the features and biases as users have them.
+
+    Args:
+      inputs: the rows.
+      units: those of the certified parameters.
+      certificate: of this job alone.
+      job: the account of its progress.
+      ended: how it ended.
+    """
+    params, centered, error = to_users(
+        units,
+        np.asarray(certificate.theta[0], np.float64),
+        ~inputs.absent[job.weighting],
+        fit_intercept=bool(inputs.problem.intercept > 0),
+        centered=job.l1 == 0,
+    )
+    # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
+    # its square at most, as the second derivative is a variance under the predictions.
+    value, gap = float(certificate.value[0]), float(certificate.gap[0]) + error**2 / 2
+    columns = np.array(job.history, np.float64).reshape(-1, len(History._fields)).T
+    return Solution(
+        params=params,
+        centered=centered,
+        mean=units.mean,
+        objective=value,
+        gap=gap,
+        relative_gap=gap / max(value, negligible(inputs, job.weighting)),
+        slope=float(certificate.slope[0]),
+        status=ended.status,
+        reason=ended.reason,
+        passes=job.passes,
+        history=History(*columns),
+    )
+
+
 def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) -> Solution:
-    """One solution of arrays with ``shape`` in front; histories are an array of objects."""
+    """Stacks solutions into one of arrays with ``shape`` in front; histories are objects."""
     if shape == ():
         return solved[()]
     order = [solved[at] for at in np.ndindex(shape)]

@@ -22,7 +22,7 @@ import numpy as np
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 AUTO = "auto"
 NUMBER = 22
@@ -33,8 +33,6 @@ _SHARE = 0.01
 _WEAKEST_L2 = 1e-7
 _WEAKEST_L1 = 1e-3
 _WEAKEST_L1_OF_FEW_ROWS = 1e-2
-# The bias of a class of no weight.
-_NEVER = -1e30
 # Above the largest l1, so that rounding in float32 leaves no weights there.
 _MARGIN = 1e-6
 
@@ -105,7 +103,7 @@ def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, ja
     """The loss and the gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
     q = absent.size
     total = passes.mass(problem)
-    never = jnp.where(absent, _NEVER, 0.0)[None]
+    never = jnp.where(absent, NEVER, 0.0)[None]
 
     def add_target(j, share):
         s = passes.weights(problem, j, total)[:, None]

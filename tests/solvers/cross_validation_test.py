@@ -9,8 +9,8 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 from softmax_jax import solvers
 from softmax_jax.solvers import cross_validate as cross_validate_
-from softmax_jax.solvers import cross_validation
-from softmax_jax.solvers.cross_validation import _choices, _dealt_out
+from softmax_jax.solvers.cross_validation import choices, measured
+from softmax_jax.solvers.folds import dealt_out
 
 N, D, Q, FOLDS = 150, 4, 3, 3
 L2 = np.array([1e-4, 1e-2, 1e-1])
@@ -126,10 +126,17 @@ def test_features_of_any_kind(iris, store):
     assert_same(cross_validate(store(x), y), cross_validate(x, y), rtol=1e-5, atol=1e-8)
 
 
-def test_blocks_do_not_matter(iris, monkeypatch):
-    whole = cross_validate(*iris)
-    monkeypatch.setattr(cross_validation, "_BLOCK", 7 * len(L2) * Q)
-    assert_same(cross_validate(*iris), whole, rtol=1e-12)
+def test_blocks_do_not_matter(iris):
+    whole = cross_validate(*iris, tol=1e-12)
+    # The fits are the same but for rounding,
+    assert_same(cross_validate(*iris, block_size=7, tol=1e-12), whole, rtol=1e-8)
+    # and so are the scores of given fits, to the last digits.
+    x, y = iris
+    params = jax.tree.map(lambda a: a[0], whole.folds.params)
+    all_rows = measured(x, y, None, N, np.ones(N), *params)
+    for size in (7, 40):
+        in_blocks = measured(x, y, None, size, np.ones(N), *params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), in_blocks, all_rows)
 
 
 def test_a_weight_is_as_good_as_copies(iris):
@@ -158,14 +165,14 @@ def test_names_of_folds_do_not_matter_and_negative_ones_are_never_held_out(iris)
     np.testing.assert_array_equal(by_ids.fold_weight, [40, 40, 40])
 
 
-def test_folds_are_dealt_out_by_class():
+def test_folds_aredealt_out_by_class():
     rng = np.random.default_rng(0)
     y = rng.choice(4, 103, p=[0.6, 0.3, 0.08, 0.02])
     y[y == 3] = 2
     y[17] = 3
     weights = rng.integers(0, 3, 103).astype(float)
     weights[17] = 1
-    ids = _dealt_out(5, y, weights, seed=0)
+    ids = dealt_out(5, y, weights, seed=0)
     assert ids[17] == -1, "held out, nothing is left of its class"
     assert (ids[weights == 0] == -1).all()
     counted = np.flatnonzero((weights > 0) & (y != 3))
@@ -174,14 +181,14 @@ def test_folds_are_dealt_out_by_class():
     np.add.at(table, (ids[counted], y[counted]), 1)
     assert np.ptp(table, axis=0).max() <= 1
     assert np.ptp(table.sum(axis=1)) <= 2
-    np.testing.assert_array_equal(_dealt_out(5, y, weights, seed=0), ids)
-    assert (_dealt_out(5, y, weights, seed=1) != ids).any()
+    np.testing.assert_array_equal(dealt_out(5, y, weights, seed=0), ids)
+    assert (dealt_out(5, y, weights, seed=1) != ids).any()
 
 
 def test_one_hot_targets_get_the_folds_of_their_labels(iris):
     y = iris[1]
     np.testing.assert_array_equal(
-        _dealt_out(4, np.eye(Q)[y], np.ones(N), 0), _dealt_out(4, y, np.ones(N), 0)
+        dealt_out(4, np.eye(Q)[y], np.ones(N), 0), dealt_out(4, y, np.ones(N), 0)
     )
 
 
@@ -195,20 +202,20 @@ def test_the_one_standard_error_choice():
     l2 = np.array([1e-4, 1.0, 1e-3, 1e-1, 1e-2])
     loss = np.array([0.35, 0.9, 0.30, 0.34, 0.31])
     error = np.array([0.2, 0.2, 0.045, 0.0, 0.0])
-    assert _choices(l2, 0 * l2, loss, error) == ((2,), (3,))
-    assert _choices(l2, 0 * l2, loss, error / 2) == ((2,), (4,))
-    assert _choices(l2, 0 * l2, loss, 0 * error) == ((2,), (2,))
+    assert choices(l2, 0 * l2, loss, error) == ((2,), (3,))
+    assert choices(l2, 0 * l2, loss, error / 2) == ((2,), (4,))
+    assert choices(l2, 0 * l2, loss, 0 * error) == ((2,), (2,))
     # Among equals the stronger one.
-    assert _choices(l2, 0 * l2, 0 * loss, error) == ((1,), (1,))
+    assert choices(l2, 0 * l2, 0 * loss, error) == ((1,), (1,))
 
 
 def test_the_stronger_penalty_has_more_l1_and_then_more_l2():
     l2, l1 = np.meshgrid([1e-3, 1e-1], [0.0, 1e-3], indexing="ij")
     loss = np.array([[0.50, 0.53], [0.52, 0.7]])
     error = np.full((2, 2), 0.05)
-    assert _choices(l2, l1, loss, error) == ((0, 0), (0, 1))
-    assert _choices(l2, l1, loss, 0.5 * error) == ((0, 0), (1, 0))
-    assert _choices(l2, l1, loss, 10 * error) == ((0, 0), (1, 1))
+    assert choices(l2, l1, loss, error) == ((0, 0), (0, 1))
+    assert choices(l2, l1, loss, 0.5 * error) == ((0, 0), (1, 0))
+    assert choices(l2, l1, loss, 10 * error) == ((0, 0), (1, 1))
 
 
 def test_classes_that_a_fold_cannot_train_on(iris):

@@ -1,6 +1,7 @@
 """What `fit` and `cross_validate` make of the arrays that users have: the same fit, or an error."""
 
 import fractions
+import inspect
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -140,8 +141,6 @@ def test_cross_validation_has_the_same_door(problem):
         ({"y": np.array(["a", 1, 0, 1], object)}, r"y: entry \[0\] is 'a'"),
         ({"num_classes": 2.5}, "num_classes: 2.5; expected an integer"),
         ({"num_classes": 2.0}, "num_classes: 2.0; expected an integer"),
-        ({"lanes": 1.5}, "lanes: 1.5; expected an integer"),
-        ({"lanes": True}, "lanes: True; expected an integer"),
         ({"block_size": 2.5}, "block_size: 2.5; expected an integer"),
         ({"block_size": "2"}, "block_size: '2'; expected an integer"),
         ({"block_size": np.array([2])}, r"block_size: array\(\[2\]\); expected an integer"),
@@ -164,3 +163,23 @@ def test_more_classes_than_rows_where_they_are_meant():
     solution = solvers.fit(x, y, l2=1e-2, num_classes=10)
     assert solution.params.w.shape == (2, 10)
     assert solvers.fit(x, np.eye(10)[y], l2=1e-2).params.w.shape == (2, 10)
+
+
+@pytest.mark.parametrize("door", [solvers.fit_path, solvers.cross_validate])
+@pytest.mark.parametrize("slots", [1.5, True, 0])
+def test_slots_are_a_count(door, slots):
+    x, y = np.arange(8.0).reshape(4, 2), np.array([0, 1, 1, 0])
+    given = {"folds": 2} if door is solvers.cross_validate else {}
+    with pytest.raises(ValueError, match=f"slots: {slots}; expected"):
+        door(x, y, l2=1e-2, slots=slots, **given)
+
+
+def test_the_doors_share_their_keywords():
+    fit, path, validate = (
+        inspect.signature(door).parameters
+        for door in (solvers.fit, solvers.fit_path, solvers.cross_validate)
+    )
+    assert path.keys() - fit.keys() == {"slots"}
+    assert fit.keys() <= path.keys() <= validate.keys()
+    for name in path.keys() & fit.keys() - {"l2"}:
+        assert fit[name].default == path[name].default == validate[name].default, name

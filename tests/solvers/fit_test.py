@@ -17,6 +17,7 @@ from softmax_jax import conventions, losses, solvers
 from softmax_jax.model import Params
 
 METHODS = ["quasi-newton", "lbfgs"]
+FLOAT32 = solvers.QuasiNewton(float64_below=0)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,11 @@ def test_the_solution_is_that_of_scikit_learn(iris, method):
     assert solution.objective == pytest.approx(objective(solution.params, x, y, l2=1e-2), rel=1e-13)
 
 
-def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits, monkeypatch):
+def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits):
     x, y = digits
     exact = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=1e-13)
-    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
     for tol in (1e-3, 1e-11):
-        solution = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=tol)
+        solution = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=tol, method=FLOAT32)
         assert solution.status == solvers.Status.CERTIFIED
         assert -1e-13 <= solution.objective - exact.objective <= solution.gap
         assert solution.relative_gap <= tol
@@ -100,11 +100,11 @@ def test_blocks_and_storage_change_nothing_but_rounding(digits, reference, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_a_path_is_as_single_fits_within_the_gaps(digits, lanes):
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_path_is_as_single_fits_within_the_gaps(digits, slots):
     x, y = digits
     l2 = np.array([[1e-1, 1e-2, 1e-3], [1e-4, 1e-5, 1e-6]])
-    path = solvers.fit_path(x, y, l2=l2, scale=1 / 16, tol=1e-4, lanes=lanes)
+    path = solvers.fit_path(x, y, l2=l2, scale=1 / 16, tol=1e-4, slots=slots)
     assert path.params.w.shape == (2, 3, 64, 10)
     assert path.params.b.shape == (2, 3, 10)
     assert path.history.shape == path.objective.shape == (2, 3)
@@ -264,7 +264,7 @@ def noise(n, d, q):
 
 
 @pytest.mark.slow
-def test_without_a_penalty_on_one_of_several_lanes():
+def test_without_a_penalty_on_one_of_several_slots():
     x, y = noise(300, 4, 3)
     weights = np.stack([np.arange(300) % 3 != i for i in range(3)]).astype(float)
     paths = solvers.fit_path(x, y, l2=[1e-2, 0.0], sample_weight=weights, tol=1e-6)
@@ -276,7 +276,7 @@ def test_without_a_penalty_on_one_of_several_lanes():
     assert (paths.objective[:, 1] < paths.objective[:, 0]).all()
 
 
-def test_without_a_penalty_and_with_many_features(monkeypatch):
+def test_without_a_penalty_and_with_many_features():
     x, y = noise(2000, 300, 3)
     least = scipy.optimize.minimize(
         lambda theta: losses_in_numpy(theta, x, y, 3),
@@ -284,8 +284,7 @@ def test_without_a_penalty_and_with_many_features(monkeypatch):
         jac=True,
         method="L-BFGS-B",
     ).fun
-    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
-    solution = solvers.fit(x, y, l2=0.0, tol=1e-5)
+    solution = solvers.fit(x, y, l2=0.0, tol=1e-5, method=FLOAT32)
     assert solution.objective == pytest.approx(least, rel=1e-5)
 
 
@@ -299,15 +298,15 @@ def losses_in_numpy(theta, x, y, q):
     return loss, np.concatenate([r.sum(0)[:, None], r.T @ x], axis=1).ravel()
 
 
-def test_rows_without_weight_are_as_if_they_were_not_there(digits, monkeypatch):
-    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
+def test_rows_without_weight_are_as_if_they_were_not_there(digits):
     x, y = digits
     weights = np.zeros((2, len(x)))
     weights[0, -40:] = 1
     weights[1, 100:180] = 1e300
-    both = solvers.fit_path(x, y, l2=1e-2, scale=1 / 16, sample_weight=weights, block_size=64)
+    options = {"l2": 1e-2, "scale": 1 / 16, "method": FLOAT32}
+    both = solvers.fit_path(x, y, sample_weight=weights, block_size=64, **options)
     for i, rows in enumerate((slice(-40, None), slice(100, 180))):
-        alone = solvers.fit(x[rows], y[rows], l2=1e-2, scale=1 / 16, num_classes=10)
+        alone = solvers.fit(x[rows], y[rows], num_classes=10, **options)
         assert both.status[i] == alone.status == solvers.Status.CERTIFIED
         assert both.objective[i] == pytest.approx(alone.objective, rel=2e-4)
 
@@ -325,12 +324,11 @@ def test_offsets_however_large_are_made_up_for_by_the_bias(size, method):
 
 
 @pytest.mark.slow
-def test_features_too_large_for_float32(digits, monkeypatch):
-    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
+def test_features_too_large_for_float32(digits):
     x, y = digits
     x = x.astype(float) / 16
     x[:, 0] = 1e25 * np.arange(len(x))
-    solution = solvers.fit(x, y, l2=1e-2)
+    solution = solvers.fit(x, y, l2=1e-2, method=FLOAT32)
     assert np.log(10) > solution.objective > solution.objective - solution.gap >= 0
 
 
@@ -418,7 +416,12 @@ NAN_AT_3_1 = np.where(np.arange(8).reshape(4, 2) == 7, np.nan, 1.0)
         (dict(max_passes=0), "max_passes: 0"),
         (dict(max_passes=np.nan), "max_passes: nan"),
         (dict(block_size=0), "block_size: 0"),
-        (dict(lanes=0), "lanes: 0"),
+        (dict(l1=1.0, l1_method="lbfgs"), "l1_method: 'lbfgs'; expected one of proximal"),
+        (dict(l1=1.0, l1_method=solvers.LBFGS()), "smooth penalties"),
+        (
+            dict(l1=1.0, l1_method="proximal-newton", grouped=True),
+            "takes no groups",
+        ),
         (dict(method="newton"), "quasi-newton, lbfgs"),
         (dict(initial=Params(np.zeros((3, 2)), np.zeros(2))), "initial: w of shape"),
     ],
@@ -437,12 +440,22 @@ def test_weak_l1_that_proximal_gradients_do_not_solve_is_solved_by_newton():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 1)) + 0.02 * rng.normal(size=(200, 5))
     y, l1 = rng.integers(3, size=200), 1e-4
-    solution = solvers.fit(x, y, l2=0, l1=l1)
+    patient = solvers.Proximal(newton_after=100)
+    solution = solvers.fit(x, y, l2=0, l1=l1, l1_method=patient)
     assert solution.status == solvers.Status.CERTIFIED
-    assert 500 < solution.passes == solution.history.passes[-1] + 1
+    assert patient.newton_after < solution.passes == solution.history.passes[-1] + 1
     # The conditions of Karush, Kuhn and Tucker, in NumPy.
     w, b = solution.params
     g = x.T @ (scipy.special.softmax(x @ w + b, axis=1) - np.eye(3)[y]) / 200
     assert 0 < (w != 0).sum() < w.size
     np.testing.assert_allclose(g[w != 0], -l1 * np.sign(w[w != 0]), rtol=1e-6)
     assert np.abs(g).max() < l1 * (1 + 1e-6)
+
+
+def test_proximal_newton_of_more_features_than_the_preconditioner_has_components():
+    x, y = noise(60, 300, 2)
+    l1 = 0.5 * solvers.fit_path(x, y, l2=0, l1="auto", max_passes=1).l1[0]
+    newton = solvers.fit(x, y, l2=0, l1=l1, l1_method="proximal-newton")
+    gradients = solvers.fit(x, y, l2=0, l1=l1, l1_method=solvers.Proximal(newton=None), tol=1e-7)
+    assert newton.status == gradients.status == solvers.Status.CERTIFIED
+    assert newton.objective == pytest.approx(gradients.objective, rel=1e-6)

@@ -6,7 +6,8 @@ import pytest
 from softmax_jax import solvers
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers.methods import lbfgs, logits_free
+from softmax_jax.solvers.methods import logits_free
+from softmax_jax.solvers.methods.lbfgs import optimizer_of
 from softmax_jax.solvers.problem import Problem
 
 
@@ -55,21 +56,21 @@ def test_a_start_close_by_takes_few_passes():
     assert again.passes < first.passes / 2
 
 
-def test_it_is_taken_where_logits_are_too_many(monkeypatch):
+def test_it_is_taken_where_logits_are_too_many():
     x, y, options = made(0)
-    kept = solvers.fit(x, y, l2=1e-2, **options)
     # A logit for each row and class that has weight: there are four.
-    monkeypatch.setattr(logits_free, "LIMIT", x.shape[0] * 4)
-    calls = []
-    solve = logits_free.solve
-    monkeypatch.setattr(logits_free, "solve", lambda *a: calls.append(a) or solve(*a))
-    found = solvers.fit(x, y, l2=1e-2, **options)
-    assert calls
+    logits = x.shape[0] * 4
+    found, kept, own = (
+        solvers.fit(x, y, l2=1e-2, method=method, **options)
+        for method in (
+            solvers.QuasiNewton(most_logits=logits),
+            solvers.QuasiNewton(most_logits=logits + 1),
+            "logits-free",
+        )
+    )
+    np.testing.assert_array_equal(found.params.w, own.params.w)
+    assert found.passes == own.passes != kept.passes
     assert found.objective == pytest.approx(kept.objective, rel=1e-4)
-    monkeypatch.setattr(logits_free, "LIMIT", x.shape[0] * 4 + 1)
-    calls.clear()
-    solvers.fit(x, y, l2=1e-2, **options)
-    assert not calls
 
 
 @pytest.mark.slow
@@ -98,10 +99,17 @@ def test_a_step_holds_no_logits():
         penalty=Penalty(shape((1,), f32), shape((1,), f32), shape((d,), f32), class_axis=-2),
         active=shape((), i32),
     )  # fmt: skip
+    method = logits_free.LogitsFree()
     params = Params(shape((d, q), f32), shape((q,), f32))
-    state = jax.eval_shape(
-        lambda params: logits_free._State(params, lbfgs.lbfgs().init(params)), params
+    one = shape((1,), f32)
+    state = logits_free.State(
+        params=params,
+        absent=shape((q,), bool),
+        value=one,
+        gap=one,
+        done=shape((1,), bool),
+        optimizer=jax.eval_shape(optimizer_of(method.memory, method.steps).init, params),
     )
-    step = logits_free._step.lower(problem, state, shape((q,), bool), shape((), i32))
+    step = logits_free.step.lower(method, problem, state, one, shape((), i32))
     # The logits would be 2,048 MiB.
     assert step.compile().memory_analysis().temp_size_in_bytes <= 128 * 2**20

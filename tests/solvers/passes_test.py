@@ -23,11 +23,12 @@ def problem():
     return rng.normal(size=(400, 6)), rng.integers(3, size=400)
 
 
-@pytest.fixture
-def in_float32_and_warmed_up(monkeypatch):
-    """Blocks of 40 rows, so that work begins on some of them, and float32 that does not suffice."""
-    monkeypatch.setattr(solvers.schedule, "SMALL", 0)
-    return {"block_size": 40}
+# Blocks of 40 rows, so that work begins on some of them, and float32 that does not suffice.
+IN_FLOAT32_AND_WARMED_UP = {
+    "block_size": 40,
+    "method": solvers.QuasiNewton(float64_below=0),
+    "l1_method": solvers.Proximal(float64_below=0, newton=solvers.ProximalNewton(float64_below=0)),
+}
 
 
 def assert_kept(solution, limit):
@@ -55,9 +56,9 @@ def test_passes_stay_within_their_limit(way, limit):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4.5, 9, 30])
 @pytest.mark.parametrize("way", ["l2", "l1"])
-def test_passes_of_samples_and_of_float64_count(in_float32_and_warmed_up, way, limit):
+def test_passes_of_samples_and_of_float64_count(way, limit):
     solution = solvers.fit(
-        *problem(), **WAYS[way], tol=1e-14, max_passes=limit, **in_float32_and_warmed_up
+        *problem(), **WAYS[way], tol=1e-14, max_passes=limit, **IN_FLOAT32_AND_WARMED_UP
     )
     assert_kept(solution, limit)
 

@@ -3,17 +3,19 @@
 No preconditioner, and a line search that takes a pass for each try. It is here to be compared with.
 """
 
+import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from softmax_jax.solvers import passes
+from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.methods.method import Method
 from softmax_jax.solvers.problem import Problem
-
-# Passes that a line search tries at most.
-TRIES = 20
 
 
 class State(NamedTuple):
@@ -26,43 +28,73 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
-def lbfgs(most: jax.typing.ArrayLike = TRIES) -> optax.GradientTransformationExtraArgs:
-    """L-BFGS whose line search takes up to ``most`` passes."""
+def optimizer_of(memory: int, most: jax.typing.ArrayLike) -> optax.GradientTransformationExtraArgs:
+    """Returns L-BFGS whose line search takes up to ``most`` passes."""
     search = optax.scale_by_zoom_linesearch(most, initial_guess_strategy="one")
-    return optax.lbfgs(memory_size=10, linesearch=search)
+    return optax.lbfgs(memory_size=memory, linesearch=search)
 
 
-def start(problem: Problem, z: None, theta: jax.Array) -> State:
-    """At ``theta``, without a pass."""
-    unknown = jnp.full(1, jnp.inf, theta.dtype)
-    return State(theta, unknown, unknown, jnp.zeros(1, bool), lbfgs().init(theta))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LBFGS(Method):
+    """`optax.lbfgs`, for l1 = 0, on kept logits."""
+
+    memory: int = 10
+    """Pairs of moves and changes of the gradient."""
+    tries: int = 20
+    """Passes of a line search, at most."""
+    width: int = 1
+
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+        """Refuses absolute penalties."""
+        if has_l1:
+            raise ValueError("l1: the method 'lbfgs' is for smooth penalties; take another")
+
+    def init(self, problem: Problem, aids: tuple[()], theta: jax.typing.ArrayLike) -> State:
+        """Returns the state at ``theta``."""
+        return _init(self, theta)
+
+    def advance(
+        self,
+        problem: Problem,
+        aids: tuple[()],
+        state: State,
+        *,
+        target: np.ndarray,
+        limit: np.ndarray,
+        stop_at_first: np.bool_,
+    ) -> tuple[State, jax.Array]:
+        """Takes up to ``limit`` steps."""
+        return _advance(self, problem, state, target, limit, stop_at_first)
+
+    def hand_over(
+        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+    ) -> State:
+        """Lets a new problem go on from where the last one stands."""
+        return _init(self, state.theta)
+
+    def restart(self, state: State, slot: np.ndarray) -> State:
+        """Empties the memory."""
+        return state._replace(
+            done=jnp.zeros_like(state.done), optimizer=_init(self, state.theta).optimizer
+        )
 
 
-def hand_over(
-    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
-) -> State:
-    """Lets a new problem go on from where the last one stands."""
-    return start(problem, None, state.theta)
+@partial(compiled, static_argnames="method")
+def _init(method: LBFGS, theta: jax.Array) -> State:
+    unknown, done = jnp.full(1, jnp.inf, theta.dtype), jnp.zeros(1, bool)
+    optimizer = optimizer_of(method.memory, method.tries).init(theta)
+    return State(theta, unknown, unknown, done, optimizer)
 
 
-def forget(state: State, lane: jax.Array) -> State:
-    """Starts anew, from where it stands."""
-    return state._replace(done=jnp.zeros_like(state.done), optimizer=lbfgs().init(state.theta))
-
-
-def advance(
+@partial(compiled, static_argnames="method", donate_argnames="state")
+def _advance(
+    method: LBFGS,
     problem: Problem,
-    basis: None,
-    z: None,
     state: State,
-    *,
-    renew: jax.Array,
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
-    """Up to ``limit`` evaluations of the objective; how many it took."""
-
     def evaluate(theta):
         logits = passes.logits(problem, theta)
         loss, probabilities = passes.loss_and_probabilities(problem, logits)
@@ -88,7 +120,9 @@ def advance(
         g = gradient[..., 1:]
         gap = problem.penalty.dual_inner(g, g) / 2
         done = gap <= target * value
-        updates, optimizer = lbfgs(jnp.minimum(limit - taken, TRIES)).update(
+        updates, optimizer = optimizer_of(
+            method.memory, jnp.minimum(limit - taken, method.tries)
+        ).update(
             gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
         )
         # What is done stays as it is, also where it is taken up again later.

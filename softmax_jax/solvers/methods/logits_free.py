@@ -4,10 +4,10 @@ The other methods keep the n q logits of each problem, to move along them for fr
 `head.linear_cross_entropy` on a block of rows, the method `optax.lbfgs` without a preconditioner,
 and the certificate comes from one pass in float64.
 
-For the bound, residuals must sum to zero over the rows, as the bias is free (`certificate`). The
-predictions P almost do: their mean over the rows is :math:`\bar p`, that of the targets
-:math:`\bar y`. So they are mixed with one distribution Q, the same for all rows, that makes up for
-the difference,
+For the bound, residuals must sum to zero over the rows, as the bias is free (see the module
+`certificate`). The predictions P almost do: their mean over the rows is :math:`\bar p`, that of the
+targets :math:`\bar y`. So they are mixed with one distribution Q, the same for all rows, that makes
+up for the difference,
 
 .. math:: P' = (1 - \epsilon) P + \epsilon Q, \qquad
     Q = \bar y + \frac{1 - \epsilon}{\epsilon} (\bar y - \bar p),
@@ -24,7 +24,9 @@ mixing. For centered features :math:`X^\top S Q = 0`, so with :math:`G = X^\top 
 the first by Fenchel's inequality, the second as entropy is concave.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,31 +37,46 @@ import optax
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers import passes, schedule
-from softmax_jax.solvers import units as _units
+from softmax_jax.solvers import passes
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.methods import lbfgs
-from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
-from softmax_jax.solvers.solution import Solution
-from softmax_jax.status import Status, unbounded, used_up
-
-# Logits of a problem from which on they are too many: a gigabyte of float32, of which the other
-# methods keep several copies.
-LIMIT = 2**28
-# Passes to bring the means of the predictions closer to those of the targets, before a certificate.
-_SCALINGS = 10
-# Steps without progress after which the precision counts as exhausted.
-_PATIENCE = 60
+from softmax_jax.solvers.methods.lbfgs import optimizer_of
+from softmax_jax.solvers.methods.method import Method, Setup
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, over_blocks
+from softmax_jax.solvers.units import centered
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """Iterate of one problem, its gap, and the memory of the optimiser."""
+
     params: Params
+    """``w: [d, q]``, ``b: [q]``."""
+    absent: jax.Array
+    """``[q]``: which classes have no weight."""
+    value: jax.Array
+    gap: jax.Array
+    done: jax.Array
+    """``[1]`` each."""
     optimizer: optax.OptState
+
+    @property
+    def theta(self) -> jax.Array:
+        """``[1, q, 1 + d]``: the parameters, the bias in front."""
+        bias = jnp.where(self.absent, NEVER, self.params.b).astype(self.params.b.dtype)
+        return jnp.concatenate([bias[:, None], self.params.w.T], axis=1)[None]
+
+
+class Aids(NamedTuple):
+    """Means over the rows that the bound needs, in float64."""
+
+    targets_gradient: jax.Array
+    """``[d, q]``: ``Xᵀ S Y``."""
+    mean_targets: jax.Array
+    """``[q]``."""
 
 
 class _Pass(NamedTuple):
-    """Over all rows, weighted: ``s_i`` sum to one."""
+    """Sums over all rows, weighted: ``s_i`` sum to one."""
 
     loss: jax.Array
     gradient: Params
@@ -68,101 +85,108 @@ class _Pass(NamedTuple):
     """``Σ s_i H(p_i)``."""
 
 
-def applies(inputs: Inputs) -> bool:
-    """Whether logits are too many."""
-    return inputs.n * inputs.q >= LIMIT and inputs.problem.offset is None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitsFree(Method):
+    """`optax.lbfgs` on passes that never hold all logits, for l1 = 0 and no offset."""
 
+    memory: int = 10
+    """Pairs of moves and changes of the gradient."""
+    scalings: int = 10
+    """Passes to bring mean predictions closer to mean targets, before a certificate."""
+    width: int = 1
+    steps: int = 20
+    """Passes of a line search, at most; the host looks at the problem after each."""
+    patience: int = 60
+    warm_up: tuple[int, ...] = ()
+    float64_below: int = 0
+    tightening: float = 4.0
+    passes_to_begin = 0
+    watches_separation = False
 
-def solve(
-    inputs: Inputs, works: Sequence[schedule.Work], options: schedule.Options
-) -> dict[tuple[int, ...], Solution]:
-    """Solutions by place; see `schedule.solve`."""
-    solved: dict[tuple[int, ...], Solution] = {}
-    for m in sorted({work.weighting for work in works}):
-        # The bound needs features of mean zero.
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+        """Refuses offsets and absolute penalties."""
+        if has_offset:
+            raise ValueError("offset: the method 'logits-free' takes none; choose another method")
+        if has_l1:
+            raise ValueError("l1: the method 'logits-free' is for smooth penalties; take another")
+
+    def prepare(
+        self, inputs: Inputs, weightings: Sequence[int], dtype: Any, *, penalised: bool
+    ) -> Setup:
+        """Returns the problem with features of mean zero, which the bound needs."""
+        (m,) = weightings
         rows = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
-        exact, units = _units.centered(rows, inputs.units, _mean(rows))
-        own_inputs = inputs._replace(problem=exact, units=units)
-        problem = cast(exact, jnp.float64 if inputs.is_wide else jnp.float32)
-        absent = inputs.absent[m]
-        params = _started(own_inputs, problem.dtype)
-        nothing = Params(jnp.zeros((problem.d, inputs.q)), jnp.zeros(inputs.q))
+        exact, units = centered(rows, inputs.units, _mean(rows))
+        mean_targets = _mean_targets(exact, inputs.q)
+        nothing = Params(jnp.zeros((exact.d, inputs.q)), jnp.zeros(inputs.q))
         # With constant predictions and centered features, the gradient is that of the targets.
-        none, _ = _measured(exact, nothing, absent)
-        own = sorted((work for work in works if work.weighting == m), key=lambda work: -work.l2)
-        for work in own:
-            params, certificate, verdict = _solved(
-                problem, exact, params, -none.gradient.w, absent, work, options, len(solved)
-            )
-            solved[work.place] = schedule.to_solution(own_inputs, certificate, work, verdict)
-    return solved
+        none, _ = _measured(exact, nothing, inputs.absent[m])
+        bias = jnp.where(mean_targets > 0, jnp.log(mean_targets), 0) * exact.intercept
+        origin = np.zeros((inputs.q, 1 + exact.d))
+        origin[:, 0] = bias
+        aids = Aids(-none.gradient.w, mean_targets)
+        return Setup(exact, cast(exact, dtype), units, aids, origin)
 
+    def init(self, problem: Problem, aids: Aids, theta: jax.typing.ArrayLike) -> State:
+        """Returns the state at ``theta``, without a pass."""
+        (own,) = np.asarray(theta)
+        absent = own[:, 0] < NEVER / 2
+        own = np.where(absent[:, None], 0, own)
+        return self._fresh(Params(jnp.asarray(own[:, 1:].T), jnp.asarray(own[:, 0])), absent)
 
-def _started(inputs: Inputs, dtype: Any) -> Params:
-    """The best bias alone, or the start that was given."""
-    d, q = inputs.problem.d, inputs.q
-    if inputs.initial is None:
-        share = _mean_targets(inputs.problem, q)
-        b = jnp.where(share > 0, jnp.log(share), 0) * inputs.problem.intercept
-        return Params(jnp.zeros((d, q), dtype), b.astype(dtype))
-    theta = _units.to_solver(inputs.units, inputs.initial)
-    return Params(jnp.asarray(theta[:, 1:].T, dtype), jnp.asarray(theta[:, 0], dtype))
+    def _fresh(self, params: Params, absent: jax.typing.ArrayLike) -> State:
+        dtype = params.w.dtype
+        unknown, done = jnp.full(1, jnp.inf, dtype), jnp.zeros(1, bool)
+        # The line search would widen the parameters where float64 is there.
+        with jax.enable_x64(dtype == jnp.float64):
+            optimizer = optimizer_of(self.memory, self.steps).init(params)
+        return State(params, jnp.asarray(absent), unknown, unknown, done, optimizer)
 
+    def advance(
+        self,
+        problem: Problem,
+        aids: Aids,
+        state: State,
+        *,
+        target: np.ndarray,
+        limit: np.ndarray,
+        stop_at_first: np.bool_,
+    ) -> tuple[State, jax.Array]:
+        """Takes one step, of up to ``limit`` passes."""
+        with jax.enable_x64(problem.dtype == jnp.float64):
+            return step(self, problem, state, target, np.int32(limit))
 
-def _solved(
-    problem: Problem,
-    exact: Problem,
-    params: Params,
-    targets_gradient: jax.Array,
-    absent: np.ndarray,
-    work: schedule.Work,
-    options: schedule.Options,
-    solved: int,
-) -> tuple[Params, Certificate, tuple[str, str]]:
-    """The last iterate, its certificate, status and reason."""
-    is_wide = problem.dtype == jnp.float64
-    problem = schedule.with_strengths(problem, [work], problem.dtype)
-    exact = schedule.with_strengths(exact, [work], np.float64)
-    with jax.enable_x64(is_wide):
-        state = _State(params, lbfgs.lbfgs().init(params))
-    target, reason = work.target, ""
-    while True:
-        if work.passes_left(options) > 0:
-            # The line search would widen the parameters where float64 is there.
-            with jax.enable_x64(is_wide):
-                most = np.int32(min(lbfgs.TRIES, work.passes_left(options)))
-                state, value, gap, tries = _step(problem, state, absent, most)
-            looked = _Looked(np.array([value]), np.array([gap]), np.zeros(1, bool))
-            schedule.look([work], looked, tries[None], 1.0, options, solved)
-            if work.idle_steps >= _PATIENCE:
-                reason = "no step makes progress any more"
-            elif work.passes_left(options) > 0 and not work.gap <= target * work.value:
-                continue
-        passes_left = max(min(_SCALINGS, options.max_passes - work.passes), 1)
-        certificate, taken = _certified(exact, state.params, targets_gradient, absent, passes_left)
-        work.passes += taken
-        if certificate.gap[0] <= options.tol * certificate.value[0]:
-            return state.params, certificate, (Status.CERTIFIED, "")
-        if reason and work.l2 == 0:
-            reason = unbounded(float(certificate.slope[0]))
-        elif not reason and work.passes_left(options) < 1:
-            reason = used_up(options.max_passes)
-        if reason:
-            return state.params, certificate, (Status.NOT_CERTIFIED, reason)
-        target /= 4
+    def hand_over(
+        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+    ) -> State:
+        """Lets a new problem go on from where the last one stands."""
+        return self._fresh(state.params, state.absent)
 
+    def restart(self, state: State, slot: np.ndarray) -> State:
+        """Empties the memory."""
+        return self._fresh(state.params, state.absent)
 
-class _Looked(NamedTuple):
-    """What `schedule.look` reads of a state."""
-
-    value: np.ndarray
-    gap: np.ndarray
-    done: np.ndarray
+    def certify(
+        self,
+        setup: Setup,
+        exact: Problem,
+        theta: jax.Array,
+        dual: jax.Array | None,
+        slot: np.ndarray,
+        weighting: np.ndarray,
+        *,
+        most: float,
+    ) -> tuple[Certificate, int]:
+        """Certifies the problem, in up to `scalings` passes in float64."""
+        own = jnp.asarray(theta[0], jnp.float64)
+        absent = own[:, 0] < NEVER / 2
+        params = Params(own[:, 1:].T, jnp.where(absent, 0, own[:, 0]))
+        return _certified(exact, setup.aids, params, absent, max(min(self.scalings, most), 1))
 
 
 @jax.jit
 def _mean(problem: Problem) -> jax.Array:
-    """Of the features: ``[d]``."""
+    """Returns the means ``[d]`` of the features."""
 
     def add(j, total):
         s = block_of(problem.weights, j)[0]
@@ -172,7 +196,7 @@ def _mean(problem: Problem) -> jax.Array:
 
 
 def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) -> _Pass:
-    """The pass, with the entropy only if it is exact."""
+    """Passes over the rows, with the entropy only if it is exact."""
     extras = ("entropy",) if exact else ()
 
     def loss_of(params, j):
@@ -202,19 +226,22 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
 
 
 def _penalty(problem: Problem) -> Penalty:
-    """The penalty of the one problem, for weights ``[d, q]``."""
+    """Returns the penalty of the one problem, for weights ``[d, q]``."""
     return Penalty(problem.l2[0], factor=problem.factor, class_axis=-1)
 
 
-@jax.jit
-def _step(
-    problem: Problem, state: _State, absent: jax.Array, most: jax.Array
-) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
-    """One of L-BFGS; value and estimated gap before it, and how many passes it took of ``most``."""
+@partial(jax.jit, static_argnames="method")
+def step(
+    method: "LogitsFree", problem: Problem, state: State, target: jax.Array, most: jax.Array
+) -> tuple[State, jax.Array]:
+    """Takes a step, and returns the passes that its line search took, ``[1]``, up to ``most``.
+
+    The value and the gap are those before the step.
+    """
     penalty = _penalty(problem)
 
     def evaluate(params):
-        found = _over_rows(problem, params, absent, exact=False)
+        found = _over_rows(problem, params, state.absent, exact=False)
         w = found.gradient.w + penalty.gradient(params.w)
         value = found.loss + penalty.smooth_value(params.w)
         return value, Params(w, found.gradient.b)
@@ -226,27 +253,30 @@ def _step(
     objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
     value_and_grad = optax.value_and_grad_from_state(objective)
     value, gradient = value_and_grad(state.params, state=state.optimizer)
-    updates, optimizer = lbfgs.lbfgs(most).update(
+    updates, optimizer = optimizer_of(method.memory, most).update(
         gradient, state.optimizer, state.params, value=value, grad=gradient, value_fn=objective
     )
     params = optax.apply_updates(state.params, updates)
     tries = optax.tree.get(optimizer, "info").num_linesearch_steps
-    return _State(params, optimizer), value, penalty.conjugate(gradient.w), tries
+    gap = penalty.conjugate(gradient.w)
+    state = State(
+        params, state.absent, value[None], gap[None], (gap <= target * value)[:1], optimizer
+    )
+    return state, tries[None]
 
 
 @jax.jit
 def _measured(exact: Problem, params: Params, absent: jax.Array) -> tuple[_Pass, jax.Array]:
-    """In float64; and by what to move the bias to bring the means of the predictions closer."""
+    """Returns a pass, and a step of iterative scaling for the bias (Darroch and Ratcliff 1972)."""
     found = _over_rows(exact, params, absent, exact=True)
     mean_y = _mean_targets(exact, len(params.b))
     mean_p = mean_y + found.gradient.b
-    # One step of iterative scaling (Darroch and Ratcliff 1972).
     ratio = jnp.where(mean_y > 0, mean_y, 1) / jnp.where(mean_p > 0, mean_p, 1)
     return found, jnp.where((mean_y > 0) & (mean_p > 0), jnp.log(ratio), 0)
 
 
 def _mean_targets(problem: Problem, q: int) -> jax.Array:
-    """``[q]``."""
+    """Returns ``[q]`` mean probabilities of the targets."""
     y, s = problem.targets, problem.weights[:, 0]
     if y.ndim == 3:
         return jnp.einsum("jqr,jr->q", y, s)
@@ -254,15 +284,13 @@ def _mean_targets(problem: Problem, q: int) -> jax.Array:
 
 
 def _certified(
-    exact: Problem, params: Params, targets_gradient: jax.Array, absent: np.ndarray, most: float
+    exact: Problem, aids: Aids, params: Params, absent: jax.Array, most: float
 ) -> tuple[Certificate, int]:
-    """With the bias moved so that means agree better, and the passes it took, up to ``most``."""
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-    mean_y = _mean_targets(exact, len(params.b))
+    """Moves the bias so that means agree better, in up to ``most`` passes; returns their number."""
     best, lowest, taken = None, np.inf, 0
     while taken + 1 <= most:
         found, move = _measured(exact, params, absent)
-        value, gap, slope = _bound(exact, found, params, mean_y, targets_gradient)
+        value, gap, slope = _bound(exact, found, params, aids)
         taken += 1
         is_better = best is None or float(gap) < 0.7 * lowest
         if is_better:
@@ -277,21 +305,23 @@ def _certified(
 
 @jax.jit
 def _bound(
-    problem: Problem, found: _Pass, params: Params, mean_y: jax.Array, targets_gradient: jax.Array
+    problem: Problem, found: _Pass, params: Params, aids: Aids
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Objective, gap and slope; the gap is the objective where nothing is known."""
+    """Returns objective, gap and slope; the gap is the objective where nothing is known."""
     penalty = _penalty(problem)
     value = found.loss + penalty.smooth_value(params.w)
     slope = jnp.max(jnp.abs(found.gradient.w + penalty.gradient(params.w)))
     excess = found.gradient.b
-    mean_p = mean_y + excess
+    mean_p = aids.mean_targets + excess
     share = jnp.where(excess > 0, excess / jnp.where(mean_p > 0, mean_p, 1), 0)
     # A little more than needed, for rounding.
     mix = jnp.minimum(jnp.max(share) * (1 + 1e-9), 1)
-    other = mean_y - jnp.where(mix > 0, (1 - mix) / jnp.where(mix > 0, mix, 1), 0) * excess
+    other = (
+        aids.mean_targets - jnp.where(mix > 0, (1 - mix) / jnp.where(mix > 0, mix, 1), 0) * excess
+    )
     other = jnp.maximum(other, 0)
     entropy_of_other = -jnp.sum(jax.scipy.special.xlogy(other, other))
-    g = (1 - mix) * found.gradient.w - mix * targets_gradient
+    g = (1 - mix) * found.gradient.w - mix * aids.targets_gradient
     dual = (1 - mix) * found.entropy + mix * entropy_of_other - penalty.conjugate(g)
     gap = value - dual + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     return value, jnp.where(jnp.isfinite(gap), jnp.clip(gap, 0, value), value), slope

@@ -24,45 +24,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.solvers import passes
-from softmax_jax.solvers.problem import Problem, block_of, over_blocks
-
-# Up to so many features, the covariance and all of its eigenvectors; beyond, the leading ones by
-# subspace iteration.
-COMPLETE_UP_TO = 2048
-LEADING = 256
-# Order of the inverse that is formed exactly, and how many rows it is estimated from.
-CORE = 1000
-SAMPLE = 8192
-# Rows that those are drawn from: their component scores are kept.
-POOL = 65_536
-
-
-class Basis(NamedTuple):
-    r"""Principal components of ``x / factor``, largest first; or the features as they are.
-
-    The latter where the core has room for all of them, as it needs no basis then. For components
-    the penalty is :math:`\tfrac{l_2}{2} |a|^2` of weights :math:`W = U a`, so that one basis
-    diagonalises the covariance C of the features and the ridge alike: :math:`U^\top C U =
-    \mathrm{diag}(v)` and :math:`U^\top F^2 U = I` for the factors F.
-    """
-
-    components: jax.Array
-    """``U: [d, p]``: orthonormal once multiplied by the factors."""
-    variances: jax.Array
-    """``v: [p]``."""
-    ridge: jax.Array
-    """``[p]``: the penalty of the components, times l2: 1, or the squares of the factors."""
-    rest: jax.Array
-    """The mean variance of the directions outside."""
-    factor: jax.Array
-    """``F: [d]``."""
-    second_moments: jax.Array
-    """``[d]``: of the features, which are centered."""
+from softmax_jax.solvers.methods.components import Basis
 
 
 class Preconditioner(NamedTuple):
-    """Of ``k`` problems."""
+    """Approximate inverse Hessians of ``k`` problems."""
 
     core: jax.Array
     """``[k, q (r + 1), q (r + 1)]``: the inverse on the bias and the first components."""
@@ -72,96 +38,14 @@ class Preconditioner(NamedTuple):
     """``[k, q]``."""
 
 
-def rank(d: int, q: int) -> int:
-    """How many components the core gets."""
-    return min(d, max(CORE // q - 1, 0), LEADING)
-
-
-def basis(problem: Problem, blocks: int, factor: jax.Array, q: int) -> Basis:
-    """Of the features in the first ``blocks``, for ``q`` classes.
-
-    Args:
-      problem: centered.
-      blocks: a sample.
-      factor: ``[d]``: those of the penalty, or any other unit where nothing is penalised.
-      q: the number of classes, on which it depends how many components the core has room for.
-    """
-    problem = problem._replace(active=jnp.minimum(blocks, problem.active))
-    d, dtype = problem.d, problem.dtype
-    is_exact = rank(d, q) == d
-    # No component of what is hardly penalised drowns the others: a larger ridge does not hurt it.
-    if not is_exact:
-        factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
-    unit = jnp.ones(d, dtype) if is_exact else 1 / factor
-
-    def weighted(j):
-        x = passes.features(problem, j)
-        s = jnp.mean(block_of(problem.weights, j), axis=0)
-        return x * jnp.broadcast_to(unit, x.shape), s[:, None]
-
-    def add_moments(j, carry):
-        x, s = weighted(j)
-        return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
-
-    mass, moments = over_blocks(problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype)))
-    mass = jnp.where(mass > 0, mass, 1)
-    moments = moments / mass
-    zero = jnp.zeros((), dtype)
-    if is_exact:
-        return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
-
-    if d <= COMPLETE_UP_TO:
-
-        def add_covariance(j, carry):
-            x, s = weighted(j)
-            return carry + jnp.matmul(x.T, s * x, precision="highest")
-
-        covariance = over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
-        values, vectors = jnp.linalg.eigh(covariance / mass)
-        u = unit[:, None] * vectors[:, ::-1]
-        values = jnp.maximum(values[::-1], 0)
-        return Basis(u, values, jnp.ones(d, dtype), zero, factor, moments * factor**2)
-
-    def multiply(v):
-        def add(j, carry):
-            x, s = weighted(j)
-            return carry + x.T @ (s * (x @ v))
-
-        return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
-
-    v = jax.random.normal(jax.random.key(0), (d, LEADING), dtype)
-    for _ in range(3):
-        v = jnp.linalg.qr(multiply(v))[0]
-    values, turn = jnp.linalg.eigh(v.T @ multiply(v))
-    values = jnp.maximum(values[::-1], 0)
-    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - LEADING)
-    u = unit[:, None] * (v @ turn[:, ::-1])
-    return Basis(u, values, jnp.ones(LEADING, dtype), rest, factor, moments * factor**2)
-
-
-def scores(problem: Problem, basis: Basis, q: int) -> jax.Array:
-    """``[blocks, rows, 1 + r]``: a one and the first component scores of the first `POOL` rows.
-
-    Zero for the one where the bias is held.
-    """
-    blocks = min(problem.blocks, -(-POOL // problem.rows))
-    u = basis.components[:, : rank(problem.d, q)]
-
-    def of_block(j):
-        x = passes.features(problem, j)
-        ones = jnp.broadcast_to(problem.intercept, (len(x), 1))
-        return jnp.concatenate([ones, jnp.matmul(x, u, precision="highest")], axis=1)
-
-    return jax.lax.map(of_block, jnp.arange(blocks))
-
-
 def sample(
-    z: jax.Array, logits: jax.Array, weights: jax.Array
+    size: int, z: jax.Array, logits: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows that stand for all: of ``z``, of the probabilities ``[n, q]``, and their shares ``[n]``.
+    """Draws rows that stand for all: their ``z``, probabilities ``[n, q]`` and shares ``[n]``.
 
     Args:
-      z: ``[blocks, rows, 1 + r]``, from `scores`.
+      size: how many, if there are more.
+      z: ``[blocks, rows, 1 + r]``, component scores.
       logits: ``[blocks, q, rows]``.
       weights: ``[blocks, rows]``.
     """
@@ -171,12 +55,12 @@ def sample(
     tiny = jnp.finfo(dtype).tiny
     s = weights / jnp.maximum(jnp.sum(weights), tiny)
     share = jnp.maximum(s * (1 - jnp.einsum("q,jqr->jr", jnp.ones(q, dtype), p * p)), 0)
-    # No row counts a thousand times what it has a right to, though its prediction be certain.
+    # Floor each row's share at a thousandth of its fair one, so that weights stay below 1000.
     share = share + 1e-3 * jnp.sum(share) * s + 1e-30 * (s > 0)
-    if blocks * rows > SAMPLE:
+    if blocks * rows > size:
         # A systematic sample: as good as drawn at random, and the same each time.
         cumulated = jnp.cumsum(share.reshape(-1))
-        places = (jnp.arange(SAMPLE, dtype=dtype) + 0.5) * (cumulated[-1] / SAMPLE)
+        places = (jnp.arange(size, dtype=dtype) + 0.5) * (cumulated[-1] / size)
         drawn = jnp.minimum(jnp.searchsorted(cumulated, places), cumulated.size - 1)
         s = s / jnp.where(share > 0, share, 1)
     else:
@@ -201,12 +85,12 @@ def hessian(z: jax.Array, p: jax.Array, s: jax.Array) -> jax.Array:
 
 
 def build(
-    basis: Basis, z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array
+    size: int, basis: Basis, z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array
 ) -> Preconditioner:
-    """For one problem, with one strength and the components of ``z``; see `sample`."""
+    """Forms the preconditioner of one problem, from a sample of its rows; see `sample`."""
     q, dtype = logits.shape[1], logits.dtype
     tiny = jnp.finfo(dtype).tiny
-    z, p, s = sample(z, logits, weights)
+    z, p, s = sample(size, z, logits, weights)
     h = hessian(z, p, s)
     k1, sp = z.shape[1], s[:, None] * p
     mean = jnp.sum(sp, axis=0)
@@ -226,7 +110,7 @@ def build(
 
 
 def _inverse(h: jax.Array, ridge: jax.Array, blur: jax.Array) -> jax.Array:
-    """Of ``h`` with the ridge added, and of a share of ``blur`` that leaves it definite.
+    """Inverts ``h`` with the ridge added, and a share of ``blur`` that leaves it definite.
 
     Zero, so that nothing moves, if there is no such share, as ``h`` is not finite.
     """
@@ -264,7 +148,18 @@ def _block_diagonal(blocks: jax.Array) -> jax.Array:
 
 
 def apply(pre: Preconditioner, basis: Basis, l2: jax.Array, g: jax.Array) -> jax.Array:
-    """The approximate inverse times ``g``: ``[k, q, 1 + d]``, for strengths ``l2: [k]``."""
+    r"""Multiplies ``g: [k, q, 1 + d]`` by the approximate inverse, for strengths ``l2: [k]``.
+
+    With the components :math:`U`, the core :math:`M^{-1}` on the bias and the first ``r`` of them,
+    and the eigenvectors and eigenvalues :math:`V, a` of the mean class covariance,
+
+    .. math:: t = g_W U, \qquad
+        c = M^{-1} [g_b, t_{\le r}], \qquad
+        c_{>r} = V\, \frac{V^\top t_{>r}}{a v^\top + l_2}, \qquad
+        \Delta_b = c_b, \quad \Delta_W = c_W U^\top.
+
+    Directions outside the components are treated as those beyond ``r``, with their mean variance.
+    """
     k, q, _ = g.shape
     k1 = pre.core.shape[-1] // q
     u = basis.components

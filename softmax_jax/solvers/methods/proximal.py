@@ -9,21 +9,35 @@ which the penalty stays separable:
 The curvature L along a step is measured on kept logits, without a pass: the loss has the second
 derivative :math:`\sum_i s_i \mathrm{Var}_{p_i}(\delta_i)`, which unlike a difference of objectives
 does not cancel near the optimum. A step is one pass over the rows, back and forward.
+
+The gap is that of Fenchel and Young at Y, as if the bias were at its minimum, with the gradient
+:math:`G = X^\top S (P - Y)` of the loss. With l2 = 0 it is infinite but where
+:math:`|G| \le \tau`. So residuals are shrunk by :math:`c = 1 / \max(1, \max |G| / \tau)`, a little
+less for rounding, which takes P towards the targets, and the entropies fall by :math:`1 - c` of the
+loss at most:
+
+.. math:: F - F^* \le \Omega(W) + \langle W, c G \rangle + \Omega^*(-c G) + (1 - c) \sum_i s_i l_i.
 """
 
+import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.methods.preconditioner import Basis
+from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.proximal_newton import ProximalNewton
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
 class State(NamedTuple):
-    """Of ``k`` problems."""
+    """State of ``k`` problems."""
 
     theta: jax.Array
     previous: jax.Array
@@ -39,8 +53,81 @@ class State(NamedTuple):
     done: jax.Array
 
 
-def start(problem: Problem, z: None, theta: jax.Array) -> State:
-    """At ``theta``, with nothing learnt yet: half a pass."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proximal(Method):
+    """Accelerated proximal gradient, for l1 > 0: the default there."""
+
+    sample: int = 8192
+    """Rows that the variances of the features are estimated from."""
+    newton: ProximalNewton | None = ProximalNewton()  # noqa: RUF009  (frozen)
+    """Method for problems of few parameters that this one does not solve soon, if any."""
+    newton_after: int = 500
+    """Passes after which it takes over: a step of it costs some hundred of these, or more."""
+
+    def successor(self, inputs: Inputs) -> Method | None:
+        """Returns `newton` for as few parameters as it is for."""
+        if self.newton is None or inputs.problem.penalty.grouped:
+            return None
+        few = (1 + inputs.problem.d) * inputs.q <= self.newton.most_parameters
+        return self.newton if few else None
+
+    @property
+    def successor_after(self) -> float:
+        """Passes after which `newton` takes over."""
+        return self.newton_after
+
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
+        """Returns the metric ``[1 + d]``: one for the bias, and the variances of the features."""
+        variance = _variances(problem, self.sample)
+        # A constant feature has no gradient; any positive number will do for it.
+        least = 1e-6 * jnp.max(variance) + 1e-30
+        return jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
+
+    def init(self, problem: Problem, aids: jax.Array, theta: jax.typing.ArrayLike) -> State:
+        """Returns the state at ``theta``, with nothing learnt yet: half a pass."""
+        return _init(problem, theta)
+
+    def advance(
+        self,
+        problem: Problem,
+        aids: jax.Array,
+        state: State,
+        *,
+        target: np.ndarray,
+        limit: np.ndarray,
+        stop_at_first: np.bool_,
+    ) -> tuple[State, jax.Array]:
+        """Takes up to ``limit`` steps."""
+        return _advance(problem, aids, state, target, limit, stop_at_first)
+
+    def hand_over(
+        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+    ) -> State:
+        """Lets a new problem in ``slot`` go on from where that of ``source`` stands."""
+        return _hand_over(state, slot, source)
+
+    def restart(self, state: State, slot: np.ndarray) -> State:
+        """Forgets the momentum."""
+        return _restart(state, slot)
+
+
+def _variances(problem: Problem, sample: int) -> jax.Array:
+    """Returns ``[d]`` mean squares of the features, which are centered, in a sample of the rows."""
+    blocks = min(problem.blocks, max(2, -(-sample // problem.rows)))
+    problem = problem._replace(active=jnp.minimum(blocks, problem.active))
+
+    def add(j, carry):
+        x = passes.features(problem, j)
+        s = jnp.mean(block_of(problem.weights, j), axis=0)[:, None]
+        return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
+
+    zero = jnp.zeros((), problem.dtype)
+    mass, moments = over_blocks(problem, add, (zero, jnp.zeros(problem.d, problem.dtype)))
+    return moments / jnp.where(mass > 0, mass, 1)
+
+
+@compiled
+def _init(problem: Problem, theta: jax.Array) -> State:
     logits = passes.logits(problem, theta)
     k = problem.l2.size
     return State(
@@ -56,20 +143,17 @@ def start(problem: Problem, z: None, theta: jax.Array) -> State:
     )
 
 
-def hand_over(
-    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
-) -> State:
-    """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands."""
-
+@partial(compiled, donate_argnames="state")
+def _hand_over(state: State, slot: jax.Array, source: jax.Array) -> State:
     def put(array, value):
-        return array.at[lane].set(value)
+        return array.at[slot].set(value)
 
     theta, logits = state.theta[source], state.logits[:, source]
     return state._replace(
         theta=put(state.theta, theta),
         previous=put(state.previous, theta),
-        logits=state.logits.at[:, lane].set(logits),
-        previous_logits=state.previous_logits.at[:, lane].set(logits),
+        logits=state.logits.at[:, slot].set(logits),
+        previous_logits=state.previous_logits.at[:, slot].set(logits),
         gap=put(state.gap, jnp.inf),
         curvature=put(state.curvature, state.curvature[source]),
         momentum=put(state.momentum, 1),
@@ -77,32 +161,25 @@ def hand_over(
     )
 
 
-def forget(state: State, lane: jax.Array) -> State:
-    """Starts the problem of a lane anew, from where it stands."""
+@partial(compiled, donate_argnames="state")
+def _restart(state: State, slot: jax.Array) -> State:
     return state._replace(
-        previous=state.previous.at[lane].set(state.theta[lane]),
-        previous_logits=state.previous_logits.at[:, lane].set(state.logits[:, lane]),
-        momentum=state.momentum.at[lane].set(1),
-        done=state.done.at[lane].set(False),
+        previous=state.previous.at[slot].set(state.theta[slot]),
+        previous_logits=state.previous_logits.at[:, slot].set(state.logits[:, slot]),
+        momentum=state.momentum.at[slot].set(1),
+        done=state.done.at[slot].set(False),
     )
 
 
-def advance(
+@partial(compiled, donate_argnames="state")
+def _advance(
     problem: Problem,
-    basis: Basis,
-    z: None,
+    metric: jax.Array,
     state: State,
-    *,
-    renew: jax.Array,
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
-    """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`."""
-    variance = basis.second_moments
-    # A constant feature has no gradient; any positive number will do for it.
-    least = 1e-6 * jnp.max(variance) + 1e-30
-    metric = jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
     return passes.steps_until_done(
         lambda state: _step(problem, metric, state, target), state, limit, stop_at_first
     )
@@ -119,9 +196,9 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
     penalty = problem.penalty
     value = loss + penalty.value(w)
     gap = penalty.fenchel_young(w, g[..., 1:])
-    # Where l2 = 0 the certificate has to shrink the residuals first; as far as that goes.
+    # Where l2 = 0 the certificate has to shrink the residuals first.
     c = 1 / jnp.maximum(penalty.dual_norm(g[..., 1:]), 1)
-    fitting = wide(0.999999 * c) * g[..., 1:]
+    fitting = wide((1 - 1e-6) * c) * g[..., 1:]
     shrunk = penalty.fenchel_young(w, fitting)
     gap = jnp.where(problem.l2 > 0, gap, shrunk + (1 - c) * loss)
 
@@ -132,8 +209,8 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
     ahead = passes.linear(problem, move)
     scaled = move * jnp.broadcast_to(metric[None, None, :], move.shape)
     size = dot(move, scaled)
-    bend = _bend(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
-    accepted = (bend <= state.curvature) & ~state.done
+    along = _largest_curvature(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
+    accepted = (along <= state.curvature) & ~state.done
     uphill = dot(scaled, theta - state.theta) < 0
 
     def choose(new, old):
@@ -152,15 +229,19 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
         gap=jnp.where(state.done, state.gap, gap),
         curvature=jnp.where(
             accepted,
-            jnp.maximum(0.9 * state.curvature, bend),
-            jnp.where(state.done, state.curvature, jnp.maximum(2 * state.curvature, 1.1 * bend)),
+            jnp.maximum(0.9 * state.curvature, along),
+            jnp.where(
+                state.done,
+                state.curvature,
+                jnp.maximum(2 * state.curvature, 1.1 * along),
+            ),
         ),
         momentum=jnp.where(accepted, jnp.where(uphill, 1, t), state.momentum),
         done=state.done | (finished & accepted),
     )
 
 
-def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
+def _largest_curvature(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
     """The larger second derivative of the mean loss along ``ahead``, at its start and its end."""
     mass = passes.mass(problem)
 
@@ -169,11 +250,11 @@ def _bend(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
         o = block_of(logits, j)
         s = passes.weights(problem, j, mass)
 
-        def bend(o):
+        def second_derivative(o):
             p, _, _ = passes.softmax(o)
             return jnp.sum(s * passes.mean_and_variance(p, a)[1], axis=-1)
 
-        return carry[0] + bend(o), carry[1] + bend(o + a)
+        return carry[0] + second_derivative(o), carry[1] + second_derivative(o + a)
 
     zero = jnp.zeros(logits.shape[1], logits.dtype)
     at_start, at_end = over_blocks(problem, add, (zero, zero))

@@ -14,25 +14,25 @@ number added to a feature's weights of all classes, so that neither gets anywher
 number is set by itself.
 """
 
+import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax.solvers import passes
+from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.methods import preconditioner
-from softmax_jax.solvers.methods.preconditioner import Basis
+from softmax_jax.solvers.methods.components import Sizes, scores
+from softmax_jax.solvers.methods.method import Method
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import Problem
-
-# Rounds of the two ways to minimise the model, and the share of the first violation of the
-# conditions of its minimum at which it is good enough.
-ROUNDS = 30
-GOOD_ENOUGH = 1e-6
+from softmax_jax.solvers.problem import NEVER, Problem
 
 
 class State(NamedTuple):
-    """Of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
 
     theta: jax.Array
     logits: jax.Array
@@ -42,60 +42,105 @@ class State(NamedTuple):
     done: jax.Array
 
 
-def start(problem: Problem, z: jax.Array, theta: jax.Array) -> State:
-    """At ``theta``: half a pass."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProximalNewton(Method):
+    """Proximal Newton, for l1 > 0 on few parameters: it forms the whole Hessian, in float64."""
+
+    most_parameters: int = 1000
+    """Parameters, (1 + d) q, up to which `Proximal` hands over to it: a step takes their cube."""
+    rounds: int = 30
+    """Rounds of the two ways to minimise the model, at most."""
+    good_enough: float = 1e-6
+    """Share of the first violation of the model's conditions at which it is at its minimum."""
+    sample: int = 8192
+    """Rows that the Hessian is estimated from, if there are more."""
+    pool: int = 65_536
+    """Rows that these are drawn from."""
+    steps: int = 8
+    patience: int = 5
+    warm_up_steps: int = 12
+    always_float64: bool = True
+    float64_target: float = 1e-18
+
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+        """Refuses penalties on groups."""
+        if grouped:
+            raise ValueError("grouped: the method 'proximal-newton' takes no groups; take another")
+
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
+        """Returns ``[blocks, rows, 1 + d]``: a one and the features, of the pool of rows."""
+        sizes = Sizes(pool=self.pool)
+        return scores(sizes, problem, jnp.eye(problem.d, dtype=problem.dtype))
+
+    def init(self, problem: Problem, aids: jax.Array, theta: jax.typing.ArrayLike) -> State:
+        """Returns the state at ``theta``: half a pass."""
+        return _init(problem, theta)
+
+    def advance(
+        self,
+        problem: Problem,
+        aids: jax.Array,
+        state: State,
+        *,
+        target: np.ndarray,
+        limit: np.ndarray,
+        stop_at_first: np.bool_,
+    ) -> tuple[State, jax.Array]:
+        """Takes up to ``limit`` steps."""
+        return _advance(self, problem, aids, state, target, limit, stop_at_first)
+
+    def hand_over(
+        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+    ) -> State:
+        """Lets a new problem in ``slot`` go on from where that of ``source`` stands."""
+        return _hand_over(state, slot, source)
+
+    def restart(self, state: State, slot: np.ndarray) -> State:
+        """Takes the problem up again."""
+        return _restart(state, slot)
+
+
+@compiled
+def _init(problem: Problem, theta: jax.Array) -> State:
     unknown = jnp.full(problem.l2.size, jnp.inf, theta.dtype)
     done = jnp.zeros(problem.l2.size, bool)
     return State(theta, passes.logits(problem, theta), unknown, unknown, done)
 
 
-def hand_over(
-    problem: Problem, state: State, lane: jax.Array, source: jax.Array, l2: jax.Array
-) -> State:
-    """Lets the problem of ``lane``, a new one, go on from where that of ``source`` stands."""
+@partial(compiled, donate_argnames="state")
+def _hand_over(state: State, slot: jax.Array, source: jax.Array) -> State:
     return State(
-        theta=state.theta.at[lane].set(state.theta[source]),
-        logits=state.logits.at[:, lane].set(state.logits[:, source]),
-        value=state.value.at[lane].set(jnp.inf),
-        gap=state.gap.at[lane].set(jnp.inf),
-        done=state.done.at[lane].set(False),
+        theta=state.theta.at[slot].set(state.theta[source]),
+        logits=state.logits.at[:, slot].set(state.logits[:, source]),
+        value=state.value.at[slot].set(jnp.inf),
+        gap=state.gap.at[slot].set(jnp.inf),
+        done=state.done.at[slot].set(False),
     )
 
 
-def forget(state: State, lane: jax.Array) -> State:
-    """Takes the problem of a lane up again, from where it stands."""
-    return state._replace(done=state.done.at[lane].set(False))
+@partial(compiled, donate_argnames="state")
+def _restart(state: State, slot: jax.Array) -> State:
+    return state._replace(done=state.done.at[slot].set(False))
 
 
-def advance(
+@partial(compiled, static_argnames="method", donate_argnames="state")
+def _advance(
+    method: ProximalNewton,
     problem: Problem,
-    basis: Basis,
     z: jax.Array,
     state: State,
-    *,
-    renew: jax.Array,
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
-    """Takes up to ``limit`` steps; how many each problem took. See `_quasi_newton.advance`.
-
-    Args:
-      problem: with l1 > 0.
-      basis: of no meaning here.
-      z: ``[blocks, rows, 1 + d]``: a one and the features of rows.
-      state: where they stand.
-      renew: of no meaning here, as the Hessian is new in each step.
-      target: see there.
-      limit: see there.
-      stop_at_first: see there.
-    """
     return passes.steps_until_done(
-        lambda state: _step(problem, z, state, target), state, limit, stop_at_first
+        lambda state: _step(method, problem, z, state, target), state, limit, stop_at_first
     )
 
 
-def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> State:
+def _step(
+    method: ProximalNewton, problem: Problem, z: jax.Array, state: State, target: jax.Array
+) -> State:
     loss, probabilities = passes.loss_and_probabilities(problem, state.logits)
     g = passes.gradient(problem, probabilities)
     w = state.theta[..., 1:]
@@ -108,9 +153,11 @@ def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> St
 
     def aim(i):
         weights = problem.weights[:blocks, jnp.minimum(i, problem.weights.shape[1] - 1)]
-        seen = preconditioner.sample(z, state.logits[:blocks, i], weights * is_active[:, None])
+        seen = preconditioner.sample(
+            method.sample, z, state.logits[:blocks, i], weights * is_active[:, None]
+        )
         h = preconditioner.hessian(*seen)
-        return _minimise_model(h, g[i], state.theta[i], ridge[i, 0], threshold[i, 0])
+        return _minimise_model(method, h, g[i], state.theta[i], ridge[i, 0], threshold[i, 0])
 
     direction = jax.lax.map(aim, jnp.arange(problem.l2.size)) - state.theta
     ahead = passes.linear(problem, direction)
@@ -128,7 +175,7 @@ def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> St
         - problem.penalty.value(w)
     )
     # A loss is a difference of logits, with their rounding.
-    largest = jnp.max(jnp.where(state.logits > -1e29, jnp.abs(state.logits), 0), axis=(0, 2, 3))
+    largest = jnp.max(jnp.where(state.logits > NEVER / 2, jnp.abs(state.logits), 0), axis=(0, 2, 3))
     rounding = 16 * jnp.finfo(value.dtype).eps * jnp.maximum(value, largest)
 
     def falls(t, reached):
@@ -159,7 +206,7 @@ def _step(problem: Problem, z: jax.Array, state: State, target: jax.Array) -> St
 
 
 def _gap(problem: Problem, w: jax.Array, g: jax.Array, loss: jax.Array) -> jax.Array:
-    """``[k]``: the duality gap, as if the bias were at its minimum; see `_certificate`."""
+    """Returns the duality gap ``[k]``, as if the bias were at its minimum; see `proximal`."""
     c = 1 / jnp.maximum(problem.penalty.dual_norm(g), 1)
     fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
     gap = problem.penalty.fenchel_young(w, fitting)
@@ -177,13 +224,18 @@ class _Model(NamedTuple):
     threshold: jax.Array
     """Zero for the biases."""
     is_free: jax.Array
-    """What the loss depends on."""
+    """Whether the loss depends on a parameter."""
 
 
 def _minimise_model(
-    h: jax.Array, g: jax.Array, theta: jax.Array, ridge: jax.Array, threshold: jax.Array
+    method: ProximalNewton,
+    h: jax.Array,
+    g: jax.Array,
+    theta: jax.Array,
+    ridge: jax.Array,
+    threshold: jax.Array,
 ) -> jax.Array:
-    """``[q, 1 + d]`` at the minimum of the model, from ``theta``."""
+    """Returns ``[q, 1 + d]`` at the minimum of the model, found from ``theta``."""
     q, columns = theta.shape
 
     def for_all(a):
@@ -214,7 +266,7 @@ def _minimise_model(
 
     def go_on(carry):
         u, i = carry
-        return (i < ROUNDS) & (violation(u) > GOOD_ENOUGH * first)
+        return (i < method.rounds) & (violation(u) > method.good_enough * first)
 
     def round_of_both(carry):
         u, i = carry
@@ -227,7 +279,7 @@ def _minimise_model(
 
 
 def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
-    """One sweep."""
+    """Minimises the model over each weight in turn, once."""
 
     def one(j, carry):
         u, r = carry
@@ -244,7 +296,7 @@ def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Ar
 
 
 def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
-    """To the minimum over the weights that are not zero, or as far towards it as the model falls.
+    """Goes to the minimum over the weights that are not zero, or as far as the model falls.
 
     Along the way the model is quadratic between the places where a weight changes its sign, and
     its slope jumps up at these. So the lowest place is found by sorting them.
@@ -278,7 +330,7 @@ def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Arr
 
 
 def _common_set_apart(model: _Model, u: jax.Array, ridge: jax.Array) -> jax.Array:
-    r"""With the best number subtracted from the weights of each feature.
+    r"""Subtracts the best number from the weights of each feature.
 
     It minimises ``sum_c ridge/2 (u_c - v)^2 + threshold |u_c - v|``. With m numbers at or below v
     the slope is zero at :math:`v_m = \bar u + (q - 2m) \cdot threshold / (q \cdot ridge)`, so

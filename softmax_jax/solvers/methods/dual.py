@@ -1,0 +1,96 @@
+r"""The bound from below by a mean of the distributions met on the way.
+
+The dual objective is concave, and successive gradients point in different directions, so that their
+mean is shorter than any of them: on Fashion-MNIST with l2 = 2e-6 its gap is less than a third after
+40 steps, and 1e-3 is certified within 37 steps instead of 51. Each new distribution is mixed in by
+the share that raises the bound the most, a Frank-Wolfe step with exact line search in the dual:
+
+.. math:: d(P) = \sum_i s_i [H(p_i) + (p_i - y_i) \cdot a_i] - \frac{1}{2} \|X^\top S (P - Y)\|_*^2,
+    \qquad \|G\|_*^2 = \sum \frac{G^2}{\rho}, \qquad
+    \gamma = \frac{H' - H - \langle G, G' - G \rangle_*}{\|G' - G\|_*^2}.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.problem import Problem
+
+
+class Dual(NamedTuple):
+    """A mean of distributions met on the way, and its terms of the bound."""
+
+    probabilities: jax.Array
+    """``[blocks, k, q, rows]``."""
+    gradient: jax.Array
+    """``[k, q, 1 + d]``: [R 1, R X] for its residuals R."""
+    entropy: jax.Array
+    """``[k]``: at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
+
+
+def penalised(
+    problem: Problem, theta: jax.Array, loss: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the objective and its gradient, from those of the mean loss."""
+    w, penalty = theta[..., 1:], problem.penalty
+    return loss + penalty.smooth_value(w), gradient.at[..., 1:].add(penalty.gradient(w))
+
+
+def bound(
+    problem: Problem,
+    theta: jax.Array,
+    loss: jax.Array,
+    here: Dual,
+    dual: Dual,
+    decrement: jax.Array,
+) -> tuple[jax.Array, Dual]:
+    """Returns the gap ``[k]``, and the dual with the distributions at ``theta`` mixed in.
+
+    With the gradients G of the mean loss, the bound is ``entropy - |G_W|^2 / (2 ridge)``, and a
+    mixture has at least the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the
+    last step promised.
+
+    Args:
+      problem: with strengths ``l2``.
+      theta: where the primal stands.
+      loss: ``[k]``, there.
+      here: probabilities and gradient there; its entropy follows from the loss.
+      dual: the mixture so far; entropy -inf if there is none.
+      decrement: ``[k]``.
+    """
+    bounded = problem.l2 > 0
+    here = here._replace(entropy=loss - dot(here.gradient, theta))
+
+    is_first = jnp.isneginf(dual.entropy)
+    rise = jnp.where(is_first, 0, here.entropy - dual.entropy)
+    turn = here.gradient - dual.gradient
+    dual_inner, turn_w = problem.penalty.dual_inner, turn[..., 1:]
+    size = dual_inner(turn_w, turn_w)
+    ahead = rise - dual_inner(dual.gradient[..., 1:], turn_w)
+    share = ahead / jnp.where(size > 0, size, 1)
+    share = jnp.where(is_first | ~bounded, 1, jnp.clip(share, 0, 1))
+
+    def distance(gradient):
+        g = penalised(problem, theta, loss, gradient)[1][..., 1:]
+        return dual_inner(g, g) / 2
+
+    def mixed(share):
+        return Dual(
+            probabilities=dual.probabilities
+            + share[None, :, None, None] * (here.probabilities - dual.probabilities),
+            gradient=dual.gradient + wide(share) * (here.gradient - dual.gradient),
+            entropy=jnp.where(share == 1, here.entropy, dual.entropy + share * rise),
+        )
+
+    # As a sum of terms that are not negative. The first of them is a difference all the same, and
+    # known to rounding only: very near the minimum the distributions at theta alone do better.
+    mixture = mixed(share)
+    divergence = jnp.maximum(loss - mixture.entropy - dot(mixture.gradient, theta), 0)
+    noise = 8 * jnp.finfo(loss.dtype).eps * loss
+    averaged = divergence + noise + distance(mixture.gradient)
+    plain = distance(here.gradient)
+    is_plain = plain <= averaged
+    gap = jnp.where(bounded, jnp.minimum(plain, averaged), decrement)
+    return gap, mixed(jnp.where(is_plain, 1, share))

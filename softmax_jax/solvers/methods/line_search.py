@@ -1,0 +1,120 @@
+r"""An exact line search on kept logits, which takes no pass over the rows.
+
+.. math:: \varphi(t) = \sum_i s_i\, l(o_i + t \delta_i) + \tfrac{1}{2} \sum \rho\, (W + t \Delta)^2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax.solvers import passes
+from softmax_jax.solvers.passes import dot, over_classes, wide
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
+
+
+class Line(NamedTuple):
+    """A line through the parameters of each of ``k`` problems."""
+
+    theta: jax.Array
+    """``[k, q, 1 + d]`` at its start."""
+    logits: jax.Array
+    """``[blocks, k, q, rows]`` there, with the offset."""
+    value: jax.Array
+    """``[k]`` objectives there."""
+    gradient: jax.Array
+    direction: jax.Array
+    """``[k, q, 1 + d]``, as is the gradient."""
+    ahead: jax.Array
+    """``[blocks, k, q, rows]``: logits of the direction."""
+    step: jax.Array
+    """``[k]`` lengths at which the search begins."""
+    is_fixed: jax.Array
+    """``[k]``: whether to take that length as it is."""
+    is_done: jax.Array
+    """``[k]``: whether to stay at the start."""
+
+
+def search(problem: Problem, line: Line, *, flat: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Finds steps at which the slope is at most the share ``flat`` of the first one, in size.
+
+    Newton's method on the slope, which rises with t as the objective is convex, kept between the
+    steps known to be too short and too long. The step is 0 for problems that are done, and where
+    the direction does not lead down.
+
+    Returns:
+      The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
+    """
+    w, v = line.theta[..., 1:], line.direction[..., 1:]
+    ww, wv, vv = (problem.penalty.smooth_inner(a, b) for a, b in ((w, w), (w, v), (v, v)))
+    # No objective is above the one at the start but by rounding, or the slope was rounding as well.
+    highest = line.value * (1 + 64 * jnp.finfo(w.dtype).eps)
+    first = dot(line.gradient, line.direction)
+    downhill = (line.is_fixed | (first < 0)) & ~line.is_done
+
+    def go_on(carry):
+        _, _, _, found, tries, _ = carry
+        return jnp.any(~found) & (tries < 60)
+
+    def try_step(carry):
+        t, low, high, found, tries, _ = carry
+        probe = probe_at(problem, line.logits, line.ahead, t)
+        slope = probe.slope + wv + t * vv
+        second_derivative = probe.second_derivative + vv
+        is_lower = probe.loss + (ww + t * (2 * wv + t * vv)) / 2 <= highest
+        falls = (slope < 0) & is_lower
+        low = jnp.where(falls, t, low)
+        high = jnp.where(falls, high, t)
+        newton = t - slope / second_derivative
+        # Far out on a slope the curvature vanishes and Newton's step with it has no bound.
+        safe = jnp.where(low > 0, 0.5 * (low + high), 0.1 * high)
+        safe = jnp.where(jnp.isinf(high), 8 * t, safe)
+        inside = (newton > low) & (newton < high) & (newton <= 8 * t)
+        is_flat = is_lower & (jnp.abs(slope) <= flat * jnp.abs(first))
+        found = found | line.is_fixed | ~downhill | is_flat
+        # The last two keep to what is known to lead down.
+        following = jnp.where(tries >= 58, low, jnp.where(inside, newton, safe))
+        return jnp.where(found, t, following), low, high, found, tries + 1, probe
+
+    zero = jnp.zeros_like(first)
+    t = jnp.where(downhill, line.step, 0)
+    nothing = Probe(zero, zero, zero, jnp.zeros_like(line.ahead))
+    # One try at least, for the losses and probabilities of all.
+    unknown = jnp.zeros_like(downhill)
+    carry = (t, zero, zero + jnp.inf, unknown, 0, nothing)
+    t, _, _, _, _, probe = jax.lax.while_loop(go_on, try_step, carry)
+    return t, probe.loss, probe.probabilities
+
+
+class Probe(NamedTuple):
+    """The mean loss at a step, its derivatives in the step, and the probabilities there."""
+
+    loss: jax.Array
+    slope: jax.Array
+    second_derivative: jax.Array
+    """``[k]`` each."""
+    probabilities: jax.Array
+    """``[blocks, k, q, rows]``."""
+
+
+def probe_at(problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array) -> Probe:
+    """Evaluates the loss at ``logits + t ahead``: ``[k]`` each, and ``[blocks, k, q, rows]``."""
+    q = logits.shape[2]
+    mass = passes.mass(problem)
+
+    def add(j, probe):
+        a = block_of(ahead, j)
+        y = passes.targets(problem, j, q)
+        s = passes.weights(problem, j, mass)
+        p, below, log_z = passes.softmax(block_of(logits, j) + wide(t) * a)
+        mean, variance = passes.mean_and_variance(p, a)
+        return Probe(
+            loss=probe.loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
+            slope=probe.slope + jnp.sum(s * (mean - over_classes(y * a)), axis=-1),
+            second_derivative=probe.second_derivative + jnp.sum(s * variance, axis=-1),
+            probabilities=put(probe.probabilities, p, j),
+        )
+
+    zero = jnp.zeros_like(t)
+    start = Probe(zero, zero, zero, jnp.zeros_like(logits))
+    return over_blocks(problem, add, start)

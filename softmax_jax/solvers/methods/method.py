@@ -1,0 +1,260 @@
+"""The duties of a method: what `softmax_jax.solvers.schedule` asks of every one of them.
+
+A method is a frozen dataclass of its tuned constants. It keeps ``k`` problems in a state of its own
+making and advances them together; all that it knows about them besides is in a `Setup`. To add one,
+write a module with a subclass of `Method`, and give an instance to ``fit(method=...)``.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax.solvers import certificate as certificates
+from softmax_jax.solvers.certificate import Certificate
+from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.problem import Problem, cast
+from softmax_jax.solvers.units import Units
+
+
+class State(Protocol):
+    """Parts that the state of every method has, for ``k`` problems; a NamedTuple."""
+
+    @property
+    def theta(self) -> Any:
+        """``[k, q, 1 + d]`` parameters, the bias in front."""
+
+    @property
+    def value(self) -> Any:
+        """``[k]`` objectives in working precision; inf before the first step."""
+
+    @property
+    def gap(self) -> Any:
+        """``[k]`` estimates of the duality gap."""
+
+    @property
+    def done(self) -> Any:
+        """``[k]``: whether a problem has reached its target, or can make no step."""
+
+
+class Setup(NamedTuple):
+    """Problems on the same rows, laid out for a method."""
+
+    exact: Problem
+    """In float64, for certificates; with the chosen weightings, and no strengths."""
+    working: Problem
+    """In the type that the work is done in."""
+    units: Units
+    """Units of their features."""
+    aids: Any
+    """Arrays that the method computed from the rows, a pytree."""
+    origin: np.ndarray | None = None
+    """``[q, 1 + d]`` parameters to begin with; None means zero."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """An algorithm and its tuned constants.
+
+    Methods are hashable, and equal ones share their compiled programs.
+    """
+
+    width: int = 4
+    """Weightings that share a pass: a step takes 31 ms for one and 80 ms for four on two cores."""
+    steps: int = 50
+    """Steps from one look of the host at the problems to the next."""
+    patience: int = 1000
+    """Steps without progress after which the working precision counts as exhausted."""
+    warm_up: tuple[int, ...] = (16, 4)
+    """Problems begin on a 16th of the rows, then on a quarter, if there are so many blocks."""
+    warm_up_steps: int = 50
+    """Steps on each of these samples."""
+    float64_below: int = 10_000_000
+    """Up to so many multiplications a pass, n d q, the work is in float64 from the start.
+
+    Precision costs next to nothing there, and results of equivalent problems agree.
+    """
+    float64_target: float = math.inf
+    """Relative gap that such small problems go on to, if it is less than the tolerance."""
+    always_float64: bool = False
+    """Whether the work on large problems is in float64, too."""
+    tightening: float = 2.0
+    """Divides the target where the gap estimated in working precision proved too small."""
+    large_offset: float = 30.0
+    """Where offsets of a row differ by more, a third of them is solved for first."""
+    passes_to_begin: ClassVar[int] = 1
+    """Passes of `init`."""
+    watches_separation: ClassVar[bool] = True
+    """Whether unpenalised problems are tested for separated classes, half a pass a look."""
+
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+        """Refuses problems that are not for this method.
+
+        Raises:
+          ValueError: if they are not.
+        """
+        return None
+
+    def instead(self, inputs: Inputs) -> "Method":
+        """Returns the method to take for problems of this size; by default this one."""
+        return self
+
+    def successor(self, inputs: Inputs) -> "Method | None":
+        """Returns a method for what this one has not solved after `successor_after` passes."""
+        return None
+
+    @property
+    def successor_after(self) -> float:
+        """Passes after which the successor takes over, if there is one."""
+        return math.inf
+
+    def steps_between_looks(self, d: int, q: int) -> int:
+        """Returns how many steps to take at most before the host looks at the problems."""
+        return self.steps
+
+    def patience_with(self, d: int, q: int, *, small: bool) -> int:
+        """Returns the steps without progress after which precision counts as exhausted."""
+        return self.patience
+
+    def prepare(
+        self, inputs: Inputs, weightings: Sequence[int], dtype: Any, *, penalised: bool
+    ) -> Setup:
+        """Returns the problems with the chosen weightings, and what the method has to know of them.
+
+        Args:
+          inputs: the rows.
+          weightings: those of the problems, by number.
+          dtype: type to work in.
+          penalised: whether any of the problems has l2 > 0.
+        """
+        factor = inputs.problem.factor
+        exact, working, aids = _prepared(
+            self,
+            inputs.problem,
+            np.array(weightings),
+            factor if penalised else jnp.ones_like(factor),
+            dtype=dtype,
+            q=inputs.q,
+        )
+        # The rows stay where they are.
+        x = inputs.problem.x
+        return Setup(exact._replace(x=x), working._replace(x=x), inputs.units, aids)
+
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> Any:
+        """Returns what the method has to know of the rows; traced.
+
+        Args:
+          problem: without strengths.
+          factor: ``[d]`` factors of the penalty, or ones where nothing is penalised.
+          q: number of classes.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, aids: Any, theta: jax.typing.ArrayLike) -> State:
+        """Returns the state at ``theta: [k, q, 1 + d]``, after `passes_to_begin` passes."""
+
+    @abc.abstractmethod
+    def advance(
+        self,
+        problem: Problem,
+        aids: Any,
+        state: Any,
+        *,
+        target: np.ndarray,
+        limit: np.ndarray,
+        stop_at_first: np.bool_,
+    ) -> tuple[Any, jax.Array]:
+        """Takes up to ``limit`` steps; the state that goes in is used up.
+
+        Args:
+          problem: with strengths.
+          aids: from `aids`.
+          state: where the problems stand.
+          target: ``[k]``: a problem is done once its gap is at most this share of its objective.
+          limit: number of steps.
+          stop_at_first: whether to stop as soon as a problem is done that was not, or when all are.
+
+        Returns:
+          The state, and ``[k]`` passes that each problem took.
+        """
+
+    @abc.abstractmethod
+    def hand_over(self, problem: Problem, state: Any, slot: np.ndarray, source: np.ndarray) -> Any:
+        """Lets a new problem in ``slot`` go on from where that of ``source`` stands.
+
+        ``problem`` has the strengths of the new one. The state that goes in is used up.
+        """
+
+    @abc.abstractmethod
+    def restart(self, state: Any, slot: np.ndarray) -> Any:
+        """Begins the problem of a slot anew from where it stands, and forgets what was learnt.
+
+        The state that goes in is used up.
+        """
+
+    def dual(self, state: Any) -> jax.Array | None:
+        """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.
+
+        None means those of the parameters.
+        """
+        return None
+
+    def certify(
+        self,
+        setup: Setup,
+        exact: Problem,
+        theta: jax.Array,
+        dual: jax.Array | None,
+        slot: np.ndarray,
+        weighting: np.ndarray,
+        *,
+        most: float,
+    ) -> tuple[Certificate, int]:
+        """Certifies the problem of a slot, in float64; returns the passes that took, too.
+
+        Args:
+          setup: from `prepare`.
+          exact: ``setup.exact`` with the strengths of this problem.
+          theta: ``[k, q, 1 + d]``.
+          dual: from `dual`.
+          slot: index of the problem in ``theta``.
+          weighting: its place among the weightings of ``exact``.
+          most: passes to take at most.
+        """
+        return _certified(exact, theta, dual, slot, weighting), 1
+
+
+@partial(compiled, static_argnames=("method", "dtype", "q"))
+def _prepared(
+    method: Method, problem: Problem, chosen: np.ndarray, factor: jax.Array, *, dtype: Any, q: int
+) -> tuple[Problem, Problem, Any]:
+    exact = problem._replace(weights=problem.weights[:, chosen])
+    working = cast(exact, dtype)
+    aids = method.aids(working, factor.astype(dtype), q)
+    return exact._replace(x=None), working._replace(x=None), aids
+
+
+@compiled
+def _certified(
+    exact: Problem,
+    theta: jax.Array,
+    dual: jax.Array | None,
+    slot: np.ndarray,
+    weighting: np.ndarray,
+) -> Certificate:
+    alone = exact._replace(weights=of_slot(exact.weights, weighting, 1))
+    dual = None if dual is None else of_slot(dual, slot, 1)
+    return certificates.certify(alone, of_slot(theta, slot, 0), dual)
+
+
+def of_slot(array: jax.Array, slot: jax.typing.ArrayLike, axis: int) -> jax.Array:
+    """Returns one entry along ``axis``, which stays, in float64."""
+    return jax.lax.dynamic_slice_in_dim(array, slot, 1, axis).astype(jnp.float64)
