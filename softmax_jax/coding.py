@@ -80,7 +80,8 @@ def compress(
 
     Raises:
       ValueError: on shapes that do not fit, class ids out of range, NaN and infinities, logits
-        beyond 2^30, or more than `MOST_CLASSES` classes.
+        beyond 2^30, floats so far from zero that their rounding moves logits by 1/64 bit, or more
+        than `MOST_CLASSES` classes.
     """
     model, x = _Quantized.of(params, x, scale)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)
@@ -219,6 +220,10 @@ def _exp2_table(bits: int) -> np.ndarray:
     return np.array(table, np.int64)
 
 
+# Of a label, by which rounded features may change its length.
+_MOST_BITS_LOST = 2.0**-6
+
+
 class _Quantized(NamedTuple):
     """A model whose logits are exact: ``x 2^a`` and ``w 2^(power - a)`` are integers.
 
@@ -263,13 +268,21 @@ class _Quantized(NamedTuple):
         largest = _largest(x)
         exponents = np.frexp(largest)[1]
         powers = np.minimum(INTEGER_BITS - exponents, 0)
+        reach = largest @ np.max(np.abs(w), axis=1, initial=0)
         if x.dtype.kind not in "bui":
             powers = FEATURE_BITS - exponents
-        bound = largest @ np.max(np.abs(w), axis=1, initial=0) + np.max(np.abs(b))
+        bound = reach + np.max(np.abs(b))
         if power is None:
             power = min(50 - math.frexp(float(bound))[1], 50)
         if not np.ldexp(bound, power) < 2.0**51 or not FRACTION <= power <= 50:
             raise ValueError("the logits reach beyond 2^30: is a scale of the features missing?")
+        lost = reach * 2.0**-FEATURE_BITS
+        if x.dtype.kind not in "bui" and lost > _MOST_BITS_LOST:
+            raise ValueError(
+                f"x: features as large as {largest.max():.3g} lose so many digits here that logits "
+                f"move by {lost:.2g} bits: subtract the means of the features, as the solvers' "
+                "`centered` parameters take them"
+            )
         w = np.rint(np.ldexp(w, power - powers[:, None]))
         b = np.rint(np.ldexp(b, power)).astype(np.int64)
         return cls(w, b, impossible, powers, power), x

@@ -16,7 +16,8 @@ import numpy as np
 
 from softmax_jax import model
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_real
+from softmax_jax.checks import as_array, as_real, exceeds_float32
+from softmax_jax.data.dataset import stored_features
 from softmax_jax.data.targets import Ids, Targets, distribution, parse, parse_counted
 from softmax_jax.loss_options import (
     LossOptions,
@@ -294,9 +295,16 @@ def objective_gradient(
         R_i = \frac{s_i}{\sum_k s_k} (\mathrm{softmax}(o_i) - y_i)
 
     At a zero weight the l1 part is the subgradient 0.
+
+    Raises:
+      ValueError: as `objective`; or for a feature on the host of which float32 would lose digits,
+        see `data.from_arrays`. The gradient in the centered features of a fit has them.
     """
-    x = as_real(x, "x")
+    x = as_array(x, "x")
+    if not isinstance(x, jax.Array) and exceeds_float32(x.dtype):
+        x = stored_features(x, "x")
     scores = model.logits(params, x)
+    x = as_real(x, "x")
     error = cross_entropy_gradient(scores, targets, label_smoothing=label_smoothing)
     weights, total = _weights_and_total(error[:, 0], weights)
     residual = (weights / total)[:, None] * error

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._dtypes import accumulation_type, at_least_float32
-from softmax_jax.checks import as_array, as_real
+from softmax_jax.checks import as_array, as_real, exceeds_float32
 from softmax_jax.normalizer import log_normalizer
 
 ABSTAIN = -1
@@ -86,35 +86,41 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
 
 
 def centred(params: Params, x: Any) -> tuple[Params, Any]:
-    """Returns parameters and features of the same logits, ``(W, b + c W)`` and ``x - c``.
+    """Returns parameters and features of the same logits, ``(W / g, b + c W)`` and ``(x - c) g``.
 
-    A feature of 1e9 + z is nothing but 1e9 in float32. Where parameters and features are on the
-    host, and products with the means ``c`` of the features are so large that float32 would change
-    logits by 1e-5, both are formed in float64. Anything else is returned as it is: a float32 bias
-    has lost these digits before.
+    A feature of 1e9 + z is nothing but 1e9 in float32, and one of 1e40 is infinite. Where
+    parameters and features are on the host, and products with the means ``c`` of the features are
+    so large that float32 would change logits by 1e-5, or features lie beyond 1e30 or below 1e-30,
+    both are formed in float64. The factors ``g`` are powers of two. Anything else is returned as it
+    is: a float32 bias has lost these digits before.
     """
-    if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
-        return params, x
     w, b = as_array(params.w, "params.w"), as_array(params.b, "params.b")
     x = as_array(x, "x")
     if any(isinstance(a, jax.Array) for a in (w, b, x)):
         return params, x
-    exceeds_float32 = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
-    if not exceeds_float32 or x.size == 0 or w.shape != (x.shape[-1:] + b.shape):
+    if not exceeds_float32(x.dtype) or x.size == 0 or w.shape != (x.shape[-1:] + b.shape):
         return params, x
     rows = x.reshape(-1, x.shape[-1])
     # A few rows tell where the others are.
-    c = rows[:: len(rows) // 256 + 1].astype(np.float64).mean(axis=0)
+    some = rows[:: len(rows) // 256 + 1].astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
+        c, size = some.mean(axis=0), np.abs(some).max(axis=0)
         change = 2.0**-24 * np.sqrt(np.square(c[:, None] * w).sum(axis=0).max())
-        if not (1e-5 < change < np.inf):
+        is_extreme = ((size > 1e30) | ((size > 0) & (size < 1e-30))).any()
+        if not (1e-5 < change < np.inf or is_extreme):
             return params, x
         # Beside a larger spread, small numbers would lose their digits.
-        c = np.where(np.abs(rows - c).max(axis=0) < np.abs(c) / 4, c, 0)
-        if not c.any():
+        reach = np.abs(rows - c).max(axis=0)
+        c = np.where(reach < np.abs(c) / 4, c, 0)
+        if not (c.any() or is_extreme):
             return params, x
-        w = w.astype(np.float64)
-        return Params(w, b + c @ w), x - c
+        w, x = w.astype(np.float64), x - c
+        b = b + c @ w
+        if is_extreme:
+            reach = np.abs(x.reshape(rows.shape)).max(axis=0)
+            power = np.where((reach > 0) & np.isfinite(reach), -np.frexp(reach)[1], 0)
+            w, x = np.ldexp(w, -power[:, None]), np.ldexp(x, power)
+        return Params(w, b), x
 
 
 @jax.transfer_guard("allow")

@@ -15,6 +15,7 @@ import optax
 
 from softmax_jax import head, losses, metrics, model
 from softmax_jax._dtypes import at_least_float32
+from softmax_jax._fork import refuse_broken_process
 from softmax_jax.checks import (
     as_array,
     as_real,
@@ -80,11 +81,13 @@ def init(
       label_smoothing: see `losses.cross_entropy`.
 
     Raises:
-      ValueError: if ``l2`` is negative or ``label_smoothing`` outside [0, 1).
+      ValueError: if ``l2`` is negative or ``label_smoothing`` outside [0, 1].
+      RuntimeError: in a process that was forked after its parent had used JAX.
     """
     if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
         raise ValueError(f"l2 must not be negative, got {l2}")
     check_label_smoothing(label_smoothing)
+    refuse_broken_process()
     params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))
     with jax.numpy_dtype_promotion("standard"):  # as optax expects
         opt_state = optimizer.init(params)

@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 import scipy.special
 
-from softmax_jax import checks, coding, losses, metrics, model, prequential, training
+from softmax_jax import checks, coding, head, losses, metrics, model, prequential, training
 from softmax_jax.data import Data, features
 from softmax_jax.model import Params
 
@@ -157,6 +157,33 @@ class TestClassIds:
             for y in (labels[:, None], labels)
         )
         np.testing.assert_array_equal(a.bits, b.bits)
+
+
+@pytest.mark.parametrize("unit", [1e38, 1e39, 1e160, 1e-38, 1e-160])
+def test_features_beyond_float32_are_evaluated_with_the_parameters_of_their_unit(unit):
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
+    w, b = rng.normal(size=(3, 3)), rng.normal(size=3)
+    expected = model.logits(Params(w, b), z)
+    params, x = Params(w / unit, b), z * unit
+    np.testing.assert_allclose(model.logits(params, x), expected, rtol=1e-5, atol=1e-5)
+    measured = training.evaluate(params, Data(x, labels))
+    loss = losses.cross_entropy(expected, labels)
+    np.testing.assert_allclose(measured.negative_log_likelihood, loss.sum(), rtol=1e-5)
+    head_loss = head.linear_cross_entropy(x, *params, labels).loss
+    np.testing.assert_allclose(head_loss, loss, rtol=1e-4)
+
+
+def test_a_gradient_of_which_float32_would_keep_nothing_is_refused():
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
+    params = Params(np.ones((3, 3)), np.zeros(3))
+    with pytest.raises(ValueError, match=r"x: feature 0 varies .*; subtract its mean"):
+        losses.objective_gradient(params, 1.6e9 + z, labels)
+    with jax.enable_x64(True):
+        found = losses.objective_gradient(params, 1.6e9 + z, labels)
+    residual = (1 / 3 - np.eye(3)[labels]) / 50
+    np.testing.assert_allclose(found.w, (1.6e9 + z).T @ residual, rtol=1e-6)
 
 
 X = np.array([[1.5, -2.0], [0.25, 3.0]])

@@ -80,6 +80,18 @@ def test_frequencies_are_those_of_softmax(seed, q, spread):
     np.testing.assert_allclose(table / 2**24, p, rtol=2e-5, atol=(2 + q) / 2**24)
 
 
+def test_floats_whose_rounding_would_move_logits_are_refused():
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(200, 3)), rng.integers(0, 3, 200)
+    w = rng.normal(size=(3, 3))
+    far, near = Params(w, -1e8 * w.sum(axis=0)), Params(w, np.zeros(3))
+    for function in (coding.compress, coding.codelength):
+        with pytest.raises(ValueError, match=r"x: features as large as 1e.08 lose .* subtract"):
+            function(far, 1e8 + z, labels)
+    bits = coding.codelength(near, z, labels)
+    assert coding.codelength(near, (1e8 + z) - 1e8, labels) == pytest.approx(bits, rel=1e-5)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_tables_are_powers_of_two_rounded(bits):
     with mpmath.workdps(50):

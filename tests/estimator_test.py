@@ -669,3 +669,17 @@ def test_arrays_of_jax(iris):
 def test_errors(iris, model, message):
     with pytest.raises(ValueError, match=message):
         model.fit(*iris)
+
+
+def test_partial_fit_under_a_guard_of_transfers():
+    x, y = np.eye(6, 2), np.arange(6) % 2
+    expected = SoftmaxRegression().partial_fit(x, y, classes=[0, 1])
+    with jax.transfer_guard("disallow"):
+        found = SoftmaxRegression().partial_fit(x, y, classes=[0, 1])
+    np.testing.assert_array_equal(found.coef_, expected.coef_)
+
+
+def test_partial_fit_refuses_features_of_which_float32_keeps_too_little():
+    x, y = 1e9 + np.random.default_rng(0).normal(size=(6, 2)), np.arange(6) % 2
+    with pytest.raises(ValueError, match=r"X: feature 0 .*; subtract its mean"):
+        SoftmaxRegression().partial_fit(x, y, classes=[0, 1])

@@ -27,6 +27,8 @@ def fit(way, jax_is_used=False):
             solvers.cross_validate(x, y, l2=[1.0], folds=2)
         elif way == "estimator":
             SoftmaxRegression(l2=1.0).fit(x, y)
+        elif way == "partial_fit":
+            SoftmaxRegression(l2=1.0).partial_fit(x, y, classes=[0, 1])
     except RuntimeError as error:
         return str(error)
     return "fitted"
@@ -48,10 +50,10 @@ def test_a_fork_after_jax_was_used_is_refused_at_every_door(tmp_path):
     body = """
     import jax.numpy as jnp
     jnp.ones(1) + 1
-    in_worker("fork", ["fit", "fit_path", "cross_validate", "estimator"])
+    in_worker("fork", ["fit", "fit_path", "cross_validate", "estimator", "partial_fit"])
 """
     lines = run(body, tmp_path)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         assert "forked" in line
         assert "spawn" in line

@@ -16,7 +16,9 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import validate_data
 
 from softmax_jax import solvers, training
+from softmax_jax._fork import refuse_broken_process
 from softmax_jax.data import Data
+from softmax_jax.data.dataset import stored_features
 from softmax_jax.estimator._arrays import for_solvers, to_numpy, without_bfloat16
 from softmax_jax.estimator._linear_classifier import (
     LinearClassifier,
@@ -158,8 +160,10 @@ class SoftmaxRegression(LinearClassifier):
           sample_weight: ``[n]``, 0 or more.
 
         Raises:
-          ValueError: on input that is not as above, an ``l1`` above 0, or ``standardize`` or a
-            ``class_weight`` of ``"balanced"``, which need all rows.
+          ValueError: on input that is not as above, a feature of which float32 loses digits, an
+            ``l1`` above 0, or ``standardize`` or a ``class_weight`` of ``"balanced"``, which need
+            all rows.
+          RuntimeError: in a process that was forked after its parent had used JAX.
 
         Warns:
           ConvergenceWarning: if a step led to no finite number; the weights are as before it.
@@ -220,7 +224,9 @@ class SoftmaxRegression(LinearClassifier):
             )
         return np.searchsorted(classes, y)
 
+    @jax.transfer_guard("allow")
     def _take_a_pass(self, X: Any, ids: np.ndarray, weights: np.ndarray) -> training.TrainState:
+        refuse_broken_process()
         w, b = model_params(self.coef_, self.intercept_)
         b = jnp.asarray(b, jnp.float32)
         state = training.init(
@@ -232,7 +238,7 @@ class SoftmaxRegression(LinearClassifier):
         )
         if self._moments is not None:
             state = state._replace(opt_state=self._moments)
-        X = X.toarray() if scipy.sparse.issparse(X) else to_numpy(X)
+        X = stored_features(X.toarray() if scipy.sparse.issparse(X) else to_numpy(X), "X")
         rows = Data(
             jnp.asarray(X, jnp.float32),
             jnp.asarray(ids, jnp.int32),

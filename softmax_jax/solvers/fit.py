@@ -200,7 +200,8 @@ def fit_path(
       shift: see ``scale``.
       fit_intercept: False holds the bias at zero, in the objective and in the bound.
       standardize: penalise the weights of features divided by their standard deviations, weighted
-        and over all weightings; the result is for the features as given.
+        and over all weightings; the result is for the features as given. A feature that does not
+        vary, which matters without an intercept, is left as it is.
       initial: parameters to start from; by default from solutions on samples of the rows.
       tol: see `fit`.
       max_passes: passes over all rows for each problem, at most. The last one is for the

@@ -68,8 +68,11 @@ def of_their_own(
     varies = reach > 1e-300
     size = np.ldexp(1.0, -np.frexp(np.where(varies, reach, 1))[1])
     problem = stored._replace(center=jnp.asarray(center), scale=jnp.asarray(scale * size))
-    factor = np.asarray(_deviations(problem)) if standardize else size
-    varies = varies & (factor > 0)
+    factor = size
+    if standardize:
+        deviation = np.asarray(_deviations(problem))
+        # As in scikit-learn's StandardScaler, what does not vary is left in its unit.
+        factor = np.where(deviation > 0, deviation, size)
     factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
     factor = np.clip(factor, _SMALLEST, _LARGEST)
     mean = center * scale + shift
@@ -95,7 +98,11 @@ def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @jax.jit
 def _deviations(problem: Problem) -> jax.Array:
-    """``[d]``: the standard deviations of the features, over all weightings together."""
+    """``[d]``: the standard deviations of the features, over all weightings together.
+
+    Of differences from the first row, which are zero to the last digit where nothing varies.
+    """
+    first = passes.features(problem, jnp.int32(0))[:1]
     total = over_blocks(
         problem,
         lambda j, total: total + jnp.sum(block_of(problem.weights, j)),
@@ -104,6 +111,7 @@ def _deviations(problem: Problem) -> jax.Array:
 
     def add(j, carry):
         x = passes.features(problem, j)
+        x = x - jnp.broadcast_to(first, x.shape)
         s = jnp.sum(block_of(problem.weights, j), axis=0) / total
         return carry[0] + s @ x, carry[1] + s @ (x * x)
 

@@ -53,6 +53,22 @@ def newton(x, y, l2, *, intercept=True, weights=None, steps=100):
     return value(theta), theta[1:], theta[0]
 
 
+@pytest.mark.parametrize("constant", [1.0, 7.0, 7.3])
+@pytest.mark.parametrize(("l2", "l1"), [(1e-2, 0.0), (1e-3, 1e-3)])
+def test_without_an_intercept_a_constant_column_is_penalised_as_it_is(constant, l2, l1):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(60, 2)), np.repeat([0, 1], [40, 20])
+    x = np.column_stack([z, np.full(60, constant)])
+    options = {"l2": l2, "l1": l1, "fit_intercept": False, "tol": 1e-9}
+    found = solvers.fit(x, y, standardize=True, **options)
+    deviation = np.append(z.std(axis=0), 1.0)
+    expected = solvers.fit(x / deviation, y, **options)
+    assert found.status == expected.status == solvers.Status.CERTIFIED
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
+    np.testing.assert_allclose(found.params.w * deviation[:, None], expected.params.w, atol=1e-4)
+    assert np.abs(found.params.w[2]).min() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["anes96", "spector"])
 def test_single_fits_agree_to_every_printed_digit_of_statsmodels(name):
     data = getattr(sm.datasets, name).load_pandas()
