@@ -181,7 +181,9 @@ def linear_cross_entropy(
         jax.lax.stop_gradient(at_least_one_row(row_weights.reshape(n))),
         Smoothing(_constant(options.label_smoothing, kind), _constant(options.z_loss, kind)),
     )
-    out = jax.tree.map(lambda a: a[:n].reshape(*leading, *a.shape[1:]), out)
+    out = jax.tree.map(
+        lambda a: a if (len(a),) == leading else a[:n].reshape(*leading, *a.shape[1:]), out
+    )
     loss = jnp.where((row_weights == 0) & ~jnp.isfinite(out.loss), 0, out.loss)
     mass = None
     if reduction == "mean":

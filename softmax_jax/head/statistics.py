@@ -87,8 +87,9 @@ class Whole(NamedTuple):
 class Statistic(NamedTuple):
     """Numbers of each row that are found a tile of logits at a time.
 
-    A statistic that is no entry of `TABLE` is given to `linear_cross_entropy` as it is, in
-    ``extras``. Its functions must be those of a module or cached: each new one compiles anew.
+    The library's own ones have names. Any other is given to `linear_cross_entropy` as it is, in
+    ``extras``. Its functions must be those of a module or cached: each new one compiles anew. With
+    neither `factor` nor `add`, its value is a constant to derivatives.
 
     Example:
       The variance of the logits under the prediction takes two of these; here is the mean of
@@ -133,8 +134,8 @@ class Statistic(NamedTuple):
     add: Callable[[jax.Array, Tile, State, State], jax.Array] | None = None
     """``(g, tile, saved, cotangent) -> g`` with the terms of the derivative that no probability
     multiplies. None for no such terms."""
-    again: Callable[[Tile, State], jax.Array] | None = None
-    """``(tile, state) -> sums``, added over the tiles of a second pass over the classes. `finish`
-    gets ``(state, sums)`` then."""
+    again: Callable[[Tile, State], State] | None = None
+    """``(tile, state) -> sums``, a pytree of arrays to be added over the tiles of a second pass over
+    the classes. `finish` gets ``(state, sums)`` then."""
     needs_ids: bool = False
     """Whether targets must be class ids."""

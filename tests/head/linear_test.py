@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from softmax_jax import calibration, head, losses, model, selective
+from softmax_jax import head, losses, model
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
 
@@ -314,14 +314,6 @@ def test_of_equal_logits_the_lower_class_comes_first(classes):
     assert out.top_ids.tolist() == [[1, 2, 4, 0, 3, 5], [0, 1, 2, 3, 4, 5]]
 
 
-@pytest.fixture
-def small():
-    rng = np.random.default_rng(0)
-    x, w, b = rng.normal(size=(6, 4)), rng.normal(size=(4, 5)), rng.normal(size=5)
-    x, w, b = (jnp.asarray(a, jnp.float32) for a in (x, w, b))
-    return x, w, b, jnp.asarray(rng.integers(5, size=6))
-
-
 def test_it_is_the_cross_entropy_of_the_logits(small):
     x, w, b, labels = small
     expected = losses.cross_entropy(model.logits(Params(w, b), x), labels)
@@ -507,11 +499,6 @@ def test_the_second_call_compiles_nothing(small, count_compilations):
 MIB = 2**20
 
 
-def temporary_memory(function, *shapes):
-    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are those of a CPU")
 @pytest.mark.parametrize(
     ("strategy", "product", "bound"),
@@ -522,7 +509,7 @@ def temporary_memory(function, *shapes):
         ("fused", True, 256),
     ],
 )
-def test_temporary_memory_is_bounded(strategy, product, bound):
+def test_temporary_memory_is_bounded(temporary_memory, strategy, product, bound):
     n, d, v = 2048, 256, 65536
 
     def loss(x, w, b, labels):
@@ -539,34 +526,6 @@ def test_temporary_memory_is_bounded(strategy, product, bound):
     f32 = jnp.float32
     used = temporary_memory(run, ((n, d), f32), ((d, v), f32), ((v,), f32), ((n,), jnp.int32))
     assert used <= bound * MIB
-
-
-def test_scoring_many_rows_holds_few_logits():
-    n, d, v = 1_000_000, 16, 800
-    shapes = ((n, d), jnp.uint8), ((d, v), jnp.float32), ((v,), jnp.float32)
-    for function in (
-        lambda x, w, b: head.predict(Params(w, b), x),
-        lambda x, w, b: head.top_k(Params(w, b), x),
-        lambda x, w, b: linear_cross_entropy(x, w, b, jnp.zeros(n, int)).loss,
-    ):
-        # The logits would be 3,052 MiB.
-        assert temporary_memory(function, *shapes) <= 128 * MIB
-
-
-def test_predictions_are_those_of_the_model(small):
-    x, w, b, _ = small
-    params = Params(w, b)
-    p = model.probabilities(params, x)
-    np.testing.assert_array_equal(head.predict(params, x), model.predict(params, x))
-    np.testing.assert_array_equal(
-        head.predict(params, x, threshold=0.6), model.predict(params, x, threshold=0.6)
-    )
-    best = head.top_k(params, x.reshape(2, 3, 4), k=3)
-    values, ids = jax.lax.top_k(p, 3)
-    np.testing.assert_array_equal(best.ids, ids.reshape(2, 3, 3))
-    np.testing.assert_allclose(best.probabilities, values.reshape(2, 3, 3), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"k must lie in \[1, 5\]"):
-        head.top_k(params, x, k=6)
 
 
 @pytest.mark.parametrize("strategy", ["recompute", "fused"])
@@ -790,37 +749,6 @@ def test_no_rows_have_no_losses(leading, targets):
     assert head.top_k(Params(w, b), jnp.ones((*leading, 4)), k=2).ids.shape == (*leading, 2)
 
 
-def test_rows_commit_at_their_own_confidence_in_any_blocks():
-    rng = np.random.default_rng(0)
-    params = Params(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, 11), 11)))
-    x = jnp.asarray(rng.normal(size=(120, 7)), jnp.float32)
-    classes = np.asarray(model.predict(params, x))
-    confidence, _ = calibration.top_label(model.logits(params, x), classes)
-    curve = selective.risk_coverage(confidence, np.ones(120))
-    np.testing.assert_array_equal(curve.threshold, np.sort(np.asarray(confidence, float))[::-1])
-    thresholds = jnp.asarray(curve.threshold, jnp.float32)
-    predictors = {"eager": model.predict, "jit": jax.jit(model.predict)}
-    for memory in (None, 8 * 120 * 3, 1):
-        predictors[f"head {memory}"] = functools.partial(head.predict, memory=memory)
-    for name, predict in predictors.items():
-        at_own = predict(params, x, threshold=jnp.asarray(confidence))
-        np.testing.assert_array_equal(at_own, classes, err_msg=name)
-        for t in thresholds[::10]:
-            answered = np.asarray(predict(params, x, threshold=t)) != model.ABSTAIN
-            np.testing.assert_array_equal(answered, np.asarray(confidence) >= t, err_msg=name)
-
-
-def test_uniform_rows_are_at_one_over_q():
-    params, x = Params(jnp.zeros((1, 50)), jnp.zeros(50)), jnp.ones((1, 1))
-    scored = jax.jit(model.predict)
-    for q in range(2, 51):
-        uniform = params._replace(b=jnp.where(jnp.arange(50) < q, 0, -INF))
-        above = np.float32(1 / q) * np.float32(1 + 1e-4)
-        for predict in (model.predict, scored, head.predict):
-            assert predict(uniform, x, threshold=1 / q) == 0
-            assert predict(uniform, x, threshold=above) == model.ABSTAIN
-
-
 def test_impossible_classes_make_no_nan_on_the_way():
     x, w, b = jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.array([0.0, -INF, 1.0])
     labels = np.array([0, 2, 2, 0])
@@ -855,92 +783,6 @@ def test_smoothing_of_one_takes_all_from_the_target(small, strategy, impossible)
     if not impossible:
         expected = np.asarray(x).T @ (np.exp(log_p) - 1 / 5) / 6
         np.testing.assert_allclose(jax.grad(mean)(w), expected, rtol=1e-4, atol=1e-6)
-
-
-def logits_of(tile):
-    return tile.unscaled * tile.scale
-
-
-SECOND_MOMENT = head.Statistic(
-    name="second_moment",
-    empty=jnp.zeros,
-    of_tile=lambda tile: jnp.sum(tile.p * logits_of(tile) ** 2, axis=1),
-    merge=lambda a, b, part_a, part_b: part_a.shrink * a + part_b.shrink * b,
-    finish=lambda state, whole: state / whole.total,
-    value=lambda saved, normalizer: saved,
-    factor=lambda tile, saved, cotangent: (
-        cotangent[:, None] * (logits_of(tile) ** 2 - saved[:, None] + 2 * logits_of(tile))
-    ),
-)
-# Of the squared distance to the mode, and how many logits are less than 1 below it: one value in
-# two leaves, of which one needs no derivative.
-NEAR_THE_MODE = head.Statistic(
-    name="near_the_mode",
-    empty=lambda size, dtype: (),
-    of_tile=lambda tile: (),
-    merge=lambda a, b, part_a, part_b: (),
-    again=lambda tile, state: {
-        "mean": jnp.sum(tile.p * tile.gap**2, axis=1),
-        "count": jnp.sum(tile.gap < 1, axis=1, dtype=jnp.int32),
-    },
-    finish=lambda state, whole: state[1],
-    value=lambda saved, normalizer: saved,
-)
-
-
-@pytest.mark.parametrize("strategy", ["recompute", "fused"])
-@pytest.mark.parametrize("classes", [2, 5])
-def test_a_statistic_of_ones_own(small, strategy, classes):
-    x, w, b, labels = small
-
-    def ours(w):
-        out = linear_cross_entropy(
-            x, w, b, labels, extras=["entropy", SECOND_MOMENT, NEAR_THE_MODE], soft_cap=3.0,
-            temperature=0.7, strategy=strategy, block_classes=classes, block_rows=4,
-        )  # fmt: skip
-        return out.loss, out.entropy, out.others["second_moment"]
-
-    def expected(w):
-        o = 3 * jnp.tanh(model.logits(Params(w, b), x) / 3) / 0.7
-        p = jax.nn.softmax(o)
-        entropy = -jnp.sum(p * jnp.log(p), axis=1)
-        return losses.cross_entropy(o, labels), entropy, jnp.sum(p * o**2, axis=1)
-
-    cotangents = tuple(jax.random.normal(jax.random.key(i), (6,)) for i in range(3))
-    for of in (
-        lambda f: f(w),
-        lambda f: jax.vjp(f, w)[1](cotangents),
-        lambda f: jax.jvp(jax.grad(lambda w: jnp.sum(jnp.sin(f(w)[2]))), (w,), (jnp.cos(w),))[1],
-    ):
-        assert_close(of(ours), of(expected), 1e-5)
-
-    o = np.asarray(model.logits(Params(w, b), x))
-    out = linear_cross_entropy(
-        x, w, b, labels, extras=[NEAR_THE_MODE, NEAR_THE_MODE], block_classes=classes
-    )
-    gap = o.max(axis=1, keepdims=True) - o
-    near = out.others["near_the_mode"]
-    np.testing.assert_array_equal(near["count"], (gap < 1).sum(axis=1))
-    p = scipy.special.softmax(o, axis=1)
-    np.testing.assert_allclose(near["mean"], (p * gap**2).sum(axis=1), rtol=1e-5, atol=1e-6)
-
-
-def test_the_second_call_with_a_statistic_of_ones_own_compiles_nothing(small, count_compilations):
-    def run():
-        return linear_cross_entropy(*small, extras=[SECOND_MOMENT, "top_k"], k=2).loss
-
-    assert count_compilations(run) > 0
-    assert count_compilations(run) == 0
-
-
-@pytest.mark.parametrize("name", ["entropy", "spread", "top"])
-def test_a_statistic_needs_a_name_of_its_own(small, name):
-    own = SECOND_MOMENT._replace(name=name)
-    with pytest.raises(ValueError, match=f"'{name}' is the name of another statistic"):
-        linear_cross_entropy(*small, extras=[own])
-    others = [SECOND_MOMENT, NEAR_THE_MODE._replace(name="second_moment")]
-    with pytest.raises(ValueError, match="'second_moment' is the name of another statistic"):
-        linear_cross_entropy(*small, extras=others)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
