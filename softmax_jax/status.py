@@ -30,6 +30,10 @@ class Status(enum.StrEnum):
 
 
 SEPARATED = "the classes are separated and nothing is penalised: the loss falls to 0 as |W| grows"
+FAR_FROM_ZERO = (
+    "features are so far from zero that float64 cannot hold the bias: the centered parameters are "
+    "within the tolerance; subtract the means of the features"
+)
 EXHAUSTED = "no step makes progress any more in float64"
 
 

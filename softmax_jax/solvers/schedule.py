@@ -297,7 +297,9 @@ def _certify_start(slots: Slots, theta: np.ndarray, job: Job) -> None:
 
 
 def _finish(slots: Slots, job: Job, certificate: Certificate, ended: Verdict) -> None:
-    solution = solution_of(slots.inputs, slots.setup.units, certificate, job, ended)
+    solution = solution_of(
+        slots.inputs, slots.setup.units, certificate, job, ended, tol=slots.stop.tol
+    )
     slots.solved[job.place] = solution, job
     slots.report.solved += 1
 

@@ -10,6 +10,7 @@ from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Verdict
 from softmax_jax.solvers.units import Units, to_users
+from softmax_jax.status import FAR_FROM_ZERO, Status
 
 # Objectives below this share of the loss without features count as zero: a gap has to be small
 # against that share, as none is small against nothing.
@@ -52,7 +53,7 @@ class Solution(NamedTuple):
     mean: Any
     """``[d]`` means of the features."""
     objective: Any
-    """F(w, b) in nats, in float64."""
+    """F in nats, in float64, of `centered`; that of `params` is larger by rounding, up to `gap`."""
     gap: Any
     """In nats: the minimum is not below ``objective - gap``; the objective, if nothing is known."""
     relative_gap: Any
@@ -77,7 +78,13 @@ def negligible(inputs: Inputs, weighting: int) -> float:
 
 
 def solution_of(
-    inputs: Inputs, units: Units, certificate: Certificate, job: Job, ended: Verdict
+    inputs: Inputs,
+    units: Units,
+    certificate: Certificate,
+    job: Job,
+    ended: Verdict,
+    *,
+    tol: float,
 ) -> Solution:
     """Returns the solution of a job, for the features and biases as users have them.
 
@@ -87,6 +94,7 @@ def solution_of(
       certificate: of this job alone.
       job: the account of its progress.
       ended: how it ended.
+      tol: relative gap up to which it is certified, with the rounding of the bias.
     """
     params, centered, error = to_users(
         units,
@@ -98,6 +106,9 @@ def solution_of(
     # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
     # its square at most, as the second derivative is a variance under the predictions.
     value, gap = float(certificate.value[0]), float(certificate.gap[0]) + error**2 / 2
+    largest = max(value, negligible(inputs, job.weighting))
+    if ended.status == Status.CERTIFIED and gap > tol * largest:
+        ended = Verdict(Status.NOT_CERTIFIED, FAR_FROM_ZERO)
     columns = np.array(job.history, np.float64).reshape(-1, len(History._fields)).T
     return Solution(
         params=params,
@@ -105,7 +116,7 @@ def solution_of(
         mean=units.mean,
         objective=value,
         gap=gap,
-        relative_gap=gap / max(value, negligible(inputs, job.weighting)),
+        relative_gap=gap / largest,
         slope=float(certificate.slope[0]),
         status=ended.status,
         reason=ended.reason,

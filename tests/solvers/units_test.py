@@ -166,6 +166,9 @@ def test_the_certificate_is_of_the_returned_parameters_rounding_included(offset)
     least = objective_in_mpmath(*best.params, near, y, l2)
     reached = objective_in_mpmath(*solution.params, x, y, l2)
     assert float(reached - least) <= solution.gap + best.gap
+    is_certified = solution.status == solvers.Status.CERTIFIED
+    assert is_certified == (solution.relative_gap <= 1e-4) == (offset < 1e14)
+    assert is_certified or "subtract the means" in solution.reason
     # In the form that is centered, nothing is lost.
     kept = objective_in_mpmath(*solution.centered, x - solution.mean, y, l2)
     assert float(kept - least) <= 1e-4 * float(least)
