@@ -16,13 +16,13 @@ Bins are [lower, upper), the last one with its upper end, so that 0 and 1 have t
 confidences are always in one bin. Empty bins take no part in anything.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import erf
 
 from softmax_jax import losses, metrics, model
 from softmax_jax._dtypes import accumulation_type, at_least_float32
@@ -37,6 +37,7 @@ from softmax_jax.checks import (
 )
 from softmax_jax.data import blocks
 from softmax_jax.data.targets import Dense, Targets, distribution, parse
+from softmax_jax.normalizer import softmax
 
 
 class Bins(NamedTuple):
@@ -94,7 +95,7 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
     """
     logits, parsed = _checked(logits, targets)
     y = distribution(parsed, logits.shape[-1], logits.dtype)
-    return jax.nn.softmax(logits, axis=-1), y
+    return softmax(logits, axis=-1), y
 
 
 @jax.transfer_guard("allow")
@@ -344,9 +345,12 @@ def debiased_expected_error(bins: Bins) -> np.ndarray:
     # The square of the observed gap is above that of the true one by the variance.
     sigma = np.sqrt(np.maximum(np.where(has_pairs, gap**2 - squares, 0), 0))
     z = gap / np.where(sigma > 0, sigma, 1)
-    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gap * erf(z / np.sqrt(2))
+    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gap * _erf(z / np.sqrt(2))
     expected = np.where(sigma > 0, folded, np.abs(gap))
     return np.sum(means.share * (2 * np.abs(gap) - expected), axis=-1)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Brier(NamedTuple):

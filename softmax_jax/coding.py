@@ -34,9 +34,9 @@ from softmax_jax.checks import (
     checked_features,
     checked_labels,
     dense_rows,
-    per_feature,
 )
 from softmax_jax.data.blocks import rows_within, slices
+from softmax_jax.data.types import for_stored
 from softmax_jax.model import Params
 
 PRECISION = 24
@@ -62,7 +62,13 @@ _ENTRY, _WORK = 30, 96
 
 
 def compress(
-    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int | None = None
+    params: Params,
+    x: Any,
+    labels: Any,
+    *,
+    scale: Any = None,
+    shift: Any = None,
+    block_size: int | None = None,
 ) -> bytes:
     """The labels as the content of a file.
 
@@ -71,7 +77,8 @@ def compress(
       x: ``[n, d]`` features as they are stored, dense or SciPy sparse; integers below 2^31 are
         taken exactly, larger ones to 2^-31 and floats to 2^-22 of the largest one of their feature.
       labels: class ids ``[n]``.
-      scale: the model sees ``x * scale``; a number or ``[d]``; None means 1.
+      scale: the model sees ``x * scale + shift``; a number or ``[d]``; None means 1.
+      shift: a number or ``[d]``; None means 0.
       block_size: rows at a time, of no influence on the content; by default such that there are
         `data.blocks.NUMBERS` features or logits.
 
@@ -83,7 +90,7 @@ def compress(
         beyond 2^30, floats so far from zero that their rounding moves logits by 1/64 bit, or more
         than `MOST_CLASSES` classes.
     """
-    model, x = _Quantized.of(params, x, scale)
+    model, x = _Quantized.of(params, x, scale, shift)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)
     encoder = constriction.stream.queue.RangeEncoder()
     for rows in model.blocks(x.shape[0], block_size):
@@ -104,15 +111,22 @@ def compress(
 
 
 def decompress(
-    content: bytes, params: Params, x: Any, *, scale: Any = None, block_size: int | None = None
+    content: bytes,
+    params: Params,
+    x: Any,
+    *,
+    scale: Any = None,
+    shift: Any = None,
+    block_size: int | None = None,
 ) -> np.ndarray:
     """The labels that `compress` was given: int32 ``[n]``.
 
     Args:
       content: of the file.
-      params: those that it was made with, to the last bit, as are ``x`` and ``scale``.
+      params: those that it was made with, to the last bit, as are ``x``, ``scale`` and ``shift``.
       x: ``[n, d]``.
       scale: see `compress`.
+      shift: see `compress`.
       block_size: rows at a time, of no influence on the labels.
 
     Raises:
@@ -145,7 +159,7 @@ def decompress(
             f"the file has {count:,} labels, coded by w of shape {(d, q)}; got {n:,} rows and "
             f"w of shape {np.shape(params.w)}"
         )
-    model, x = _Quantized.of(params, x, scale, power)
+    model, x = _Quantized.of(params, x, scale, shift, power)
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype("u4"))
     labels = np.zeros(count, np.int32)
     try:
@@ -162,14 +176,20 @@ def decompress(
 
 
 def codelength(
-    params: Params, x: Any, labels: Any, *, scale: Any = None, block_size: int | None = None
+    params: Params,
+    x: Any,
+    labels: Any,
+    *,
+    scale: Any = None,
+    shift: Any = None,
+    block_size: int | None = None,
 ) -> float:
     """``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
 
     Raises:
       ValueError: as `compress`.
     """
-    model, x = _Quantized.of(params, x, scale)
+    model, x = _Quantized.of(params, x, scale, shift)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)
     bits = [PRECISION * float(len(labels))]
     for rows in model.blocks(x.shape[0], block_size):
@@ -247,7 +267,7 @@ class _Quantized(NamedTuple):
 
     @classmethod
     def of(
-        cls, params: Params, x: Any, scale: Any, power: int | None = None
+        cls, params: Params, x: Any, scale: Any, shift: Any, power: int | None = None
     ) -> "tuple[_Quantized, Any]":
         """The model with that power, or the largest possible one; and the features, checked."""
         x = checked_features(x)
@@ -260,9 +280,9 @@ class _Quantized(NamedTuple):
         if not 1 <= w.shape[1] <= MOST_CLASSES:
             raise ValueError(f"{w.shape[1]:,} classes; expected 1 to {MOST_CLASSES:,}")
         impossible = np.isneginf(b)
+        given: Any = (w, np.where(impossible, 0, b))
         # Each of these is one rounded operation, the same everywhere.
-        w = w * per_feature(scale, 1.0, len(w), "scale")[:, None] * LOG2_E
-        b = np.where(impossible, 0, b) * LOG2_E
+        w, b = (np.asarray(a) * LOG2_E for a in for_stored(Params(*given), scale, shift))
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise ValueError("w or b has NaN or infinities, where only b may have -inf")
         largest = _largest(x)

@@ -28,7 +28,7 @@ from softmax_jax.loss_options import (
     reduced,
 )
 from softmax_jax.model import Params
-from softmax_jax.normalizer import log_normalizer
+from softmax_jax.normalizer import softmax, surprisals
 from softmax_jax.penalty import Penalty
 
 
@@ -132,7 +132,7 @@ def cross_entropy(
         smoothed = _smoothed(y, label_smoothing, included)
     if v is not None:
         smoothed = smoothed * v
-    surprisal = _surprisals(logits)
+    surprisal = surprisals(logits)
     impossible_and_irrelevant = (smoothed == 0) & jnp.isinf(surprisal)
     loss = jnp.sum(smoothed * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
     if not is_zero(z_loss):
@@ -187,7 +187,7 @@ def cross_entropy_gradient(
     if not is_zero(label_smoothing):
         y = _smoothed(y, label_smoothing)
     mass = jnp.broadcast_to(jnp.sum(y, axis=-1, keepdims=True), y.shape)
-    return mass * jax.nn.softmax(logits, axis=-1) - y
+    return mass * softmax(logits) - y
 
 
 @jax.transfer_guard("allow")
@@ -200,7 +200,7 @@ def cross_entropy_hessian(logits: jax.Array) -> jax.Array:
     the covariance of the predicted class: positive semi-definite, so the loss is convex, and the
     same for every target that sums to one, hence no ``targets`` argument.
     """
-    p = jax.nn.softmax(at_least_float32(as_real(logits, "logits")), axis=-1)
+    p = softmax(at_least_float32(as_real(logits, "logits")), axis=-1)
     identity = jnp.eye(p.shape[-1], dtype=p.dtype)
     return jnp.einsum("...i,ij->...ij", p, identity) - jnp.einsum("...i,...j->...ij", p, p)
 
@@ -328,24 +328,3 @@ def _smoothed(
     share = included.astype(y.dtype)
     share = share / jnp.broadcast_to(jnp.sum(share, axis=-1, keepdims=True), y.shape)
     return (1 - epsilon) * y + epsilon * share
-
-
-@jax.custom_jvp
-def _surprisals(logits: jax.Array) -> jax.Array:
-    r"""``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
-
-    .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
-
-    See `softmax_jax.normalizer` for its accuracy. Its derivative is ``p_k - δ_jk``.
-    """
-    m, r = log_normalizer(logits)
-    below_top = jnp.broadcast_to(m[..., None], logits.shape) - logits
-    return below_top + jnp.broadcast_to(r[..., None], logits.shape)
-
-
-@_surprisals.defjvp
-def _(primals, tangents):
-    (logits,), (tangent,) = primals, tangents
-    surprisal = _surprisals(logits)
-    mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
-    return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent

@@ -13,7 +13,7 @@ import numpy as np
 
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_float32
-from softmax_jax.normalizer import log_normalizer
+from softmax_jax.normalizer import log_normalizer, softmax
 
 ABSTAIN = -1
 """What `predict` answers where it does not commit itself to a class."""
@@ -130,7 +130,7 @@ def probabilities(params: Params, x: jax.Array) -> jax.Array:
     Non-negative and summing to one for any finite logits; a NaN or ``+inf`` logit has no softmax
     and gives NaN.
     """
-    return jax.nn.softmax(logits(params, x), axis=-1)
+    return softmax(logits(params, x), axis=-1)
 
 
 @jax.transfer_guard("allow")
@@ -176,9 +176,7 @@ def _confidence(logits: jax.Array) -> jax.Array:
 @_confidence.defjvp
 def _(primals, tangents):
     (logits,), (tangent,) = primals, tangents
-    _, slope = jax.jvp(
-        lambda o: jnp.max(jax.nn.softmax(o, axis=-1), axis=-1), (logits,), (tangent,)
-    )
+    _, slope = jax.jvp(lambda o: jnp.max(softmax(o, axis=-1), axis=-1), (logits,), (tangent,))
     return _confidence(logits), slope
 
 

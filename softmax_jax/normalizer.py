@@ -1,4 +1,9 @@
-"""The log-normaliser of softmax to the last digits, whatever the offset and the margin.
+"""Softmax and its log-normaliser, in two accuracies that have names.
+
+*Accurate* are `log_normalizer` and `surprisals`, to the last digits whatever the offset and the
+margin; losses and confidences are made of them. *Fast* are `softmax`, and `softmax_and_normalizer`
+for a loss beside it: gradients, certificates and probabilities, of which a few ulp are enough.
+`log_softmax` is the one for arrays of NumPy or of another namespace.
 
 With ``m = max_k o_k``, every surprisal is a sum of two terms that are never negative::
 
@@ -8,14 +13,18 @@ where ``S`` sums ``exp(o_k - m)`` over all classes but one that attains the maxi
 cancels: not a common offset of 1e6 against itself, and not 1 + S for a confident prediction,
 where the familiar ``logsumexp(o) - o_j`` loses every digit of a loss of 1e-9.
 
-Three roundings are left that a float32 loss would show; each is kept small in its own function
-below. The effort is O(q) elementwise work beside the O(d q) of the logits.
+Three roundings are left that a float32 loss would show; `log_normalizer` keeps each of them small
+in a function of its own. The effort is O(q) elementwise work beside the O(d q) of the logits.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LOG2 = math.log(2.0)
 # log 2 in two parts (Cody and Waite): the first has so few bits that its multiples are exact.
@@ -91,3 +100,81 @@ def _log1p(x: jax.Array) -> jax.Array:
     ``log(1 + x) = log 2 + log1p((x - 1) / 2)`` is used, whose subtraction is exact.
     """
     return jnp.where(x < 0.4142, jnp.log1p(x), _LOG2 + jnp.log1p((x - 1) / 2))
+
+
+@jax.custom_jvp
+def surprisals(logits: jax.Array) -> jax.Array:
+    r"""Returns ``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
+
+    .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
+
+    Accurate, see `log_normalizer`. Its derivative is ``p_k - δ_jk``.
+
+    Args:
+      logits: ``[..., q]``, float32 or float64.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> surprisals(jnp.array([20.0, 0.0])).tolist()
+      [2.0611536921836773e-09, 20.0]
+    """
+    m, r = log_normalizer(logits)
+    below_top = jnp.broadcast_to(m[..., None], logits.shape) - logits
+    return below_top + jnp.broadcast_to(r[..., None], logits.shape)
+
+
+@surprisals.defjvp
+def _(primals, tangents):
+    (logits,), (tangent,) = primals, tangents
+    surprisal = surprisals(logits)
+    mean_tangent = jnp.sum(jnp.exp(-surprisal) * tangent, axis=-1, keepdims=True)
+    return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
+
+
+def softmax(logits: jax.Array, axis: int = -1) -> jax.Array:
+    """Returns probabilities, eq. 3.4.3, along an axis of classes.
+
+    Fast: each is right to a few ulp, and to about ``|o_j - max o|`` ulp where it is small.
+    """
+    return jax.nn.softmax(logits, axis=axis)
+
+
+def softmax_and_normalizer(
+    logits: jax.Array, axis: int = -1, total: Callable[[jax.Array], jax.Array] | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Returns the softmax, ``o - max o``, and the log of the sum of its exponentials.
+
+    .. math:: -\log p_j = r - (o_j - m), \qquad m = \max_k o_k, \qquad
+        r = \log \sum_k e^{o_k - m}
+
+    Fast: ``r`` is the log1p of what is beside one of the largest, so that its digits survive where
+    a prediction is nearly certain. The last ones do not, as they do in `log_normalizer`.
+
+    Args:
+      logits: any shape.
+      axis: of the classes.
+      total: the sum over that axis; by default `jax.numpy.sum`.
+
+    Returns:
+      The first two in the shape of ``logits``, the third without the axis of classes.
+    """
+    below = logits - jnp.max(logits, axis=axis, keepdims=True)
+    is_largest = below == 0
+    e = jnp.exp(below)
+    total = total or partial(jnp.sum, axis=axis)
+    rest = total(jnp.where(is_largest, 0, e))
+    ties = total(is_largest.astype(logits.dtype)) - 1
+    return e / jnp.expand_dims(1 + (rest + ties), axis), below, jnp.log1p(rest + ties)
+
+
+def log_softmax(logits: Any, namespace: Any = np) -> Any:
+    """Returns ``log softmax(o)`` of arrays ``[n, q]`` of a namespace of the array API.
+
+    In float64, as its callers have it, plain subtraction of the largest keeps enough digits.
+
+    Example:
+      >>> log_softmax(np.zeros((1, 2))).round(4)
+      array([[-0.6931, -0.6931]])
+    """
+    below = logits - namespace.max(logits, axis=1, keepdims=True)
+    return below - namespace.log(namespace.sum(namespace.exp(below), axis=1, keepdims=True))

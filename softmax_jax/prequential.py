@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.special
 
 from softmax_jax import solvers, training
 from softmax_jax.checks import (
@@ -33,8 +32,10 @@ from softmax_jax.checks import (
 )
 from softmax_jax.data import Data, blocks
 from softmax_jax.data.dataset import stored_features
+from softmax_jax.data.types import for_stored
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
+from softmax_jax.normalizer import log_softmax
 
 # Of Voita and Titov (2020), in percent of the examples.
 PERCENT = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
@@ -86,6 +87,7 @@ def refit(
     ends: Sequence[int] | None = None,
     precision: float = 1.0,
     scale: Any = None,
+    shift: Any = None,
     tol: float = 1e-2,
     callback: Callable[[int], None] | None = None,
 ) -> Codelength:
@@ -105,8 +107,9 @@ def refit(
       labels: class ids ``[n]``.
       num_classes: q.
       ends: of the blocks; by default `block_ends`.
-      precision: of the prior on the weights, for features times ``scale``.
-      scale: the model sees ``x * scale``.
+      precision: of the prior on the weights, for features ``x * scale + shift``.
+      scale: the model sees ``x * scale + shift``; scalar or ``[d]``.
+      shift: scalar or ``[d]``.
       tol: relative gap to the optimum, see `solvers.fit`.
       callback: called after each block with the number of labels sent.
 
@@ -126,9 +129,10 @@ def refit(
         raise ValueError(f"precision: {precision}; expected a positive number")
     bits = [ends[0] * math.log2(num_classes)]
     for seen, end in itertools.pairwise(ends):
-        params = _fitted(x, labels, seen, num_classes, precision, scale, tol)
+        params = _fitted(x, labels, seen, num_classes, precision, scale, shift, tol)
         unknown = num_classes / 2 / (seen + num_classes / 2)
-        likelihoods = _likelihoods(params, x[seen:end], labels[seen:end], scale)
+        stored = for_stored(params, scale, shift)
+        likelihoods = _likelihoods(stored, x[seen:end], labels[seen:end])
         mixed = (1 - unknown) * likelihoods + unknown / num_classes
         bits.append(-float(np.sum(np.log2(mixed))))
         if callback is not None:
@@ -143,6 +147,7 @@ def _fitted(
     num_classes: int,
     precision: float,
     scale: Any,
+    shift: Any,
     tol: float,
 ) -> Params:
     if (labels[:seen] == labels[0]).all():
@@ -158,6 +163,7 @@ def _fitted(
         sample_weight=(np.arange(len(labels)) < seen).astype(np.float64),
         num_classes=num_classes,
         scale=scale,
+        shift=shift,
         tol=tol,
     )
     if solution.status != solvers.Status.CERTIFIED:
@@ -170,13 +176,12 @@ def _fitted(
     return solution.params
 
 
-def _likelihoods(params: Params, x: Any, labels: np.ndarray, scale: Any) -> np.ndarray:
-    """Returns ``P(y_i)`` of each row in float64: ``[n]``."""
-    w = params.w * per_feature(scale, 1.0, len(params.w), "scale")[:, None]
+def _likelihoods(params: Params, x: Any, labels: np.ndarray) -> np.ndarray:
+    """Returns ``P(y_i)`` of each row in float64, for features as they are stored: ``[n]``."""
     found = []
-    for at in blocks.slices(len(labels), blocks.rows_within(max(w.shape))):
+    for at in blocks.slices(len(labels), blocks.rows_within(max(params.w.shape))):
         block = dense_rows(x, at).astype(np.float64)
-        log_p = scipy.special.log_softmax(block @ w + params.b, axis=1)
+        log_p = log_softmax(block @ params.w + params.b)
         found.append(np.exp(np.take_along_axis(log_p, labels[at, None], axis=1)[:, 0]))
     return np.concatenate(found)
 
@@ -191,6 +196,7 @@ def stream(
     batch_size: int = 32,
     key: jax.Array | None = None,
     scale: Any = None,
+    shift: Any = None,
     learning_rate: float = 1.0,
     l2: float = 0.0,
 ) -> Codelength:
@@ -206,7 +212,8 @@ def stream(
       optimizer: see `training.init`, as are ``learning_rate`` and ``l2``.
       batch_size: labels that are sent between two steps.
       key: of the order in which they are; by default ``jax.random.key(0)``.
-      scale: the model sees ``x * scale``.
+      scale: the model sees ``x * scale + shift``; scalar or ``[d]``.
+      shift: scalar or ``[d]``.
       learning_rate: a factor on the updates.
       l2: on the mean loss of a minibatch.
 
@@ -222,10 +229,13 @@ def stream(
     labels = checked_labels(labels, len(x), num_classes)
     if scale is not None:
         scale = per_feature(scale, 1.0, x.shape[1], "scale")
+    if shift is not None:
+        shift = per_feature(shift, 0.0, x.shape[1], "shift")
     zero = Params(jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
     state = training.init(zero, optimizer, key=key, learning_rate=learning_rate, l2=l2)
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
-    state, steps = epoch(state, Data(as_real(x, "x"), as_real(labels, "labels"), scale=scale))
+    data = Data(as_real(x, "x"), as_real(labels, "labels"), scale=scale, shift=shift)
+    state, steps = epoch(state, data)
     if (step := int(state.diverged)) >= 0:
         raise FloatingPointError(
             f"training diverged at step {step}: try a third of the learning rate {learning_rate:g}"

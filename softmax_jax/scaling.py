@@ -17,6 +17,7 @@ import numpy as np
 from softmax_jax import checks, losses
 from softmax_jax.data import blocks
 from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, raw
+from softmax_jax.normalizer import softmax
 from softmax_jax.status import Status
 
 MOST_CLASSES = 4096
@@ -247,7 +248,7 @@ def _along(
     # Of what does not depend on what all logits of a row have in common, no digits are lost.
     finite = jnp.where(jnp.isfinite(o), o - top, 0) / unit
     z = jnp.where(jnp.isfinite(o), beta * finite, -jnp.inf)
-    p = jax.nn.softmax(z, axis=-1)
+    p = softmax(z, axis=-1)
     mean = jnp.sum(p * finite, axis=-1, keepdims=True)
     deviation = finite - jnp.broadcast_to(mean, o.shape)
     loss = losses.cross_entropy(z, y)
@@ -269,7 +270,7 @@ def _along_both(
     """Loss, gradient ``[2 q]`` and Hessian in ``a`` and ``c``, over a block of rows."""
     finite = jnp.where(jnp.isfinite(o), (o - center[None]) / unit[None], 0)
     z = jnp.where(jnp.isfinite(o), finite * a[None] + c[None], -jnp.inf)
-    p = jax.nn.softmax(z, axis=-1)
+    p = softmax(z, axis=-1)
     weighted = s[:, None] * p
     error = weighted - s[:, None] * y
     gradient = jnp.concatenate([jnp.sum(error * finite, axis=0), jnp.sum(error, axis=0)])

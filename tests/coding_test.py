@@ -353,3 +353,11 @@ def test_features_of_other_types_are_the_numbers_they_are():
     assert coding.codelength(params, x.astype(np.longdouble), labels) == pytest.approx(
         coding.codelength(params, x, labels), abs=1e-3
     )
+
+
+def test_a_shift_is_part_of_the_unit():
+    params, x, labels = model_of(0, 3, 4, 1.0), np.arange(60).reshape(20, 3), np.arange(20) % 4
+    scale, shift = np.array([0.5, 0.25, 0.125]), np.array([-2.0, 1.0, 0.5])
+    bits = coding.codelength(params, x, labels, scale=scale, shift=shift)
+    assert bits == pytest.approx(coding.codelength(params, x * scale + shift, labels), rel=1e-4)
+    assert_comes_back(params, x, labels, scale=scale, shift=shift)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 
-from softmax_jax import cross_entropy
+from softmax_jax import cross_entropy, normalizer
 from softmax_jax.normalizer import log_normalizer
 
 # A loss below this is made of terms that float32 flushes to zero.
@@ -113,3 +114,24 @@ def test_equal_logits_give_the_log_of_their_number(classes):
 def test_extremes(logits, m, r):
     actual = log_normalizer(jnp.array(logits, jnp.float32))
     np.testing.assert_allclose(actual, np.array([m, r], np.float32), rtol=1e-7)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_fast_softmax_brings_its_normaliser(axis):
+    logits = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32) * 9
+    logits[0, :2] = logits.max() + 1  # a tie
+    p, below, r = normalizer.softmax_and_normalizer(jnp.asarray(logits), axis)
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=axis, keepdims=True)
+    normaliser = np.log(np.exp(exact).sum(axis=axis))
+    np.testing.assert_array_equal(below, exact.astype(np.float32))
+    np.testing.assert_allclose(r, normaliser, rtol=1e-5)
+    expected = np.exp(exact - np.expand_dims(normaliser, axis))
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    np.testing.assert_allclose(normalizer.softmax(jnp.asarray(logits), axis), expected, rtol=1e-5)
+
+
+def test_the_log_softmax_of_numpy_arrays_is_that_of_scipy():
+    logits = np.random.default_rng(0).normal(size=(4, 5)) * 100
+    expected = scipy.special.log_softmax(logits, axis=1)
+    np.testing.assert_allclose(normalizer.log_softmax(logits), expected, rtol=1e-12)

@@ -283,3 +283,18 @@ def test_guards_of_transfers_and_promotion_let_arrays_through(x64):
     np.testing.assert_array_equal(
         coded.bits, prequential.refit(x, labels, num_classes=3, ends=[60, 120]).bits
     )
+
+
+def test_a_shift_is_part_of_the_unit():
+    x, labels = drawn()
+    unit = {"scale": 0.5, "shift": np.array([0.0, 1.0, -2.0, 3.0])}
+    common = {"num_classes": 3}
+    seen = x * unit["scale"] + unit["shift"]
+    options = common | {"ends": [10, 60, 120], "tol": 1e-9}
+    expected = prequential.refit(seen, labels, **options)
+    np.testing.assert_allclose(prequential.refit(x, labels, **unit, **options).bits, expected.bits)
+    options = common | {"optimizer": optax.sgd(0.1)}
+    x, seen = x.astype(np.float32), seen.astype(np.float32)
+    expected = prequential.stream(seen, labels, **options)
+    found = prequential.stream(x, labels, **unit, **options)
+    np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-5)

@@ -1,4 +1,7 @@
-"""Examples as they are stored, and the one function that makes features of them."""
+"""Examples as they are stored, and the one reading of ``x * scale + shift``.
+
+`features` applies it to the examples, `for_stored` to the parameters instead.
+"""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_array, as_real, is_known
+from softmax_jax.checks import as_array, as_real, is_known, per_feature
+from softmax_jax.model import Params
 
 
 class Data(NamedTuple):
@@ -44,6 +48,37 @@ def features(batch: Data) -> jax.Array:
     if batch.shift is not None:
         x = x + _like_rows_of(x, batch.shift)
     return x
+
+
+def for_stored(params: Params, scale: Any, shift: Any) -> Params:
+    r"""Returns parameters that give for stored ``x`` the logits of ``params`` for its features.
+
+    .. math:: (x \odot a + c) W + b = x \, (a \odot W) + (b + c W)
+
+    They are formed by NumPy in float64, one rounded operation after the other, so that they are the
+    same to the last bit on every machine.
+
+    Args:
+      params: ``w: [..., d, q]``, ``b: [..., q]`` on the host.
+      scale: ``a``, scalar or ``[d]``; None means 1.
+      shift: ``c``, scalar or ``[d]``; None means 0.
+
+    Raises:
+      ValueError: if they are not finite, or neither one number nor ``d``.
+
+    Example:
+      >>> import numpy as np
+      >>> params = Params(np.array([[2.0, 4.0]]), np.array([0.0, 1.0]))
+      >>> for_stored(params, 0.5, 3.0)
+      Params(w=array([[1., 2.]]), b=array([ 6., 13.]))
+    """
+    w, b = (np.asarray(a).astype(np.float64) for a in params)
+    d = w.shape[-2]
+    if shift is not None:
+        b = b + np.sum(w * per_feature(shift, 0.0, d, "shift")[:, None], axis=-2)
+    scaled: Any = w * per_feature(scale, 1.0, d, "scale")[:, None]
+    shifted: Any = b
+    return Params(scaled, shifted)
 
 
 def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:

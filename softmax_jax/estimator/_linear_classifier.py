@@ -20,6 +20,7 @@ from softmax_jax.estimator._arrays import (
     without_bfloat16,
 )
 from softmax_jax.model import Params
+from softmax_jax.normalizer import log_softmax
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import Solution, Status
 from softmax_jax.solvers.cross_validation import standard_deviations
@@ -146,7 +147,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         rows = np.flatnonzero(share)
         X = to_numpy(X)
         logits = _products(X, w, place_of(ids)) + b
-        losses = -_log_softmax(logits, np)[rows, ids[rows]]
+        losses = -log_softmax(logits)[rows, ids[rows]]
         w = w * standard_deviations(X, share)[:, None] if self.standardize else w
         penalty = Penalty(l2, l1, grouped=self.grouped).value(w)
         return float(np.average(losses, weights=share[rows]) + penalty)
@@ -164,7 +165,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def _log_probabilities(self, X: Any, method: str) -> Any:
         logits = self._logits(X, method)
-        return _log_softmax(logits, place_of(logits).namespace)
+        return log_softmax(logits, place_of(logits).namespace)
 
     def _in_the_type_of_the_weights(self, a: Any) -> Any:
         return place_of(a).namespace.astype(a, self.intercept_.dtype, copy=False)
@@ -187,11 +188,6 @@ def _products(x: Any, w: Any, place: Place) -> Any:
 
 def _dense(a: Any) -> Any:
     return a.toarray() if scipy.sparse.issparse(a) else a
-
-
-def _log_softmax(logits: Any, xp: Any) -> Any:
-    below = logits - xp.max(logits, axis=1, keepdims=True)
-    return below - xp.log(xp.sum(xp.exp(below), axis=1, keepdims=True))
 
 
 def _refuse_another_place(place: Place, weights: Any, method: str) -> None:

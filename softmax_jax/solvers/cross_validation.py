@@ -10,6 +10,7 @@ import numpy as np
 
 from softmax_jax import _fork, metrics
 from softmax_jax.checks import per_feature
+from softmax_jax.data.types import for_stored
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.solvers import jax_settings, strengths
@@ -201,7 +202,7 @@ def cross_validate(
     l2, l1 = solution.l2[0], solution.l1[0]
     path = jax.tree.map(lambda a: a[-1], solution) if refit else None
     solution = jax.tree.map(lambda a: a[: len(train)], solution)
-    params = _for_stored_features(solution.params, scale, shift)
+    params = for_stored(solution.params, scale, shift)
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
     size = min(most, block_size or max(_BLOCK // max(d, l2.size * q), 1))
@@ -260,12 +261,6 @@ def _with_features_times(sizes: np.ndarray, solution: Solution) -> Solution:
     inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)[:, None]
     params, centered = (Params(p.w * inverse, p.b) for p in (solution.params, solution.centered))
     return solution._replace(params=params, centered=centered, mean=solution.mean * sizes)
-
-
-def _for_stored_features(params: Params, scale: np.ndarray, shift: np.ndarray) -> Params:
-    """Returns parameters that give for ``x`` the logits of ``params`` for ``x * scale + shift``."""
-    w: Any = params.w
-    return Params(w * scale[:, None], params.b + shift @ w)
 
 
 def _scored(

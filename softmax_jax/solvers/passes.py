@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, is_wide, over_blocks, put
 
 
@@ -134,17 +135,8 @@ def mean_and_variance(p: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Probabilities ``[k, q, rows]``, and ``o - max o`` with the log of its partition function.
-
-    That is at least the number of largest entries, and by log1p of the rest its digits survive
-    where a prediction is nearly certain; see `softmax_jax.normalizer`.
-    """
-    below = o - jnp.max(o, axis=1, keepdims=True)
-    is_largest = below == 0
-    e = jnp.exp(below)
-    rest = over_classes(jnp.where(is_largest, 0, e))
-    ties = over_classes(is_largest.astype(o.dtype)) - 1
-    return e / (1 + (rest + ties))[:, None], below, jnp.log1p(rest + ties)
+    """Returns `normalizer.softmax_and_normalizer` of logits ``[k, q, rows]``."""
+    return softmax_and_normalizer(o, axis=1, total=over_classes)
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax.normalizer import softmax
 from softmax_jax.solvers.methods.components import Basis
 
 
@@ -51,7 +52,7 @@ def sample(
     """
     blocks, q, rows = logits.shape
     dtype = logits.dtype
-    p = jax.nn.softmax(logits, axis=1)
+    p = softmax(logits, axis=1)
     tiny = jnp.finfo(dtype).tiny
     s = weights / jnp.maximum(jnp.sum(weights), tiny)
     share = jnp.maximum(s * (1 - jnp.einsum("q,jqr->jr", jnp.ones(q, dtype), p * p)), 0)
