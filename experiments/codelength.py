@@ -7,8 +7,8 @@ r"""What labels cost in bits: in a compressed file, and online, while the model 
 
 A model fitted to the training data compresses the labels of the test data into a file, which is
 read back and decoded: its size is the loss. And the labels of the training data are sent online,
-see `softmax_jax.prequential`, with models that are refitted and with one that takes a single pass;
-the same for the control task, the same labels in another order.
+see `softmax_jax.codelength.online`, with models that are refitted and with one that takes a single
+pass; the same for the control task, the same labels in another order.
 
 The workdir, a new or an empty folder, gets config.json, labels.smxl (the file), params.npz (which
 decodes it, see `softmax_jax.load`), codelength.jsonl (a row a point of the curves), codelength.png

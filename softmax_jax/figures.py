@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from softmax_jax.calibration import Band, Bins
-from softmax_jax.prequential import Codelength
-from softmax_jax.selective import RiskCoverage
+from softmax_jax.calibration.selective import RiskCoverage
+from softmax_jax.codelength.online import Codelength
 from softmax_jax.status import Status
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.

@@ -1,11 +1,12 @@
-"""Minibatch training: one update step, a whole epoch as one program, evaluation in blocks.
+"""Minibatch training: one update step, and a whole epoch as one program.
 
-All are pure: the state goes in and comes out, and it has all that a run depends on. What a sweep
-varies is in arrays of it, so that a new value compiles nothing and `make_sweep` trains many models
-at once; stopped after any step, saved and taken up again, a run goes on as if nothing had been.
+Both are pure: the state goes in and comes out, and it has all that a run depends on. Stopped
+after any step, saved and taken up again, a run goes on as if nothing had been. Hyper-parameters are
+arrays of the state, so that a new value compiles nothing, and `ensemble` trains many models at
+once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,18 +17,13 @@ import optax
 from softmax_jax import head, losses, metrics, model
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
-from softmax_jax.checks import (
-    as_array,
-    as_real,
-    checked_count,
-    checked_real,
-)
+from softmax_jax.checks import as_real, checked_count
 from softmax_jax.data import blocks
+from softmax_jax.data.admission import admitted, number_of_examples
 from softmax_jax.data.shuffle import permutation
-from softmax_jax.data.targets import Ids, SparseTargets, checked, hits, parse, raw
-from softmax_jax.data.types import Data, features, formed_on_host
+from softmax_jax.data.targets import SparseTargets, hits, parse
+from softmax_jax.data.types import Data, features
 from softmax_jax.loss_options import check_label_smoothing
-from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
 
@@ -117,32 +113,12 @@ class Program:
     @jax.transfer_guard("allow")
     def __call__(self, state: TrainState, batch: Data, *stop: Any) -> Any:
         """Runs it."""
-        return self._jitted(state, _admitted(state.params, batch, look=False), *stop)
+        num_classes = jnp.shape(state.params.w)[-1]
+        return self._jitted(state, admitted(batch, num_classes, look=False), *stop)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """See `jax.jit`."""
         return self._jitted.lower(*arguments)
-
-
-def _admitted(params: Params, batch: Data, *, look: bool) -> Data:
-    """The batch as JAX reads it rightly; told to ``look``, ids on the device are checked too."""
-    batch = formed_on_host(batch)
-    x, targets = checked_real(batch.x, "x"), batch.targets
-    arrays = targets if isinstance(targets, SparseTargets) else (targets,)
-    if look or not all(isinstance(a, jax.Array) for a in arrays):
-        if not isinstance(targets, SparseTargets):
-            targets = as_array(targets, "targets")
-        if x.shape[:1] == jnp.shape(arrays[0])[:1]:  # the others are told of below
-            targets = raw(checked(targets, (*x.shape[:-1], jnp.shape(params.w)[-1])))
-    return Data(
-        x,
-        targets,
-        None if batch.weights is None else checked_real(batch.weights, "weights"),
-        *(
-            a if a is None or jnp.isscalar(a) else checked_real(a, "scale, shift")
-            for a in batch[3:]
-        ),
-    )
 
 
 def make_update(
@@ -269,51 +245,20 @@ def make_epoch(
       ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
         have no rows or not equally many.
     """
-    return Program(_make_epoch(optimizer, batch_size, most_logits))
+    return Program(epoch_function(optimizer, batch_size, most_logits))
 
 
-def make_sweep(
-    optimizer: optax.GradientTransformation,
-    *,
-    batch_size: int,
-    shared_order: bool,
-    most_logits: int = head.MOST_LOGITS,
-) -> Program:
-    r"""`make_epoch` for many states at once, stacked by `stack`; the metrics get an axis in front.
-
-    With a shared order, the members of the sweep see the same minibatch at the same time, and one
-    wide product :math:`X [W_1 \dots W_m]` serves them all.
-    """
-    axes = sweep_axes(shared_order)
-    # Under vmap the fused strategy of a large head would do its work in both ways.
-    epoch = _make_epoch(optimizer, batch_size, most_logits, strategy="recompute")
-    return Program(jax.vmap(epoch, in_axes=(axes, None, None), out_axes=(axes, 0)))
-
-
-def sweep_axes(shared_order: bool) -> TrainState:
-    """Where the members are in a stacked state: axis 0, or None for what they have in common."""
-    axes: Any = dict.fromkeys(TrainState._fields, 0)
-    return TrainState(**axes | {"step": None, "key": None if shared_order else 0})
-
-
-@jax.transfer_guard("allow")
-def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
-    """The states of a sweep as one; ``step`` and a shared order are those of the first."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    first = states[0]
-    return stacked._replace(step=first.step, key=first.key if shared_order else stacked.key)
-
-
-def _make_epoch(
+def epoch_function(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     most_logits: int,
     strategy: str = "auto",
 ) -> Callable:
+    """Returns the epoch of `make_epoch`, not jitted, with the strategy of its large heads."""
     batch_size = checked_count(batch_size, "batch_size")
 
     def epoch(state, data, stop=None):
-        n = _num_examples(data)
+        n = number_of_examples(data)
         rows_a_step = min(batch_size, n)
         steps = -(-n // rows_a_step)
         filling = steps * rows_a_step - n
@@ -340,109 +285,3 @@ def _make_epoch(
         return jax.lax.while_loop(lambda carry: carry[0].step < end, step, (state, empty))
 
     return epoch
-
-
-def _num_examples(data: Data) -> int:
-    if isinstance(data.targets, SparseTargets):
-        raise ValueError("targets: epochs and evaluation take no SparseTargets; make_update does")
-    arrays = {"x": data.x, "targets": data.targets, "weights": data.weights}
-    rows = {name: a.shape[0] for name, a in arrays.items() if a is not None}
-    if 0 in rows.values() or len(set(rows.values())) > 1:
-        raise ValueError(f"x, targets and weights need equally many rows, and some: got {rows}")
-    return rows["x"]
-
-
-@jax.transfer_guard("allow")
-def evaluate(
-    params: Params,
-    data: Data,
-    *,
-    block_size: int = blocks.ROWS,
-    k: int = 5,
-    confusion: bool = False,
-    most_logits: int = head.MOST_LOGITS,
-) -> Metrics:
-    """Measures ``params`` on all of ``data``, a block of rows at a time.
-
-    Arrays on the host are read as the numbers they are, see `features` and `model.centred`.
-
-    Each block is summed on the device in float32, and the blocks on the host in float64. Metrics
-    of further data, on this host or another, are added by `metrics.merge`.
-
-    Args:
-      params: the model.
-      data: ``n`` examples, on the device or the host.
-      block_size: rows at a time, of which as many are floating-point features at once. The result
-        depends on it by rounding only.
-      k: see `metrics.measure`.
-      confusion: see `metrics.measure`.
-      most_logits: logits that are held at a time. If a block has more, class ids are scored
-        without them, see `metrics.measure_head`, and all else in smaller blocks.
-
-    Returns:
-      `Metrics` of NumPy float64 sums.
-
-    Raises:
-      ValueError: if the arrays of ``data`` have no rows or not equally many, class ids are outside
-        [0, q), or ``block_size`` is not a positive integer.
-    """
-    return metrics.total(
-        measure_blocks(
-            params,
-            data,
-            block_size=block_size,
-            k=k,
-            confusion=confusion,
-            most_logits=most_logits,
-        )
-    )
-
-
-@jax.transfer_guard("allow")
-def measure_blocks(
-    params: Params,
-    data: Data,
-    *,
-    block_size: int = blocks.ROWS,
-    k: int = 5,
-    confusion: bool = False,
-    most_logits: int = head.MOST_LOGITS,
-) -> Metrics:
-    """The part of `evaluate` on the device, which need not be waited for.
-
-    Returns:
-      `Metrics` with a leading axis of blocks, for `metrics.total`.
-    """
-    block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
-    data = formed_on_host(data)
-    if data.scale is None and data.shift is None:
-        params, x = model.centred(params, data.x)
-        data = data._replace(x=x)
-    params = Params(checked_real(params.w, "params.w"), checked_real(params.b, "params.b"))
-    data = _admitted(params, data, look=True)
-    return _measured_blocks(
-        params, data, block_size=block_size, k=k, confusion=confusion, most_logits=most_logits
-    )
-
-
-@partial(jax.jit, static_argnames=("block_size", "k", "confusion", "most_logits"))
-def _measured_blocks(
-    params: Params, data: Data, *, block_size: int, k: int, confusion: bool, most_logits: int
-) -> Metrics:
-    n = _num_examples(data)
-    q = params.w.shape[1]
-    block_size = min(block_size, n)
-    by_head = block_size * q > most_logits and not confusion
-    by_head = by_head and isinstance(checked(data.targets, (n, q)), Ids)
-    if not by_head:
-        block_size = min(block_size, max(most_logits // q, 1))
-
-    def measured(_: None, start: Any, is_new: jax.Array) -> tuple[None, Metrics]:
-        block = blocks.block_of(data, start, is_new)
-        x, targets, weights = features(block), block.targets, block.weights
-        if by_head:
-            return None, metrics.measure_head(params, x, targets, weights, k=k)
-        scores = model.logits(params, x)
-        return None, metrics.measure(scores, targets, weights, k=k, confusion=confusion)
-
-    return blocks.scan(measured, None, n, block_size)[1]

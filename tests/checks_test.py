@@ -12,7 +12,8 @@ import pytest
 import scipy.sparse
 import scipy.special
 
-from softmax_jax import checks, coding, head, losses, metrics, model, prequential, training
+from softmax_jax import checks, evaluation, head, losses, metrics, model, training
+from softmax_jax.codelength import coding, online
 from softmax_jax.data import Data, features
 from softmax_jax.model import Params
 
@@ -58,7 +59,7 @@ class TestLargeIntegers:
         np.testing.assert_allclose(gradient.w[0], expected, rtol=1e-5)
 
     def test_evaluation(self):
-        measured = training.evaluate(PER_DATE, Data(DATES, DATE_LABELS))
+        measured = evaluation.evaluate(PER_DATE, Data(DATES, DATE_LABELS))
         np.testing.assert_allclose(measured.negative_log_likelihood, date_losses().sum(), rtol=1e-6)
 
     def test_a_shift_takes_an_offset_away_before_it_is_rounded(self):
@@ -110,7 +111,7 @@ class TestClassIds:
         for call in (
             lambda: losses.objective(params, x, labels),
             lambda: losses.objective_gradient(params, x, labels),
-            lambda: training.evaluate(params, Data(x, labels)),
+            lambda: evaluation.evaluate(params, Data(x, labels)),
             lambda: training.make_update(optimizer)(state, Data(x, labels)),
             lambda: training.make_epoch(optimizer, batch_size=2)(state, Data(x, labels)),
         ):
@@ -123,7 +124,7 @@ class TestClassIds:
         labels = np.array([1, 2, 3]).astype(dtype)
         for ids in (labels, jnp.asarray(labels.astype("int32"))):
             with pytest.raises(ValueError, match=r"got 3 at row \[2\]; they seem to start at 1"):
-                training.evaluate(params, Data(jnp.ones((3, 1)), ids))
+                evaluation.evaluate(params, Data(jnp.ones((3, 1)), ids))
 
     @pytest.mark.parametrize("x64", [False, True])
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64"])
@@ -147,14 +148,13 @@ class TestClassIds:
         a, b = (metrics.measure(logits, y, confusion=True) for y in (labels[:, None], labels))
         jax.tree.map(np.testing.assert_array_equal, a, b)
         params = Params(jnp.eye(3), jnp.zeros(3))
-        a, b = (training.evaluate(params, Data(logits, y)) for y in (labels[:, None], labels))
+        a, b = (evaluation.evaluate(params, Data(logits, y)) for y in (labels[:, None], labels))
         jax.tree.map(np.testing.assert_array_equal, a, b)
         assert coding.compress(params, logits, labels[:, None]) == coding.compress(
             params, logits, labels
         )
         a, b = (
-            prequential.refit(logits, y, num_classes=3, ends=[2, 4])
-            for y in (labels[:, None], labels)
+            online.refit(logits, y, num_classes=3, ends=[2, 4]) for y in (labels[:, None], labels)
         )
         np.testing.assert_array_equal(a.bits, b.bits)
 
@@ -167,7 +167,7 @@ def test_features_beyond_float32_are_evaluated_with_the_parameters_of_their_unit
     expected = model.logits(Params(w, b), z)
     params, x = Params(w / unit, b), z * unit
     np.testing.assert_allclose(model.logits(params, x), expected, rtol=1e-5, atol=1e-5)
-    measured = training.evaluate(params, Data(x, labels))
+    measured = evaluation.evaluate(params, Data(x, labels))
     loss = losses.cross_entropy(expected, labels)
     np.testing.assert_allclose(measured.negative_log_likelihood, loss.sum(), rtol=1e-5)
     head_loss = head.linear_cross_entropy(x, *params, labels).loss
@@ -217,7 +217,7 @@ def test_what_numpy_takes_is_taken(name):
     np.testing.assert_allclose(
         losses.objective(params, x, labels, weights=weights), mean, rtol=1e-6
     )
-    measured = training.evaluate(params, Data(x, labels, weights))
+    measured = evaluation.evaluate(params, Data(x, labels, weights))
     np.testing.assert_allclose(measured.negative_log_likelihood, 4 * mean, rtol=1e-6)
     assert model.predict(params, x).tolist() == [0, 1]
 
@@ -263,8 +263,8 @@ def test_traced_values_pass_as_they_are():
 def test_sizes_are_integers(value):
     params, batch = Params(jnp.zeros((1, 2)), jnp.zeros(2)), Data(jnp.ones((3, 1)), [0, 1, 0])
     for name, call in {
-        "block_size": lambda: training.evaluate(params, batch, block_size=value),
-        "k": lambda: training.evaluate(params, batch, k=value),
+        "block_size": lambda: evaluation.evaluate(params, batch, block_size=value),
+        "k": lambda: evaluation.evaluate(params, batch, k=value),
         "batch_size": lambda: training.make_epoch(optax.sgd(0.1), batch_size=value),
     }.items():
         with pytest.raises(ValueError, match=rf"{name}: {value!r}; expected an integer"):
@@ -281,7 +281,7 @@ def test_a_fit_is_used_with_the_digits_it_was_certified_with(offset):
     labels = (exact[:, 1] + rng.logistic(size=500) > exact[:, 0]).astype(int)
     nats = -scipy.special.log_softmax(exact, axis=1)[np.arange(500), labels].mean()
     rounding = 2e-6 + 1e-15 * offset  # of float64
-    measured = training.evaluate(params, Data(x, labels))
+    measured = evaluation.evaluate(params, Data(x, labels))
     assert abs(measured.negative_log_likelihood / 500 - nats) < rounding
     assert abs(losses.objective(params, x, labels) - nats) < rounding
     p = scipy.special.softmax(exact, axis=1)
@@ -309,7 +309,7 @@ def test_a_guard_of_transfers_lets_arrays_through(count_compilations):
             losses.cross_entropy(model.logits(params, x), labels, label_smoothing=0.1),
             losses.objective(params, x, labels, l2=0.1),
             metrics.measure(model.logits(params, x), labels, confusion=True),
-            training.evaluate(params, Data(x, labels, scale=2.0)),
+            evaluation.evaluate(params, Data(x, labels, scale=2.0)),
             epoch(state, Data(x, labels))[0].params,
         )
 

@@ -7,7 +7,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, figures, prequential, selective
+from softmax_jax import calibration, figures
+from softmax_jax.calibration import selective
+from softmax_jax.codelength import online
 
 ROW = {"train_loss": 1.5, "test_loss": 1.6, "train_accuracy": 0.5, "test_accuracy": 0.4}
 
@@ -335,7 +337,7 @@ def test_a_risk_coverage_curve_ends_with_all_answered():
 
 def test_codelength_curves_have_a_line_each():
     def curve(*bits):
-        return prequential.Codelength(np.array([1, 10]), np.array(bits), uniform=30.0)
+        return online.Codelength(np.array([1, 10]), np.array(bits), uniform=30.0)
 
     figure = figures.codelength_curves({"fit": curve(3, 20)}, {"fit": curve(3, 33)})
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines]

@@ -21,7 +21,8 @@ import optax
 import scipy.sparse
 
 import softmax_jax
-from softmax_jax import coding, head, metrics, prequential, solvers, training
+from softmax_jax import ensemble, evaluation, head, metrics, solvers, training
+from softmax_jax.codelength import coding, online
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -110,8 +111,8 @@ def trained() -> dict[str, list[float]]:
     states = [training.init(zero, optimizer, key=jax.random.key(i), l2=1e-3) for i in (0, 1)]
     epoch = training.make_epoch(optimizer, batch_size=32)
     state, _ = epoch(epoch(states[0], data)[0], data)
-    sweep = training.make_sweep(optimizer, batch_size=32, shared_order=False)
-    members, _ = sweep(training.stack(states, shared_order=False), data, None)
+    sweep = ensemble.make_epoch(optimizer, batch_size=32, shared_order=False)
+    members, _ = sweep(ensemble.stack(states, shared_order=False), data, None)
     update, _ = training.make_update(optimizer)(states[0], data)
     return {
         "epochs": _flat(state.params),
@@ -129,9 +130,9 @@ def evaluated() -> dict[str, Any]:
     out = head.linear_cross_entropy(
         x, *params, y, label_smoothing=0.1, z_loss=1e-3, extras=head.EXTRAS, k=2, block_classes=3
     )
-    code = prequential.refit(x, y, num_classes=4, ends=[20, 100, 300], tol=1e-8)
+    code = online.refit(x, y, num_classes=4, ends=[20, 100, 300], tol=1e-8)
     return {
-        "metrics": metrics.summarize(training.evaluate(params, Data(x, y))),
+        "metrics": metrics.summarize(evaluation.evaluate(params, Data(x, y))),
         "head": {
             name: np.sum(np.asarray(a), dtype=np.float64).item()
             for name, a in out._asdict().items()
@@ -151,7 +152,7 @@ def compilations() -> dict[str, int]:
     calls = {
         "fit": lambda: solvers.fit(x, y, l2=1e-2),
         "fit with l1": lambda: solvers.fit(x, y, l2=1e-2, l1=1e-3),
-        "evaluate": lambda: training.evaluate(Params(w, b), Data(features, y)),
+        "evaluate": lambda: evaluation.evaluate(Params(w, b), Data(features, y)),
         "epoch": lambda: epoch(state, Data(features, y)),
         "head": lambda: head.linear_cross_entropy(features, w, b, y),
     }

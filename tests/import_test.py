@@ -1,7 +1,12 @@
+import inspect
+import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
+
+import softmax_jax
 
 HEAVY = (
     "tensorflow",
@@ -23,3 +28,21 @@ def test_import_is_light(module):
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not set(HEAVY) & set(loaded)
+
+
+def test_every_public_module_is_reachable_from_the_package():
+    folder = pathlib.Path(softmax_jax.__file__).parent
+    names = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}
+    for name in sorted(names):
+        if not name.startswith("_"):
+            assert isinstance(getattr(softmax_jax, name), types.ModuleType), name
+            assert name in dir(softmax_jax)
+
+
+def test_the_front_doors_are_functions_of_the_package():
+    for name in ("fit", "fit_path", "cross_validate", "linear_cross_entropy", "evaluate"):
+        assert inspect.isfunction(inspect.unwrap(getattr(softmax_jax, name))), name
+    assert softmax_jax.codelength.coding.compress is not None
+    for module in (softmax_jax, softmax_jax.codelength):
+        with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
+            _ = module.fitt

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import softmax_jax
-from softmax_jax import calibration, head, model, selective
+from softmax_jax import calibration, head, model
+from softmax_jax.calibration import selective
 from softmax_jax.model import ABSTAIN, Params
 
 

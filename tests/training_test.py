@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.special
 
-from softmax_jax import head, losses, metrics, model, training
+from softmax_jax import ensemble, evaluation, head, losses, metrics, model, training
 from softmax_jax.data import Data, features
 from softmax_jax.model import Params
 
@@ -240,8 +240,8 @@ class TestSweep:
     def test_a_member_equals_the_single_run(self, params, data, order_seeds):
         states = self.states(params, order_seeds)
         shared = len(set(order_seeds)) == 1
-        together = training.stack(states, shared_order=shared)
-        sweep = training.make_sweep(self.OPTIMIZER, batch_size=20, shared_order=shared)
+        together = ensemble.stack(states, shared_order=shared)
+        sweep = ensemble.make_epoch(self.OPTIMIZER, batch_size=20, shared_order=shared)
         epoch = training.make_epoch(self.OPTIMIZER, batch_size=20)
         for _ in range(2):
             together, steps = sweep(together, data, np.int32(1000))
@@ -254,8 +254,8 @@ class TestSweep:
         assert together.step == 12
 
     def test_one_program_serves_all_values(self, params, data, count_compilations):
-        sweep = training.make_sweep(self.OPTIMIZER, batch_size=20, shared_order=True)
-        state = training.stack(self.states(params), shared_order=True)
+        sweep = ensemble.make_epoch(self.OPTIMIZER, batch_size=20, shared_order=True)
+        state = ensemble.stack(self.states(params), shared_order=True)
         sweep(state, data, np.int32(6))
         other = state._replace(learning_rate=2 * state.learning_rate, l2=state.l2 + 1)
         assert count_compilations(lambda: sweep(other, data, np.int32(3))) == 0
@@ -264,8 +264,8 @@ class TestSweep:
         optimizer = optax.sgd(1.0)
         rates = [0.1, 3e38, 0.2]
         states = [training.init(params, optimizer, learning_rate=rate) for rate in rates]
-        sweep = training.make_sweep(optimizer, batch_size=20, shared_order=True)
-        after, _ = sweep(training.stack(states, shared_order=True), data, np.int32(6))
+        sweep = ensemble.make_epoch(optimizer, batch_size=20, shared_order=True)
+        after, _ = sweep(ensemble.stack(states, shared_order=True), data, np.int32(6))
         assert after.diverged[0] == after.diverged[2] == -1
         assert 0 <= after.diverged[1] < 6
         assert all(np.isfinite(array).all() for array in after.params)
@@ -330,7 +330,7 @@ class TestFeatures:
         logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
         for array in (x, jnp.asarray(x)):
-            measured = training.evaluate(params, Data(array, labels, scale=20.0))
+            measured = evaluation.evaluate(params, Data(array, labels, scale=20.0))
             assert abs(measured.negative_log_likelihood / 200 - nats) < 1e-6
 
     @pytest.mark.parametrize("on_device", [False, True])
@@ -343,7 +343,7 @@ class TestFeatures:
         logits += np.asarray(params.b)
         nats = -scipy.special.log_softmax(logits, axis=1)[np.arange(500), labels].mean()
         batch = Data(jnp.asarray(x) if on_device else x, labels, scale=0.1, shift=-30.0)
-        measured = training.evaluate(params, batch)
+        measured = evaluation.evaluate(params, batch)
         assert abs(measured.negative_log_likelihood / 500 - nats) < 1e-5
 
     def test_a_float64_offset_is_taken_away_in_float64(self):
@@ -358,25 +358,25 @@ class TestEvaluate:
     def test_blocks_change_nothing_but_rounding(self, params, data, block_size, weighted):
         if weighted:
             data = data._replace(weights=jnp.arange(103.0))
-        measured = training.evaluate(params, data, block_size=block_size, k=2, confusion=True)
+        measured = evaluation.evaluate(params, data, block_size=block_size, k=2, confusion=True)
         scores = model.logits(params, features(data))
         whole = metrics.measure(scores, data.targets, data.weights, k=2, confusion=True)
         assert_trees_close(measured, whole, rtol=1e-5)
 
     def test_it_compiles_once_a_shape(self, params, data, count_compilations):
-        training.evaluate(params, data, block_size=13)
+        evaluation.evaluate(params, data, block_size=13)
         other = jax.tree.map(lambda a: a + 1, params)
-        assert count_compilations(lambda: training.evaluate(other, data, block_size=13)) == 0
+        assert count_compilations(lambda: evaluation.evaluate(other, data, block_size=13)) == 0
 
     def test_soft_targets(self, params, data):
         soft = data._replace(targets=jax.nn.one_hot(data.targets, 3))
         assert_trees_close(
-            training.evaluate(params, soft), training.evaluate(params, data), rtol=1e-6
+            evaluation.evaluate(params, soft), evaluation.evaluate(params, data), rtol=1e-6
         )
 
     def test_no_block(self, params, data):
         with pytest.raises(ValueError, match="block_size"):
-            training.evaluate(params, data, block_size=0)
+            evaluation.evaluate(params, data, block_size=0)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_arrays_of_unequal_or_no_rows_are_refused(params, data, changes):
     bad = data._replace(**changes)
     optimizer = optax.sgd(0.1)
     with pytest.raises(ValueError, match="equally many rows"):
-        training.evaluate(params, bad)
+        evaluation.evaluate(params, bad)
     with pytest.raises(ValueError, match="equally many rows"):
         training.make_epoch(optimizer, batch_size=20)(training.init(params, optimizer), bad)
 
@@ -440,10 +440,10 @@ class TestLargeHeads:
 
     def test_a_sweep_is_the_same(self, params, data):
         states = [training.init(params, optax.sgd(1.0), learning_rate=r) for r in (0.1, 0.5)]
-        stacked = training.stack(states, shared_order=True)
+        stacked = ensemble.stack(states, shared_order=True)
 
         def run(**options):
-            sweep = training.make_sweep(optax.sgd(1.0), batch_size=16, shared_order=True, **options)
+            sweep = ensemble.make_epoch(optax.sgd(1.0), batch_size=16, shared_order=True, **options)
             return sweep(stacked, data, np.int32(7))[0].params
 
         assert_trees_close(run(most_logits=10), run(), rtol=2e-5, atol=1e-6)
@@ -454,8 +454,8 @@ class TestLargeHeads:
             data = data._replace(targets=jax.nn.one_hot(data.targets, 3) * 0.7 + 0.1)
         weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
         data = data._replace(weights=weights)
-        expected = training.evaluate(params, data, k=2)
-        actual = training.evaluate(params, data, k=2, most_logits=10)
+        expected = evaluation.evaluate(params, data, k=2)
+        actual = evaluation.evaluate(params, data, k=2, most_logits=10)
         assert_trees_close(actual._asdict(), expected._asdict(), rtol=1e-5)
 
     @pytest.mark.parametrize("program", ["update", "labels", "soft"])
@@ -474,7 +474,7 @@ class TestLargeHeads:
                 update = training.make_update(optimizer, most_logits=most_logits)
                 lowered = update.lower(state, data)
             else:
-                measure = functools.partial(training.measure_blocks, most_logits=most_logits)
+                measure = functools.partial(evaluation.measure_blocks, most_logits=most_logits)
                 lowered = jax.jit(measure).lower(params, data)
             return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
 
@@ -485,7 +485,7 @@ class TestLargeHeads:
     def test_only_updates_take_sparse_targets(self, params, data):
         sparse = head.SparseTargets(data.targets[:, None], jnp.ones((103, 1)))
         with pytest.raises(ValueError, match="take no SparseTargets; make_update does"):
-            training.evaluate(params, data._replace(targets=sparse))
+            evaluation.evaluate(params, data._replace(targets=sparse))
 
     def test_few_classes_of_many_are_given_as_sparse_targets(self, params, data):
         state = training.init(params, optax.sgd(0.5))

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from softmax_jax import data as datasets
-from softmax_jax import model, training
+from softmax_jax import ensemble, model, training
 from softmax_jax.data import Data
 
 BATCH = 256
@@ -82,8 +82,8 @@ def line(m: int, params: model.Params, batch: Data, rounds: int) -> tuple[str, .
         training.init(params, optimizer, learning_rate=rate, l2=1e-4 * i)
         for i, rate in enumerate(rates)
     ]
-    together = training.stack(states, shared_order=True)
-    sweep = training.make_sweep(optimizer, batch_size=BATCH, shared_order=True)
+    together = ensemble.stack(states, shared_order=True)
+    sweep = ensemble.make_epoch(optimizer, batch_size=BATCH, shared_order=True)
     start = time.perf_counter()
     program = sweep.lower(together, batch, stop).compile()
     compilation = time.perf_counter() - start

@@ -9,9 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from runs import datasets, files, folders, optimizers, settings
-from softmax_jax import coding, data, figures, information, metrics, prequential, solvers, training
+from softmax_jax import data, evaluation, figures, information, metrics, solvers
+from softmax_jax.codelength import coding, online
+from softmax_jax.codelength.online import Codelength
 from softmax_jax.model import Params
-from softmax_jax.prequential import Codelength
 
 
 def codelength(config: settings.Codelength, workdir: pathlib.Path) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def codelength(config: settings.Codelength, workdir: pathlib.Path) -> dict[str, 
     if dataset.train.targets.ndim != 1 or dataset.test.targets.ndim != 1:
         raise ValueError("config.data: targets are probabilities; only class ids can be coded")
     summary = compressed(config, dataset, workdir)
-    curves, controls = online(config, dataset, optimizer)
+    curves, controls = sent_online(config, dataset, optimizer)
     summary["online"] = {
         "labels": len(dataset.train.x),
         "uniform_bits": curves["refitted"].uniform,
@@ -58,7 +59,7 @@ def compressed(
     )
     params = Params(*(jnp.asarray(a, jnp.float32) for a in solution.params))
     x, labels = dataset.test[:2]
-    nats = metrics.summarize(training.evaluate(params, datasets.batches(dataset)[1]))["nats"]
+    nats = metrics.summarize(evaluation.evaluate(params, datasets.batches(dataset)[1]))["nats"]
     bits = float(information.to_bits(nats)) * len(labels)
     content = coding.compress(params, x, labels, scale=scale)
     path = workdir / "labels.smxl"
@@ -87,7 +88,7 @@ def compressed(
     }
 
 
-def online(
+def sent_online(
     config: settings.Codelength, dataset: data.Dataset, optimizer: Any
 ) -> list[dict[str, Codelength]]:
     """The training labels with both ways to learn, and the same of the control task."""
@@ -95,12 +96,12 @@ def online(
     n, q = len(dataset.train.x), len(dataset.class_names)
     order = np.asarray(jax.random.permutation(order_key, n))
     x, labels = dataset.train.x[order], dataset.train.targets[order]
-    ends = prequential.block_ends(n, config.percent)
+    ends = online.block_ends(n, config.percent)
     found = []
     with tqdm(total=2 * len(ends), unit="block", desc="sending labels") as bar:
-        for task in (labels, prequential.control_labels(control_key, labels)):
+        for task in (labels, online.control_labels(control_key, labels)):
             common: Any = {"num_classes": q, "scale": dataset.train.scale}
-            refitted = prequential.refit(
+            refitted = online.refit(
                 x,
                 task,
                 ends=ends,
@@ -110,7 +111,7 @@ def online(
                 **common,
             )
             bar.update()  # the first block, for which nothing is fitted
-            one_pass = prequential.stream(
+            one_pass = online.stream(
                 x,
                 task,
                 optimizer=optimizer,

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from runs import datasets, files, folders, settings
-from softmax_jax import data, figures, metrics, solvers, training
+from softmax_jax import data, evaluation, figures, metrics, solvers
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -109,7 +109,7 @@ def solve(
 def scores(params: Params, batch: Data) -> list[dict[str, float]]:
     """`metrics.summarize` of each of the stacked parameters; one program serves all."""
     return [
-        metrics.summarize(training.evaluate(Params(w, b), batch, k=TOP))
+        metrics.summarize(evaluation.evaluate(Params(w, b), batch, k=TOP))
         for w, b in zip(*params, strict=True)
     ]
 

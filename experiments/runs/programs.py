@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from runs.plan import Plan
-from softmax_jax import metrics, model, training
+from softmax_jax import ensemble, evaluation, metrics, model, training
 from softmax_jax.training import StepMetrics, TrainState
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def first_state(plan: Plan, indices: Sequence[int]) -> TrainState:
         )
     if len(plan.members) == 1:
         return states[0]
-    return training.stack(states, shared_order=plan.shared_order)
+    return ensemble.stack(states, shared_order=plan.shared_order)
 
 
 def compiled(plan: Plan, state: TrainState) -> Programs:
@@ -71,12 +71,12 @@ def compiled(plan: Plan, state: TrainState) -> Programs:
     batch_size = plan.config.batch_size
     if len(plan.members) == 1:
         epoch = training.make_epoch(plan.optimizer, batch_size=batch_size)
-        measure = jax.jit(training.measure_blocks)
+        measure = jax.jit(evaluation.measure_blocks)
     else:
-        epoch = training.make_sweep(
+        epoch = ensemble.make_epoch(
             plan.optimizer, batch_size=batch_size, shared_order=plan.shared_order
         )
-        measure = jax.jit(jax.vmap(training.measure_blocks, in_axes=(0, None)))
+        measure = jax.jit(jax.vmap(evaluation.measure_blocks, in_axes=(0, None)))
     return Programs(
         epoch.lower(state, plan.train_data, np.int32(0)).compile(),
         measure.lower(state.params, plan.test_data).compile(),

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from softmax_jax import calibration, figures, losses, scaling, selective
-from softmax_jax.calibration import Bins
+from softmax_jax import calibration, figures, losses
+from softmax_jax.calibration import Bins, scaling, selective
 
 EDGES: Any = calibration.equal_width_edges(15)
 DRAWS = 500

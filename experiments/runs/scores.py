@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runs import files, settings, table
-from softmax_jax import figures, metrics, training
+from softmax_jax import evaluation, figures, metrics
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -59,7 +59,7 @@ def stopping(end: End, validation_data: Data | None) -> dict[str, Any]:
 
 def measured(params: Params, batch: Data) -> dict[str, float | None]:
     """Evaluates a model on data; None is a score that is no finite number."""
-    found = metrics.summarize(training.evaluate(params, batch))
+    found = metrics.summarize(evaluation.evaluate(params, batch))
     return {key: files.finite_or_none(value) for key, value in found.items()}
 
 

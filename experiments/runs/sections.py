@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runs import reliability, scores, settings
-from softmax_jax import data, figures, losses, model, training
+from softmax_jax import data, evaluation, figures, losses, model
 from softmax_jax.data import Data, blocks, features
 from softmax_jax.model import Params
 
@@ -101,7 +101,7 @@ def weights(params: Params, trained: Trained) -> Section | None:
 
 def confusion(params: Params, trained: Trained) -> Section:
     """Classes that are taken for each other."""
-    counts = np.asarray(training.evaluate(params, trained.test_data, confusion=True).confusion)
+    counts = np.asarray(evaluation.evaluate(params, trained.test_data, confusion=True).confusion)
     return Section(
         "Confusion",
         "Test examples by their class and by what was predicted.",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runs import durations, hints, optimizers, validation
-from softmax_jax import prequential
+from softmax_jax.codelength import online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Codelength:
     """The certified gap of each fit, relative to its objective."""
     precision: float = 1.0
     """Of the prior on the weights of the models that are refitted: their l2 times their labels."""
-    percent: tuple[float, ...] = prequential.PERCENT
+    percent: tuple[float, ...] = online.PERCENT
     """Of the training labels: after which of them the model is refitted, or has sent all."""
     optimizer: str = "adam"
     """Of the model that takes one pass; one of `optimizers.OPTIMIZERS`."""
@@ -242,7 +242,7 @@ class Codelength:
         _require(in_range, "precision", self.precision, "positive and finite")
         _require_count("batch_size", self.batch_size)
         try:
-            prequential.block_ends(1, self.percent)
+            online.block_ends(1, self.percent)
         except ValueError as e:
             raise ValueError(f"config.percent={self.percent}: they must rise to 100") from e
         optimizers.parse("optimizer", self.optimizer, optimizers.OPTIMIZERS)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softmax_jax import model, training
+from softmax_jax import evaluation, model
 from softmax_jax.data import Data, from_arrays
 
 X = np.random.default_rng(0).uniform(size=(6, 4)).astype(np.float32)
@@ -310,7 +310,7 @@ def test_what_numpy_takes_for_numbers_is_taken_for_features_and_trained_on(made)
     params = model.Params(jnp.asarray(w, jnp.float32), jnp.zeros(3))
     logits = NUMBERS.astype(np.float64) @ w
     expected = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(6), IDS]).sum()
-    found = training.evaluate(params, batch).negative_log_likelihood
+    found = evaluation.evaluate(params, batch).negative_log_likelihood
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 

@@ -7,7 +7,8 @@ import pytest
 import codelength
 import softmax_jax
 from runs import codelength_run, settings
-from softmax_jax import coding, data
+from softmax_jax import data
+from softmax_jax.codelength import coding
 
 CONFIG = pathlib.Path(codelength.__file__).parent / "configs" / "codelength_digits.py"
 FILES = {"config.json", "labels.smxl", "params.npz", "codelength.jsonl", "codelength.png"}

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, head, model, selective
+from softmax_jax import calibration, head, model
+from softmax_jax.calibration import selective
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, model, selective
+from softmax_jax import calibration, model
+from softmax_jax.calibration import selective
 from softmax_jax.data import targets
 from softmax_jax.model import Params
 

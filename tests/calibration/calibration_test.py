@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmax_jax import calibration, metrics, training
+from softmax_jax import calibration, evaluation, metrics
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -342,7 +342,7 @@ def test_top_label_is_what_evaluate_counts():
         jnp.asarray(rng.integers(4, size=50)),
     )
     confidence, outcome = calibration.top_label(x @ params.w, labels)
-    scores = metrics.summarize(training.evaluate(params, Data(x, labels)))
+    scores = metrics.summarize(evaluation.evaluate(params, Data(x, labels)))
     assert float(outcome.mean()) == pytest.approx(scores["accuracy"], rel=1e-6)
     assert float(confidence.min()) >= 1 / 4
 

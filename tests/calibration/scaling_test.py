@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax
 
-from softmax_jax import scaling
+from softmax_jax.calibration import scaling
 from softmax_jax.status import Status
 
 SETTINGS = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)

@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse
 import scipy.special
 
-from softmax_jax import coding, data, metrics, solvers, training
+from softmax_jax import data, evaluation, metrics, solvers
+from softmax_jax.codelength import coding
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -302,7 +303,7 @@ def test_the_labels_of_fashion_mnist_have_the_size_of_the_loss(idx_folder, data_
     # The loss that everybody measures: float32 logits, no integers.
     model = Params(*(jnp.asarray(a, jnp.float32) for a in params))
     batch = Data(jnp.asarray(x), jnp.asarray(labels), scale=scale)
-    bits = metrics.summarize(training.evaluate(model, batch))["bits"] * len(labels)
+    bits = metrics.summarize(evaluation.evaluate(model, batch))["bits"] * len(labels)
     assert len(labels) == 10_000
     assert len(content) <= 1.001 * bits / 8 + 64
     assert len(content) >= bits / 8

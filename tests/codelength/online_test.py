@@ -9,7 +9,8 @@ import scipy.sparse
 from scipy.special import gammaln, log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from softmax_jax import conventions, prequential, training
+from softmax_jax import conventions, training
+from softmax_jax.codelength import online
 from softmax_jax.data import Data
 from softmax_jax.data.shuffle import permutation
 from softmax_jax.model import Params
@@ -31,13 +32,13 @@ def drawn(n=120, d=4, q=3, seed=0):
     ],
 )
 def test_blocks_are_those_of_voita_and_titov(n, ends):
-    assert prequential.block_ends(n) == ends
+    assert online.block_ends(n) == ends
 
 
 def test_without_features_it_is_the_code_of_krichevsky_and_trofimov():
     rng = np.random.default_rng(0)
     q, labels = 4, rng.choice(4, size=40, p=[0.6, 0.3, 0.1, 0.0])
-    found = prequential.refit(np.zeros((40, 1)), labels, num_classes=q, ends=range(1, 41), tol=1e-6)
+    found = online.refit(np.zeros((40, 1)), labels, num_classes=q, ends=range(1, 41), tol=1e-6)
     # A Dirichlet prior with 1/2 for each class: the probability of all labels in closed form.
     counts = np.bincount(labels, minlength=q)
     nats = gammaln(40 + q / 2) - gammaln(q / 2) - np.sum(gammaln(counts + 0.5) - gammaln(0.5))
@@ -50,9 +51,7 @@ def test_without_features_it_is_the_code_of_krichevsky_and_trofimov():
 def test_each_block_is_coded_by_the_fit_to_the_labels_before_it():
     x, labels = drawn()
     ends = [20, 50, 120]
-    found = prequential.refit(
-        x, labels, num_classes=3, ends=ends, precision=2.0, scale=0.5, tol=1e-9
-    )
+    found = online.refit(x, labels, num_classes=3, ends=ends, precision=2.0, scale=0.5, tol=1e-9)
     bits = [20 * math.log2(3)]
     for seen, end in ((20, 50), (50, 120)):
         strengths = conventions.to_sklearn(2.0 / seen, total_weight=seen)
@@ -69,7 +68,7 @@ def test_labels_to_come_are_not_looked_at():
     x, labels = drawn()
     changed = np.where(np.arange(120) < 50, labels, 0)
     ours, theirs = (
-        prequential.refit(x, some, num_classes=3, ends=[20, 50, 120]) for some in (labels, changed)
+        online.refit(x, some, num_classes=3, ends=[20, 50, 120]) for some in (labels, changed)
     )
     np.testing.assert_array_equal(ours.bits[:2], theirs.bits[:2])
     assert ours.bits[2] != theirs.bits[2]
@@ -78,7 +77,7 @@ def test_labels_to_come_are_not_looked_at():
 def test_a_class_that_comes_late_costs_bits_and_not_infinity():
     x, labels = drawn()
     labels = np.where(np.arange(120) < 60, 0, labels)
-    found = prequential.refit(x, labels, num_classes=5, ends=[1, 30, 60, 90, 120])
+    found = online.refit(x, labels, num_classes=5, ends=[1, 30, 60, 90, 120])
     assert np.isfinite(found.bits).all()
     # From one class alone: a label of it has (29.5 + 0.5) of 32.5, before the 31st.
     assert found.bits[2] - found.bits[1] == pytest.approx(30 * math.log2(32.5 / 30.5), rel=1e-6)
@@ -86,10 +85,10 @@ def test_a_class_that_comes_late_costs_bits_and_not_infinity():
 
 def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
     x, labels = drawn(n=600)
-    control = prequential.control_labels(jax.random.key(0), labels)
+    control = online.control_labels(jax.random.key(0), labels)
     np.testing.assert_array_equal(np.bincount(control), np.bincount(labels))
     assert (control != labels).any()
-    real, shuffled = (prequential.refit(x, some, num_classes=3) for some in (labels, control))
+    real, shuffled = (online.refit(x, some, num_classes=3) for some in (labels, control))
     assert real.total < 0.7 * real.uniform
     assert shuffled.total > 0.97 * shuffled.uniform
 
@@ -97,11 +96,11 @@ def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
 def test_fits_to_all_blocks_share_one_program(count_compilations):
     x, labels = drawn(n=150, d=7)  # like no other test
     first = count_compilations(
-        lambda: prequential.refit(x, labels, num_classes=3, ends=[20, 40, 150]).bits
+        lambda: online.refit(x, labels, num_classes=3, ends=[20, 40, 150]).bits
     )
     assert first > 0
     again = count_compilations(
-        lambda: prequential.refit(x, labels, num_classes=3, ends=[25, 50, 75, 100, 150]).bits
+        lambda: online.refit(x, labels, num_classes=3, ends=[25, 50, 75, 100, 150]).bits
     )
     assert again == 0
 
@@ -109,14 +108,14 @@ def test_fits_to_all_blocks_share_one_program(count_compilations):
 def test_progress_is_told():
     x, labels = drawn()
     told = []
-    prequential.refit(x, labels, num_classes=3, ends=[20, 50, 120], callback=told.append)
+    online.refit(x, labels, num_classes=3, ends=[20, 50, 120], callback=told.append)
     assert told == [50, 120]
 
 
 def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
     x, labels = drawn()
     optimizer, key = optax.adam(0.1), jax.random.key(3)
-    found = prequential.stream(
+    found = online.stream(
         x, labels, num_classes=3, optimizer=optimizer, batch_size=32, key=key, scale=0.5, l2=0.1
     )
     zero = Params(jnp.zeros((4, 3)), jnp.zeros(3))
@@ -138,17 +137,15 @@ def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
 def test_wide_integers_are_not_cut_off():
     x = np.random.default_rng(0).integers(-(2**33), 2**33, (300, 1))
     labels, options = (x[:, 0] > 0).astype(int), {"num_classes": 2, "optimizer": optax.sgd(1.0)}
-    ours = prequential.stream(x, labels, scale=2.0**-33, **options)
-    theirs = prequential.stream(x * 2.0**-33, labels, **options)
+    ours = online.stream(x, labels, scale=2.0**-33, **options)
+    theirs = online.stream(x * 2.0**-33, labels, **options)
     assert ours.total == pytest.approx(theirs.total, rel=1e-5)
 
 
 def test_a_pass_that_diverges_says_so():
     x, labels = drawn()
     with pytest.raises(FloatingPointError, match="a third of the learning rate 1e"):
-        prequential.stream(
-            1e20 * x, labels, num_classes=3, optimizer=optax.sgd(1.0), learning_rate=1e30
-        )
+        online.stream(1e20 * x, labels, num_classes=3, optimizer=optax.sgd(1.0), learning_rate=1e30)
 
 
 @pytest.mark.parametrize(
@@ -176,38 +173,38 @@ def test_bad_input_is_refused(changes, message):
     x, labels = drawn()
     inputs = {"x": x, "labels": labels, "num_classes": 3} | changes
     with pytest.raises(ValueError, match=message):
-        prequential.refit(**inputs)
+        online.refit(**inputs)
     if not {"ends", "precision"} & set(changes):
         with pytest.raises(ValueError, match=message):
-            prequential.stream(**inputs, optimizer=optax.sgd(1.0))
+            online.stream(**inputs, optimizer=optax.sgd(1.0))
 
 
 def test_a_share_of_less_than_a_label_is_one():
-    assert prequential.block_ends(10, np.array([1e-9, 100])) == [1, 10]
+    assert online.block_ends(10, np.array([1e-9, 100])) == [1, 10]
 
 
 @pytest.mark.parametrize("percent", [(), (50,), (0, 100), (60, 50, 100)])
 def test_percents_that_do_not_rise_are_refused(percent):
     with pytest.raises(ValueError, match="expected to rise to 100"):
-        prequential.block_ends(10, percent)
+        online.block_ends(10, percent)
 
 
 @pytest.mark.parametrize("factor", [1e8, 1e-8, 2.0**40])
 def test_units_of_the_features_change_nothing_but_the_prior(factor):
     x, labels = drawn()
     options = {"num_classes": 3, "ends": [20, 50, 120], "tol": 1e-9}
-    expected = prequential.refit(x, labels, **options)
-    found = prequential.refit(factor * x, labels, precision=factor**2, **options)
+    expected = online.refit(x, labels, **options)
+    found = online.refit(factor * x, labels, precision=factor**2, **options)
     np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-8)
-    scaled = prequential.refit(factor * x, labels, scale=1 / factor, **options)
+    scaled = online.refit(factor * x, labels, scale=1 / factor, **options)
     np.testing.assert_allclose(scaled.bits, expected.bits, rtol=1e-8)
 
 
 def test_the_zero_of_the_features_changes_nothing():
     x, labels = drawn()
     options = {"num_classes": 3, "ends": [20, 50, 120], "tol": 1e-9}
-    expected = prequential.refit(x, labels, **options)
-    found = prequential.refit(1e8 + x, labels, **options)
+    expected = online.refit(x, labels, **options)
+    found = online.refit(1e8 + x, labels, **options)
     np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-6)
 
 
@@ -215,8 +212,8 @@ def test_the_zero_of_the_features_changes_nothing():
 def test_arrays_of_any_kind_are_taken(given):
     x, labels = drawn()
     options = {"num_classes": 3, "ends": [60, 120]}
-    expected = prequential.refit(x, labels, **options)
-    found = prequential.refit(given(x), labels.astype(">i8"), **options)
+    expected = online.refit(x, labels, **options)
+    found = online.refit(given(x), labels.astype(">i8"), **options)
     np.testing.assert_array_equal(found.bits, expected.bits)
 
 
@@ -224,64 +221,62 @@ def test_features_of_1e8_are_fitted_under_a_precision_of_one():
     x, labels = drawn()
     options = {"labels": labels, "num_classes": 3, "ends": [40, 120]}
     # The prior is as good as none.
-    expected = prequential.refit(x, precision=1e-16, **options).bits
-    np.testing.assert_allclose(prequential.refit(1e8 * x, **options).bits, expected, rtol=0.02)
+    expected = online.refit(x, precision=1e-16, **options).bits
+    np.testing.assert_allclose(online.refit(1e8 * x, **options).bits, expected, rtol=0.02)
 
 
 def test_what_cannot_be_certified_says_what_to_do():
     x, labels = drawn()
     with pytest.raises(RuntimeError, match=r"first 40 labels .*: give a scale that brings them"):
-        prequential.refit(1e12 * x, labels, num_classes=3, ends=[40, 120])
+        online.refit(1e12 * x, labels, num_classes=3, ends=[40, 120])
 
 
 def test_sparse_features_are_coded_as_dense_ones():
     x, labels = drawn()
     x = x * (np.random.default_rng(1).uniform(size=x.shape) < 0.5)
     options = {"labels": labels, "num_classes": 3, "ends": [20, 60, 120], "tol": 1e-8}
-    dense, sparse = (prequential.refit(a, **options) for a in (x, scipy.sparse.csc_array(x)))
+    dense, sparse = (online.refit(a, **options) for a in (x, scipy.sparse.csc_array(x)))
     np.testing.assert_allclose(sparse.bits, dense.bits, rtol=1e-5)
     with pytest.raises(ValueError, match=r"x: a sparse matrix; give x.toarray\(\)"):
-        prequential.stream(
-            scipy.sparse.csr_array(x), labels, num_classes=3, optimizer=optax.sgd(1.0)
-        )
+        online.stream(scipy.sparse.csr_array(x), labels, num_classes=3, optimizer=optax.sgd(1.0))
 
 
 def test_a_pass_takes_arrays_of_any_kind():
     x, labels = drawn()
     options = {"num_classes": 3, "optimizer": optax.sgd(0.1)}
-    expected = prequential.stream(x, labels, **options).bits
+    expected = online.stream(x, labels, **options).bits
     for a, b in (
         (x.astype(">f8"), labels.astype(">i8")),
         (x.tolist(), labels.tolist()),
         (x.astype(np.longdouble), labels.astype(np.uint64)),
     ):
-        np.testing.assert_array_equal(prequential.stream(a, b, **options).bits, expected)
+        np.testing.assert_array_equal(online.stream(a, b, **options).bits, expected)
 
 
 def test_a_pass_refuses_features_of_which_float32_keeps_too_little():
     x, labels = drawn()
     options = {"num_classes": 3, "optimizer": optax.sgd(0.1)}
     with pytest.raises(ValueError, match=r"x: feature 0 .*; subtract its mean"):
-        prequential.stream(x + 1e9, labels, **options)
+        online.stream(x + 1e9, labels, **options)
     with jax.enable_x64(True):
-        assert np.isfinite(prequential.stream(1 + 1e-9 * x, labels, **options).bits).all()
+        assert np.isfinite(online.stream(1 + 1e-9 * x, labels, **options).bits).all()
 
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_guards_of_transfers_and_promotion_let_arrays_through(x64):
     x, labels = drawn()
     options = {"num_classes": 3, "optimizer": optax.sgd(0.1), "scale": 0.5}
-    expected = prequential.stream(x, labels, **options)
+    expected = online.stream(x, labels, **options)
     with (
         jax.enable_x64(x64),
         jax.numpy_dtype_promotion("strict"),
         jax.transfer_guard("disallow"),
     ):
-        found = prequential.stream(x, labels, **options)
-        coded = prequential.refit(x, labels, num_classes=3, ends=[60, 120])
+        found = online.stream(x, labels, **options)
+        coded = online.refit(x, labels, num_classes=3, ends=[60, 120])
     np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-5)
     np.testing.assert_array_equal(
-        coded.bits, prequential.refit(x, labels, num_classes=3, ends=[60, 120]).bits
+        coded.bits, online.refit(x, labels, num_classes=3, ends=[60, 120]).bits
     )
 
 
@@ -291,10 +286,10 @@ def test_a_shift_is_part_of_the_unit():
     common = {"num_classes": 3}
     seen = x * unit["scale"] + unit["shift"]
     options = common | {"ends": [10, 60, 120], "tol": 1e-9}
-    expected = prequential.refit(seen, labels, **options)
-    np.testing.assert_allclose(prequential.refit(x, labels, **unit, **options).bits, expected.bits)
+    expected = online.refit(seen, labels, **options)
+    np.testing.assert_allclose(online.refit(x, labels, **unit, **options).bits, expected.bits)
     options = common | {"optimizer": optax.sgd(0.1)}
     x, seen = x.astype(np.float32), seen.astype(np.float32)
-    expected = prequential.stream(seen, labels, **options)
-    found = prequential.stream(x, labels, **unit, **options)
+    expected = online.stream(seen, labels, **options)
+    found = online.stream(x, labels, **unit, **options)
     np.testing.assert_allclose(found.bits, expected.bits, rtol=1e-5)
