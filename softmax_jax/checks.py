@@ -187,99 +187,6 @@ def refuse_not_finite(x: np.ndarray, where: str) -> None:
         )
 
 
-def checked_targets(
-    targets: Any, rows: int, where: str, dtype: type[np.floating[Any]] = np.float32
-) -> np.ndarray:
-    """Class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
-
-    One column, ``[rows, 1]``, are class ids too, as Keras ships them.
-    """
-    targets = np.asarray(as_array(targets, where))
-    if targets.shape == (rows, 1):
-        targets = targets[:, 0]
-    if targets.ndim not in (1, 2) or len(targets) != rows:
-        raise ValueError(
-            f"{where}: targets of shape {targets.shape} for {rows} rows; expected class ids "
-            f"[{rows}] or probabilities [{rows}, q]"
-        )
-    if rows == 0:
-        raise ValueError(f"{where}: there are no rows")
-    if targets.ndim == 1:
-        if targets.dtype.kind not in "ui":
-            raise ValueError(
-                f"{where}: class ids of type {targets.dtype}; expected integers from 0: number the "
-                "classes first, with np.unique(labels, return_inverse=True) for example"
-            )
-        if targets.min() < 0:
-            row = int(np.argmax(targets < 0))
-            raise ValueError(f"{where}: row {row} has class id {targets[row]}; ids start at 0")
-        if targets.max() > np.iinfo(np.int32).max:
-            row = int(np.argmax(targets))
-            raise ValueError(f"{where}: row {row} has class id {targets[row]}, above 2**31 - 1")
-        return targets.astype(np.int32)
-    if not is_real(targets):
-        raise ValueError(f"{where}: targets of type {targets.dtype}; expected probabilities")
-    with np.errstate(over="ignore"):  # an infinity is refused below
-        probabilities: np.ndarray = targets.astype(dtype)
-    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
-    sums = probabilities.sum(axis=1, dtype=np.float64)
-    bad |= ~(np.abs(sums - 1) <= _rounding_of_probabilities(targets.dtype))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(
-            f"{where}: the targets of row {row} are not probabilities: {targets[row]} with sum "
-            f"{targets[row].sum()}; they must be non-negative and sum to 1"
-        )
-    return probabilities
-
-
-def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) -> int:
-    """Returns q for checked targets: one more than the largest class id unless it is given.
-
-    Raises:
-      ValueError: if ids go beyond ``num_classes``; or if it is not given and the largest id is not
-        below the number of rows, as an id by mistake would cost memory and time for q classes.
-    """
-    rows = len(targets)
-    num_classes = None if num_classes is None else checked_count(num_classes, "num_classes")
-    found = int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1]
-    if targets.ndim == 2:
-        if num_classes not in (None, found):
-            raise ValueError(
-                f"{where}: probabilities of {found} classes, but there are {num_classes}"
-            )
-        return found
-    row = int(np.argmax(targets))
-    if num_classes is None:
-        if found > max(rows, 2):
-            raise ValueError(
-                f"{where}: row {row} has class id {targets[row]}, which makes more classes than "
-                f"the {rows} rows: give num_classes={found} if there are that many, or number the "
-                "classes, with np.unique(labels, return_inverse=True) for example"
-            )
-        return found
-    if num_classes > 2**31:
-        raise ValueError(f"num_classes: {num_classes}; class ids are int32, so 2**31 at most")
-    if found > num_classes:
-        raise ValueError(
-            f"{where}: row {row} has class id {targets[row]}, but there are {num_classes} "
-            f"classes, with ids 0 to {num_classes - 1}"
-        )
-    return num_classes
-
-
-def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
-    """Class ids as int32, all of them below ``num_classes``."""
-    labels = np.asarray(as_array(labels, where))
-    if labels.ndim != 1 and labels.shape != (rows, 1):
-        raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
-    labels = checked_targets(labels, rows, where)
-    if labels.max() >= num_classes:
-        row = int(np.argmax(labels))
-        raise ValueError(f"{where}: row {row} has class id {labels[row]} of {num_classes} classes")
-    return labels
-
-
 def checked_features(x: Any, where: str = "x") -> Any:
     """Finite real numbers ``[n, d]``, as they are, in NumPy; sparse ones as CSR of its own entries.
 
@@ -325,7 +232,7 @@ def refuse_other_than_probabilities(
     """
     if not is_real(values):
         raise ValueError(f"{where}: type {values.dtype}; expected probabilities")
-    slack = _rounding_of_probabilities(values.dtype)
+    slack = rounding_of_probabilities(values.dtype)
     values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
     bad = ~((values >= -slack) & (values <= 1 + slack))
     if counts is not None:
@@ -338,23 +245,61 @@ def refuse_other_than_probabilities(
         )
 
 
-def _rounding_of_probabilities(dtype: Any) -> float:
-    """By how much they or their sum may be off: `SUM_TOLERANCE`, or an ulp of narrower types."""
+def rounding_of_probabilities(dtype: Any) -> float:
+    """Returns by how much probabilities or their sum may be off: an ulp, or `SUM_TOLERANCE`."""
     is_floating = jnp.issubdtype(dtype, jnp.floating)
     return max(SUM_TOLERANCE, float(jnp.finfo(dtype).eps) if is_floating else 0.0)
 
 
-def checked_row_weights(weights: Any, rows: int) -> np.ndarray:
-    """``[rows]`` float64, 0 or more and with a finite sum above 0; 1 where they are None."""
+def checked_weights(
+    weights: Any, rows: int, name: str = "weights", *, several: bool = False
+) -> np.ndarray:
+    """Returns finite float64 weights, 0 or more; 1 where they are None: ``[rows]``.
+
+    Args:
+      weights: ``[rows]``, or ``[m, rows]`` where there may be several weightings.
+      rows: how many there are.
+      name: of the argument.
+      several: whether there may be, and the result is ``[m, rows]``.
+
+    Raises:
+      ValueError: if they are something else; names the first such row.
+    """
     checked = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
     if rows == 0:
         raise ValueError("there are no examples")
-    if checked.shape != (rows,):
-        raise ValueError(f"weights: shape {checked.shape} for {rows} rows; expected [{rows}]")
+    if checked.shape[-1:] != (rows,) or checked.ndim > 1 + several:
+        shapes = f"[{rows}], or [m, {rows}]" if several else f"[{rows}]"
+        raise ValueError(f"{name}: shape {checked.shape} for {rows} rows; expected {shapes}")
+    bad = ~(np.isfinite(checked) & (checked >= 0))
+    if bad.any():
+        at = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name}: row {at[-1]} has weight {checked[at]}; expected finite numbers, 0 or more"
+        )
+    return np.atleast_2d(checked) if several else checked
+
+
+def refuse_no_weight(weights: np.ndarray, name: str = "weights") -> None:
+    """Raises a ValueError unless `checked_weights` have a positive and finite sum."""
     with np.errstate(over="ignore"):
-        if not ((checked >= 0).all() and 0 < checked.sum() < np.inf):
-            raise ValueError("weights: expected numbers, 0 or more, with a finite sum above 0")
-    return checked
+        total = weights.sum(axis=-1)
+    if not (total > 0).all():
+        raise ValueError(f"{name}: the total weight is zero; give some row a positive weight")
+    if not np.isfinite(total).all():
+        raise ValueError(f"{name}: the total weight is infinite; give smaller ones")
+
+
+def checked_strength(value: Any, name: str) -> float:
+    """Returns the strength of a penalty as a float.
+
+    Raises:
+      ValueError: if it is negative or not finite.
+    """
+    strength = float(value)
+    if not 0 <= strength < np.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {strength}: 0 is no penalty")
+    return strength
 
 
 def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:

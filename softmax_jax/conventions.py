@@ -40,6 +40,8 @@ scale that Adam divides the gradient by, so where it ends depends on the optimis
 import math
 from typing import NamedTuple
 
+from softmax_jax.checks import checked_strength
+
 
 class Strengths(NamedTuple):
     """Strengths of this library's penalty ``l2/2 |W|² + l1 |W|_1``."""
@@ -67,12 +69,12 @@ def from_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
     Raises:
       ValueError: if a strength is negative or not finite.
     """
-    return Strengths(l2=2 * _strength("l2", l2), l1=_strength("l1", l1))
+    return Strengths(l2=2 * checked_strength(l2, "l2"), l1=checked_strength(l1, "l1"))
 
 
 def to_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
     """The inverse of `from_sigmoid`: ``l2/2`` and ``l1``, on the single vector ``v``."""
-    return Strengths(l2=_strength("l2", l2) / 2, l1=_strength("l1", l1))
+    return Strengths(l2=checked_strength(l2, "l2") / 2, l1=checked_strength(l1, "l1"))
 
 
 def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Strengths:
@@ -148,7 +150,7 @@ def from_sgd_classifier(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    alpha = _strength("alpha", alpha)
+    alpha = checked_strength(alpha, "alpha")
     return _elastic_net(alpha / _total("mean_weight", mean_weight), _ratio("l1_ratio", l1_ratio))
 
 
@@ -176,7 +178,7 @@ def from_glmnet(lambda_: float, alpha: float = 1.0) -> Strengths:
     Raises:
       ValueError: if an argument is out of its range.
     """
-    return _elastic_net(_strength("lambda_", lambda_), _ratio("alpha", alpha))
+    return _elastic_net(checked_strength(lambda_, "lambda_"), _ratio("alpha", alpha))
 
 
 def to_glmnet(l2: float, l1: float = 0.0) -> dict[str, float]:
@@ -203,7 +205,9 @@ def from_spark(regParam: float, elasticNetParam: float = 0.0) -> Strengths:
     Raises:
       ValueError: if an argument is out of its range.
     """
-    return _elastic_net(_strength("regParam", regParam), _ratio("elasticNetParam", elasticNetParam))
+    return _elastic_net(
+        checked_strength(regParam, "regParam"), _ratio("elasticNetParam", elasticNetParam)
+    )
 
 
 def to_spark(l2: float, l1: float = 0.0) -> dict[str, float]:
@@ -235,7 +239,10 @@ def from_cyanure(lambda_1: float, lambda_2: float = 0.0, *, penalty: str = "l2")
     Raises:
       ValueError: if an argument is out of its range.
     """
-    lambda_1, lambda_2 = _strength("lambda_1", lambda_1), _strength("lambda_2", lambda_2)
+    lambda_1, lambda_2 = (
+        checked_strength(lambda_1, "lambda_1"),
+        checked_strength(lambda_2, "lambda_2"),
+    )
     if penalty == "l2":
         return Strengths(l2=lambda_1, l1=0.0)
     if penalty == "l1":
@@ -250,7 +257,7 @@ def from_cyanure(lambda_1: float, lambda_2: float = 0.0, *, penalty: str = "l2")
 
 def to_cyanure(l2: float, l1: float = 0.0) -> dict[str, float | str]:
     """``lambda_1``, ``lambda_2`` and ``penalty`` for `from_cyanure`, where they are explained."""
-    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 == 0:
         return {"penalty": "l2", "lambda_1": l2, "lambda_2": 0.0}
     if l2 == 0:
@@ -276,13 +283,13 @@ def from_statsmodels(alpha: float, *, num_examples: float) -> Strengths:
     Raises:
       ValueError: if an argument is out of its range.
     """
-    alpha = _strength("alpha", alpha)
+    alpha = checked_strength(alpha, "alpha")
     return Strengths(l2=0.0, l1=alpha / _total("num_examples", num_examples))
 
 
 def to_statsmodels(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[str, float]:
     """``alpha`` for `from_statsmodels`; a ValueError for an ``l2`` above 0, which it lacks."""
-    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l2 != 0:
         raise ValueError(f"fit_regularized of statsmodels has an l1 penalty only, got l2={l2}")
     return {"alpha": l1 * _total("num_examples", num_examples)}
@@ -309,12 +316,12 @@ def from_weight_decay(weight_decay: float) -> Strengths:
     Raises:
       ValueError: if it is negative or not finite.
     """
-    return Strengths(l2=_strength("weight_decay", weight_decay), l1=0.0)
+    return Strengths(l2=checked_strength(weight_decay, "weight_decay"), l1=0.0)
 
 
 def to_weight_decay(l2: float, l1: float = 0.0) -> dict[str, float]:
     """``weight_decay`` for `from_weight_decay`; a ValueError for an ``l1`` above 0."""
-    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 != 0:
         raise ValueError(
             f"weight decay is an l2 penalty only, got l1={l1}: put l1 into the loss, or use a "
@@ -344,16 +351,9 @@ def _elastic_net(strength: float, ratio: float) -> Strengths:
 
 def _strength_and_ratio(l2: float, l1: float) -> tuple[float, float]:
     """``l2 + l1`` and the part of ``l1`` in it, 0 where there is no penalty."""
-    l2, l1 = _strength("l2", l2), _strength("l1", l1)
+    l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     strength = l2 + l1
     return strength, l1 / strength if strength else 0.0
-
-
-def _strength(name: str, value: float) -> float:
-    value = float(value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}: 0 is no penalty")
-    return value
 
 
 def _ratio(name: str, value: float) -> float:

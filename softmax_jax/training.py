@@ -17,7 +17,7 @@ import optax
 from softmax_jax import head, losses, metrics, model
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
-from softmax_jax.checks import as_real, checked_count
+from softmax_jax.checks import as_real, checked_count, checked_strength
 from softmax_jax.data import blocks
 from softmax_jax.data.admission import admitted, number_of_examples
 from softmax_jax.data.shuffle import permutation
@@ -77,11 +77,11 @@ def init(
       label_smoothing: see `losses.cross_entropy`.
 
     Raises:
-      ValueError: if ``l2`` is negative or ``label_smoothing`` outside [0, 1].
+      ValueError: if ``l2`` is negative or not finite, or ``label_smoothing`` outside [0, 1].
       RuntimeError: in a process that was forked after its parent had used JAX.
     """
-    if not isinstance(l2, jax.core.Tracer) and not l2 >= 0:
-        raise ValueError(f"l2 must not be negative, got {l2}")
+    if not isinstance(l2, jax.core.Tracer):
+        checked_strength(l2, "l2")
     check_label_smoothing(label_smoothing)
     refuse_broken_process()
     params = Params(as_real(params.w, "params.w"), as_real(params.b, "params.b"))

@@ -14,7 +14,7 @@ import scipy.special
 
 from softmax_jax import checks, evaluation, head, losses, metrics, model, training
 from softmax_jax.codelength import coding, online
-from softmax_jax.data import Data, features
+from softmax_jax.data import Data, features, targets
 from softmax_jax.model import Params
 
 # Milliseconds since 1970: beyond 32 bits.
@@ -338,3 +338,43 @@ def test_scores_of_any_types_together(x64):
                 np.testing.assert_allclose(measured.confusion, confusion, rtol=1e-6)
                 nats = weights @ -np.log(p[np.arange(30), labels])
                 np.testing.assert_allclose(measured.negative_log_likelihood, nats, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], r"s: shape \(1,\) for 3 rows; expected \[3\]"),
+        (np.ones((2, 3)), r"s: shape \(2, 3\) for 3 rows"),
+        ([1, -1, 1], "s: row 1 has weight -1.0; expected finite numbers, 0 or more"),
+        ([1, 1, np.nan], "s: row 2 has weight nan"),
+        ([0, 0, 0], "s: the total weight is zero"),
+        ([1e308, 1e308, 0], "s: the total weight is infinite"),
+    ],
+)
+def test_weights_are_checked_in_one_way(weights, message):
+    with pytest.raises(ValueError, match=message):
+        checks.refuse_no_weight(checks.checked_weights(weights, 3, "s"), "s")
+
+
+def test_there_may_be_several_weightings():
+    several = checks.checked_weights(np.ones((2, 3)), 3, several=True)
+    assert several.shape == (2, 3)
+    assert checks.checked_weights(None, 3, several=True).shape == (1, 3)
+    with pytest.raises(ValueError, match="the total weight is zero"):
+        checks.refuse_no_weight(several * [[1], [0]])
+
+
+def test_a_single_class_is_nothing_to_tell_apart():
+    targets.refuse_single_class(np.array([1.0, 0, 2]), "y")
+    for y in (np.array([1, 1, 0]), np.array([[0.5, 0.5], [0, 1], [1, 0]])):
+        mass = targets.mass_of_classes(y, np.array([0.0, 2.0, 0.0]), 2)
+        np.testing.assert_array_equal(mass, [0, 2])
+        with pytest.raises(ValueError, match="y: all of the weight is on a single class, 1; there"):
+            targets.refuse_single_class(mass, "y")
+
+
+@pytest.mark.parametrize("value", [-1e-9, np.inf, np.nan])
+def test_strengths_are_finite_and_not_negative(value):
+    with pytest.raises(ValueError, match="l2 must be finite and at least 0"):
+        checks.checked_strength(value, "l2")
+    assert checks.checked_strength(jnp.float32(0.5), "l2") == 0.5

@@ -13,6 +13,7 @@ from softmax_jax.checks import (
     as_array,
     as_real,
     checked_count,
+    checked_weights,
     is_known,
     refuse_other_than_probabilities,
 )
@@ -124,12 +125,8 @@ def check_values(confidence: jax.Array, outcome: jax.Array, weights: jax.Array) 
     """Raises a ValueError, as `reliability`, for what is known."""
     counts = None
     if is_known(weights):
-        s = np.asarray(weights)
-        bad = ~((s >= 0) & (s < np.inf))
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise ValueError(f"weights: row {row} has {s[row]}; expected finite numbers, 0 or more")
-        counts = s > 0
+        # Of no rows there are sums, too.
+        counts = checked_weights(weights, len(weights)) > 0 if len(weights) else np.zeros(0, bool)
     for a, where in ((confidence, "confidence"), (outcome, "outcome")):
         if counts is not None and is_known(a):
             refuse_other_than_probabilities(np.asarray(a), where, counts)

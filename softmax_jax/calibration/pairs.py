@@ -6,8 +6,8 @@ import jax
 
 from softmax_jax import metrics, model
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_real, checked_count, checked_targets, is_known
-from softmax_jax.data.targets import Dense, Targets, distribution, parse
+from softmax_jax.checks import as_real, checked_count, is_known
+from softmax_jax.data.targets import Dense, Targets, checked_targets, distribution, parse
 from softmax_jax.normalizer import softmax
 
 

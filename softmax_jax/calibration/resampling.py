@@ -16,7 +16,7 @@ from softmax_jax.calibration.bins import (
     sums_of_bins,
 )
 from softmax_jax.calibration.errors import expected_error
-from softmax_jax.checks import as_real, checked_count, checked_row_weights
+from softmax_jax.checks import as_real, checked_count, checked_weights, refuse_no_weight
 
 
 class Band(NamedTuple):
@@ -125,7 +125,9 @@ def _checked_examples(confidence: Any, outcome: Any, edges: Any, weights: Any) -
         raise ValueError(
             f"confidences of shape {c.shape}, outcomes of shape {y.shape}; expected [n] of both"
         )
-    s = jnp.asarray(checked_row_weights(weights, len(c)), accumulation_type(c))
+    checked = checked_weights(weights, len(c))
+    refuse_no_weight(checked)
+    s = jnp.asarray(checked, accumulation_type(c))
     check_values(c, y, s)
     c = at_least_float32(c)
     # Rows of weight zero take no part, whatever they hold.

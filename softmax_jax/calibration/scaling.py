@@ -16,7 +16,7 @@ import numpy as np
 
 from softmax_jax import checks, losses
 from softmax_jax.data import blocks
-from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, raw
+from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, checked_targets, raw
 from softmax_jax.normalizer import softmax
 from softmax_jax.status import Status
 
@@ -307,10 +307,11 @@ class _Problem(NamedTuple):
             )
         if targets.shape[:1] != logits.shape[:1]:
             raise ValueError(f"targets of shape {targets.shape} for {len(logits)} rows of logits")
-        weights = checks.checked_row_weights(weights, len(logits))
+        weights = checks.checked_weights(weights, len(logits))
+        checks.refuse_no_weight(weights)
         # Rows without weight take no part, whatever they hold.
         logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
-        targets = checks.checked_targets(targets, len(logits), "targets", np.float64)
+        targets = checked_targets(targets, len(logits), "targets", np.float64)
         parsed = checked(targets, logits.shape)
         assert not isinstance(parsed, SparseTargets)
         if isinstance(parsed, Dense):

@@ -11,8 +11,9 @@ import numpy as np
 
 from softmax_jax.checks import (
     as_array,
-    checked_row_weights,
+    checked_weights,
     is_real,
+    refuse_no_weight,
     refuse_other_than_probabilities,
 )
 
@@ -51,7 +52,8 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
         )
     if not is_real(c):
         raise ValueError(f"confidence: type {c.dtype}; expected real numbers")
-    s = checked_row_weights(weights, len(c))
+    s = checked_weights(weights, len(c))
+    refuse_no_weight(s)
     refuse_other_than_probabilities(y, "outcome", s > 0)
     c, y, s = c[s > 0].astype(np.float64), y[s > 0].astype(np.float64), s[s > 0]
     if np.isnan(c).any():

@@ -29,13 +29,9 @@ from typing import Any, NamedTuple
 import constriction
 import numpy as np
 
-from softmax_jax.checks import (
-    as_array,
-    checked_features,
-    checked_labels,
-    dense_rows,
-)
+from softmax_jax.checks import as_array, checked_features, dense_rows
 from softmax_jax.data.blocks import rows_within, slices
+from softmax_jax.data.targets import checked_labels
 from softmax_jax.data.types import for_stored
 from softmax_jax.model import Params
 

@@ -26,12 +26,12 @@ from softmax_jax.checks import (
     as_real,
     checked_count,
     checked_features,
-    checked_labels,
     dense_rows,
     per_feature,
 )
 from softmax_jax.data import Data, blocks
 from softmax_jax.data.dataset import stored_features
+from softmax_jax.data.targets import checked_labels
 from softmax_jax.data.types import for_stored
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params

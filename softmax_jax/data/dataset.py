@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax.checks import (
-    as_array,
-    checked_names,
+from softmax_jax.checks import as_array, checked_names, is_real, refuse_not_finite
+from softmax_jax.data.targets import (
     checked_targets,
-    is_real,
+    mass_of_classes,
     number_of_classes,
-    refuse_not_finite,
+    refuse_single_class,
 )
 from softmax_jax.data.types import Data
 
@@ -181,11 +180,5 @@ def _checked_class_names(
         q = number_of_classes(test.targets, None, "test")
     else:
         number_of_classes(test.targets, q, "test")
-    if q < 2:
-        raise ValueError("there is a single class, so there is nothing to tell apart")
-    if train.targets.ndim == 1 and np.all(train.targets == train.targets[0]):
-        raise ValueError(
-            f"train: all {len(train.targets)} rows are of class {train.targets[0]}; training needs "
-            "rows of two classes at least"
-        )
+    refuse_single_class(mass_of_classes(train.targets, None, q), "train")
     return checked_names(range(q) if class_names is None else class_names, "class_names")

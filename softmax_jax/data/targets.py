@@ -5,6 +5,8 @@ that its type says which of the three it is, and no function looks at numbers of
 
     parsed = targets.parse(labels, logits.shape)
     y = targets.distribution(parsed, q, logits.dtype)
+
+Whole data sets on the host are looked at row by row, by `checked_targets` and what follows it.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -13,7 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax.checks import as_array, checked_ids, checked_real, is_known, known_ids
+from softmax_jax.checks import (
+    as_array,
+    checked_count,
+    checked_ids,
+    checked_real,
+    is_known,
+    is_real,
+    known_ids,
+    rounding_of_probabilities,
+)
 
 
 class Ids(NamedTuple):
@@ -179,3 +190,113 @@ def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
     if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)  # small types cannot hold what they are compared with
     return (chosen.astype(ids.dtype) == ids) & (chosen >= 0)
+
+
+def checked_targets(
+    targets: Any, rows: int, where: str, dtype: type[np.floating[Any]] = np.float32
+) -> np.ndarray:
+    """Class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
+
+    One column, ``[rows, 1]``, are class ids too, as Keras ships them.
+    """
+    targets = np.asarray(as_array(targets, where))
+    if targets.shape == (rows, 1):
+        targets = targets[:, 0]
+    if targets.ndim not in (1, 2) or len(targets) != rows:
+        raise ValueError(
+            f"{where}: targets of shape {targets.shape} for {rows} rows; expected class ids "
+            f"[{rows}] or probabilities [{rows}, q]"
+        )
+    if rows == 0:
+        raise ValueError(f"{where}: there are no rows")
+    if targets.ndim == 1:
+        if targets.dtype.kind not in "ui":
+            raise ValueError(
+                f"{where}: class ids of type {targets.dtype}; expected integers from 0: number the "
+                "classes first, with np.unique(labels, return_inverse=True) for example"
+            )
+        if targets.min() < 0:
+            row = int(np.argmax(targets < 0))
+            raise ValueError(f"{where}: row {row} has class id {targets[row]}; ids start at 0")
+        if targets.max() > np.iinfo(np.int32).max:
+            row = int(np.argmax(targets))
+            raise ValueError(f"{where}: row {row} has class id {targets[row]}, above 2**31 - 1")
+        return targets.astype(np.int32)
+    if not is_real(targets):
+        raise ValueError(f"{where}: targets of type {targets.dtype}; expected probabilities")
+    with np.errstate(over="ignore"):  # an infinity is refused below
+        probabilities: np.ndarray = targets.astype(dtype)
+    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    bad |= ~(np.abs(sums - 1) <= rounding_of_probabilities(targets.dtype))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{where}: the targets of row {row} are not probabilities: {targets[row]} with sum "
+            f"{targets[row].sum()}; they must be non-negative and sum to 1"
+        )
+    return probabilities
+
+
+def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) -> int:
+    """Returns q for checked targets: one more than the largest class id unless it is given.
+
+    Raises:
+      ValueError: if ids go beyond ``num_classes``; or if it is not given and the largest id is not
+        below the number of rows, as an id by mistake would cost memory and time for q classes.
+    """
+    rows = len(targets)
+    num_classes = None if num_classes is None else checked_count(num_classes, "num_classes")
+    found = int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1]
+    if targets.ndim == 2:
+        if num_classes not in (None, found):
+            raise ValueError(
+                f"{where}: probabilities of {found} classes, but there are {num_classes}"
+            )
+        return found
+    row = int(np.argmax(targets))
+    if num_classes is None:
+        if found > max(rows, 2):
+            raise ValueError(
+                f"{where}: row {row} has class id {targets[row]}, which makes more classes than "
+                f"the {rows} rows: give num_classes={found} if there are that many, or number the "
+                "classes, with np.unique(labels, return_inverse=True) for example"
+            )
+        return found
+    if num_classes > 2**31:
+        raise ValueError(f"num_classes: {num_classes}; class ids are int32, so 2**31 at most")
+    if found > num_classes:
+        raise ValueError(
+            f"{where}: row {row} has class id {targets[row]}, but there are {num_classes} "
+            f"classes, with ids 0 to {num_classes - 1}"
+        )
+    return num_classes
+
+
+def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
+    """Class ids as int32, all of them below ``num_classes``."""
+    labels = np.asarray(as_array(labels, where))
+    if labels.ndim != 1 and labels.shape != (rows, 1):
+        raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
+    labels = checked_targets(labels, rows, where)
+    number_of_classes(labels, num_classes, where)
+    return labels
+
+
+def refuse_single_class(
+    mass: np.ndarray, where: str, remedy: str = "give rows of two classes at least"
+) -> None:
+    """Raises a ValueError if no two classes of ``mass: [q]`` have any."""
+    present = np.flatnonzero(mass > 0)
+    if present.size < 2:
+        classes = f"a single class, {present[0]}" if present.size else "no class"
+        raise ValueError(
+            f"{where}: all of the weight is on {classes}; there is nothing to tell apart: {remedy}"
+        )
+
+
+def mass_of_classes(y: np.ndarray, weights: np.ndarray | None, q: int) -> np.ndarray:
+    """Returns the weight of each class in `checked_targets`: ``[q]``."""
+    if y.ndim == 1:
+        return np.bincount(y, weights, minlength=q)
+    return y.sum(axis=0) if weights is None else weights @ y

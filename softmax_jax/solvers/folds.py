@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_jax.solvers.inputs import mass_of_classes
+from softmax_jax.data.targets import mass_of_classes, refuse_single_class
 
 
 def splits(
@@ -94,12 +94,11 @@ def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 def refuse_a_single_class(train: np.ndarray, y: np.ndarray, q: int) -> None:
     """Raises a ValueError if a fold trains on rows of one class alone."""
     for fold, weights in enumerate(train):
-        present = mass_of_classes(y, weights, q) > 0
-        if present.sum() < 2:
-            raise ValueError(
-                f"folds: all rows that fold {fold} trains on are of class {np.argmax(present)}; "
-                "there is nothing to tell apart: give fewer folds, or others"
-            )
+        refuse_single_class(
+            mass_of_classes(y, weights, q),
+            f"folds: where fold {fold} trains",
+            "give fewer folds, or others",
+        )
 
 
 def drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarray, q: int) -> None:

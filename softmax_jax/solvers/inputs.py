@@ -9,6 +9,12 @@ import numpy as np
 
 from softmax_jax import checks
 from softmax_jax.checks import is_real, per_feature, refuse_not_finite
+from softmax_jax.data.targets import (
+    checked_targets,
+    mass_of_classes,
+    number_of_classes,
+    refuse_single_class,
+)
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers.problem import Problem, SparseBlocks
@@ -76,14 +82,8 @@ def arrange(
         y = y / y.sum(axis=1, keepdims=True)
     weights = checked_weights(sample_weight, class_weight, y, n, q)
     class_mass = np.stack([mass_of_classes(y, w, q) for w in weights])
-    present = (class_mass > 0).sum(axis=1)
-    if (present < 2).any():
-        which = "" if len(weights) == 1 else f" under weighting {int(np.argmax(present < 2))}"
-        raise ValueError(
-            f"y: all of the weight{which} is on a single class, "
-            f"{int(np.argmax(class_mass[np.argmax(present < 2)]))}; "
-            "there is nothing to tell apart: give rows of two classes at least"
-        )
+    for i, mass in enumerate(class_mass):
+        refuse_single_class(mass, "y" if len(weights) == 1 else f"y under weighting {i}")
     if offset is not None:
         offset = np.asarray(offset, np.float64)
         if offset.shape != (n, q):
@@ -223,8 +223,8 @@ def _largest(a: Any, numpy: Any) -> float:
 
 def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Class ids as int32, or probabilities as float64; and the number of classes."""
-    y = checks.checked_targets(y, n, "y", np.float64)
-    q = checks.number_of_classes(y, num_classes, "y")
+    y = checked_targets(y, n, "y", np.float64)
+    q = number_of_classes(y, num_classes, "y")
     if q < 2:
         raise ValueError(
             f"y: {q} class; there is nothing to tell apart: give rows of two classes at least, or "
@@ -237,26 +237,10 @@ def checked_weights(
     sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
 ) -> np.ndarray:
     """``[m, n]``: both kinds multiplied, for each weighting."""
-    weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if weights.ndim not in (1, 2) or weights.shape[-1] != n:
-        raise ValueError(
-            f"sample_weight: shape {weights.shape} for {n} rows; expected [{n}], or [m, {n}]"
-        )
-    weights = np.atleast_2d(weights)
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        bad = np.argwhere(~(np.isfinite(weights) & (weights >= 0)))[0]
-        raise ValueError(
-            f"sample_weight: row {bad[1]} has weight {weights[tuple(bad)]}; expected finite "
-            "numbers, 0 or more"
-        )
+    weights = checks.checked_weights(sample_weight, n, "sample_weight", several=True)
     if class_weight is not None:
         weights = weights * _class_weights(class_weight, y, weights, q)
-    with np.errstate(over="ignore"):
-        total = weights.sum(axis=1)
-    if not (total > 0).all():
-        raise ValueError("sample_weight: the total weight is zero; give some row a positive weight")
-    if not np.isfinite(total).all():
-        raise ValueError("sample_weight: the total weight is infinite; give smaller ones")
+    checks.refuse_no_weight(weights, "sample_weight")
     return weights
 
 
@@ -279,11 +263,6 @@ def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int
                 "more, one a class"
             )
     return factors[:, y] if y.ndim == 1 else factors @ y.T
-
-
-def mass_of_classes(y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
-    """``[q]``: the weight of each class."""
-    return np.bincount(y, weights, minlength=q) if y.ndim == 1 else weights @ y
 
 
 def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:

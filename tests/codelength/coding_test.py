@@ -224,7 +224,7 @@ def test_confident_and_large_logits_are_coded():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0, 3]}, "row 1 has class id 3 of 3 classes"),
+        ({"labels": [0, 3]}, "row 1 has class id 3, but there are 3 classes"),
         ({"labels": [0, -1]}, "row 1 has class id -1"),
         ({"labels": [0.0, 1.0]}, "expected integers"),
         ({"labels": [0]}, r"labels: targets of shape \(1,\) for 2 rows"),

@@ -151,7 +151,7 @@ def test_a_pass_that_diverges_says_so():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": np.full(120, 3)}, "class id 3 of 3 classes"),
+        ({"labels": np.full(120, 3)}, "class id 3, but there are 3 classes"),
         ({"labels": np.zeros(119, int)}, "for 120 rows"),
         ({"labels": np.zeros((120, 3))}, r"labels: shape \(120, 3\)"),
         ({"x": np.zeros((0, 4)), "labels": np.zeros(0, int)}, "there are no rows"),

@@ -329,7 +329,10 @@ HALVES = (range(75), range(75, N))
         ({"folds": [HALVES, ([], [0])]}, "no row of positive weight is to train on in fold 1"),
         ({"folds": [HALVES, ([0, 60], [])]}, "no row of positive weight is held out in fold 1"),
         ({"folds": [HALVES, ([0, 60], [60])]}, "fold 1 both trains on row 60 and holds it out"),
-        ({"folds": [HALVES, (range(50), [60])]}, "fold 1 trains on are of class 0"),
+        (
+            {"folds": [HALVES, (range(50), [60])]},
+            "folds: where fold 1 trains: all of the weight is on a single class, 0",
+        ),
         ({"sample_weight": np.ones((2, N))}, r"sample_weight: 2 weightings; expected one"),
         ({"sample_weight": -np.ones(N)}, "row 0 has weight -1"),
         ({"l2": -1.0}, "l2: -1.0; expected finite numbers"),
