@@ -46,7 +46,7 @@ class Folder(NamedTuple):
 
     manager: ocp.CheckpointManager
     scores: dict[int, float]
-    """By step."""
+    """Scores by step."""
 
 
 class Restored(NamedTuple):
@@ -286,7 +286,7 @@ _CHANGED = "its content is not what was saved"
 
 
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """What a checkpoint knows besides its arrays, once it is sure that it is of this step."""
+    """Returns what a checkpoint records beside its arrays; it must be of this step."""
     found = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
     known, digest = found["about"]["known"], found["about"]["digest_of_known"]
     if _digest([], known) != digest:
@@ -301,7 +301,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of packages; and the device and the flags of the compiler, which are as good as one."""
+    """Returns versions of packages, with the device and the flags of the compiler."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     flags = os.environ.get("XLA_FLAGS", "")
     return versions | {"device": jax.devices()[0].device_kind, "XLA_FLAGS": repr(flags)}

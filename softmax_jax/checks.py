@@ -73,7 +73,7 @@ def checked_real(a: Any, where: str) -> Any:
 
 
 def _put(a: Any) -> jax.Array:
-    """By an explicit transfer, which a guard may demand."""
+    """Puts an array on the device by an explicit transfer, which a guard may demand."""
     return a if isinstance(a, jax.Array) else jax.device_put(a)
 
 

@@ -87,7 +87,7 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def excess_curve(steps: Sequence[int], excess: Sequence[float], lowest: float) -> Figure:
-    """How far a loss is above the lowest possible one, against the step.
+    """Draws how far a loss is above the lowest possible one, against the step.
 
     Args:
       steps: at which it was measured.
@@ -221,7 +221,7 @@ def weight_images(
 
 
 def confusion_matrix(counts: np.typing.ArrayLike, class_names: Sequence[str]) -> Figure:
-    """How often each class was taken for each other one; shade is the share of its row.
+    """Draws how often each class was taken for each other one; shade is the share of its row.
 
     Args:
       counts: ``[q, q]``, by class in rows and by prediction in columns.
@@ -292,7 +292,7 @@ def reliability_diagram(
     band: Band | None = None,
     title: str = "",
 ) -> Figure:
-    """How often what is predicted comes true, against how probable it was; below, how many.
+    """Draws how often predictions come true against how probable they were; below, how many.
 
     Args:
       bins: ``[bins]`` sums of `calibration.reliability`, for any number of classes.
@@ -459,7 +459,7 @@ def _ticks(place: Callable[..., Any], values: Sequence[Any]) -> None:
 
 
 def _name(text: str, most: int = 20) -> str:
-    """What users call something: no mathematics, not hidden from a legend, and not too long."""
+    """Returns a name of the user's as text: no mathematics, shown in legends, not too long."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return text.replace("$", r"\$").replace("_", " _", text.startswith("_"))
 

@@ -164,7 +164,7 @@ def _batch(saved: Model, x: Any) -> types.Data:
 
 
 def _unit(saved: Model) -> str:
-    """In words, and what to do."""
+    """Returns the unit of the features in words, and what to do."""
     return (
         f"but the model was made for {saved.dtype} features, of which it sees "
         f"x * {_brief(saved.scale)} + {_brief(saved.shift)}: give them as they were stored for "

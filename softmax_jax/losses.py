@@ -254,7 +254,7 @@ def objective(
     l1: float | jax.Array = 0.0,
     label_smoothing: float | jax.Array = 0.0,
 ) -> jax.Array:
-    r"""What training minimises: the mean loss plus the penalty, in nats.
+    r"""Returns what training minimises: the mean loss plus the penalty, in nats.
 
     .. math:: F(W, b) = \frac{\sum_i s_i l_i}{\sum_i s_i}
         + \frac{l_2}{2} \|W\|^2 + l_1 \|W\|_1

@@ -1,4 +1,4 @@
-"""What a model scores on data, as sums that merge over batches, blocks and hosts.
+"""Scores of a model, as sums that merge over batches, blocks and hosts.
 
 `measure` turns the logits of one batch into `Metrics`, a pytree of sums; adding two of them
 (`merge`) measures both batches; `summarize` divides. With soft targets every score is its

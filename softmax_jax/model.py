@@ -16,7 +16,7 @@ from softmax_jax.checks import as_array, as_real, exceeds_float32
 from softmax_jax.normalizer import log_normalizer, softmax
 
 ABSTAIN = -1
-"""What `predict` answers where it does not commit itself to a class."""
+"""Answer of `predict` where it does not commit itself to a class."""
 
 
 class Params(NamedTuple):

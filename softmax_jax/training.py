@@ -29,16 +29,16 @@ from softmax_jax.penalty import Penalty
 
 
 class TrainState(NamedTuple):
-    """All that training depends on besides the data, the optimiser and the batch size."""
+    """State of training: all it depends on besides data, optimiser and batch size."""
 
     step: jax.Array
     """int32; one for all members of a sweep."""
     params: Params
     opt_state: optax.OptState
     key: jax.Array
-    """Of the order of the examples, from which and ``step`` each minibatch follows."""
+    """Key of the order of the examples; with ``step`` it determines each minibatch."""
     learning_rate: jax.Array
-    """A factor on the updates of the optimiser."""
+    """Factor on the updates of the optimiser."""
     l2: jax.Array
     label_smoothing: jax.Array
     diverged: jax.Array
@@ -53,7 +53,7 @@ class StepMetrics(NamedTuple):
     """Mean cross-entropy with the targets as they are given, in nats: as `evaluate` has it."""
     accuracy: jax.Array
     weight: jax.Array
-    """Of the batch: the sum of its example weights."""
+    """Sum of the example weights of the batch."""
 
 
 @jax.transfer_guard("allow")
@@ -66,7 +66,7 @@ def init(
     l2: float | jax.Array = 0.0,
     label_smoothing: float | jax.Array = 0.0,
 ) -> TrainState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
       params: where to start.
@@ -168,7 +168,7 @@ def _update(
 
 
 def _gradient(state: TrainState, batch: Data) -> tuple[Params, StepMetrics]:
-    """In closed form, eq. 3.4.10; `experiments/gradcheck.py` holds it to `jax.grad`."""
+    """Returns the gradient in closed form, eq. 3.4.10, and the scores of the batch."""
     x, targets, weights = features(batch), batch.targets, batch.weights
     # Gradient and metrics need the logits; the compiler computes them once.
     scores = model.logits(state.params, x)
@@ -190,7 +190,7 @@ def _gradient(state: TrainState, batch: Data) -> tuple[Params, StepMetrics]:
 def _gradient_of_large_head(
     state: TrainState, batch: Data, strategy: str
 ) -> tuple[Params, StepMetrics]:
-    """The same without all the logits."""
+    """Returns the same as `_gradient` without holding all the logits."""
     x, weights = features(batch), batch.weights
     parsed = parse(batch.targets, (len(x), state.params.w.shape[1]))
     weight = _weight(batch)

@@ -47,13 +47,13 @@ class Bins(NamedTuple):
 
 
 def equal_width_edges(bins: int) -> np.ndarray:
-    """``[0, 1 / bins, ..., 1]``."""
+    """Returns ``[0, 1 / bins, ..., 1]``."""
     return np.linspace(0, 1, checked_count(bins, "bins") + 1)
 
 
 @jax.transfer_guard("allow")
 def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
-    """Edges that put equally many of the confidences in each bin, up to ties.
+    """Returns edges that put equally many of the confidences in each bin, up to ties.
 
     Edges are confidences, the first and the last 0 and 1. Equal ones, of many equal confidences,
     make bins that stay empty.
@@ -92,7 +92,7 @@ def reliability(
     edges: np.typing.ArrayLike,
     weights: jax.Array | None = None,
 ) -> Bins:
-    """The sums of a batch, in the type of the confidences, float32 at least.
+    """Returns the sums of a batch, in the type of the confidences, float32 at least.
 
     Args:
       confidence: ``[n]``, or ``[n, classes]``; probabilities, in [0, 1] up to rounding. Those of
@@ -169,12 +169,12 @@ def sums_of_bins(s: jax.Array, c: jax.Array, y: jax.Array, edges: jax.Array) -> 
 
 
 def number_of_bin(c: jax.Array, edges: jax.Array) -> jax.Array:
-    """``[n]``; what is beyond the ends, by rounding, is in the bin of that end."""
+    """Returns the bin of each confidence, ``[n]``; beyond the ends, that of the end."""
     return jnp.searchsorted(edges[1:-1], c, side="right")
 
 
 def sums_by_bin(values: jax.Array, bin_of: jax.Array, edges: jax.Array) -> jax.Array:
-    """Sums over the rows of each bin, a block at a time, which keeps their rounding small."""
+    """Returns sums over the rows of each bin; a block at a time, to keep their rounding small."""
 
     def of_block(start: Any, is_new: jax.Array) -> jax.Array:
         own, place = blocks.rows_of((values, bin_of), start, len(is_new))

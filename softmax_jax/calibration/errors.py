@@ -9,7 +9,7 @@ from softmax_jax.calibration.bins import Bins
 
 
 class _Means(NamedTuple):
-    """Of each bin, in NumPy float64; 0 where it is empty."""
+    """Means of each bin in NumPy float64; 0 where it is empty."""
 
     share: np.ndarray
     confidence: np.ndarray
@@ -27,7 +27,9 @@ def _means(bins: Bins) -> _Means:
 
 
 def expected_error(bins: Bins) -> np.ndarray:
-    r"""Expected calibration error, :math:`\sum_b w_b |\bar y_b - \bar c_b|` (Naeini et al. 2015).
+    r"""Returns the expected calibration error of Naeini et al. (2015).
+
+    .. math:: \sum_b w_b |\bar y_b - \bar c_b|
 
     ``w_b`` is the share of the weight that is in the bin. Of class-wise bins one for each class,
     whose mean is the class-wise error of Kull et al. (2019). Biased upwards, as chance alone sets
@@ -41,19 +43,19 @@ def expected_error(bins: Bins) -> np.ndarray:
 
 
 def maximum_error(bins: Bins) -> np.ndarray:
-    r"""Maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`, see `expected_error`."""
+    r"""Returns the maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`."""
     means = _means(bins)
     return np.max(np.abs(means.gap), axis=-1)
 
 
 def rms_error(bins: Bins) -> np.ndarray:
-    r"""Root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
+    r"""Returns the root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
     means = _means(bins)
     return np.sqrt(np.sum(means.share * means.gap**2, axis=-1))
 
 
 def debiased_squared_error(bins: Bins) -> np.ndarray:
-    r"""Mean square calibration error without the part that is chance; may be negative.
+    r"""Returns the mean square calibration error without the part of chance; may be negative.
 
     .. math:: \sum_b w_b \, \frac{(\sum_i s_i d_i)^2 - \sum_i s_i^2 d_i^2}
         {(\sum_i s_i)^2 - \sum_i s_i^2}, \qquad d_i = y_i - c_i,
@@ -68,7 +70,7 @@ def debiased_squared_error(bins: Bins) -> np.ndarray:
 
 
 def _squared_gaps(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
-    """Of each bin the square of its true gap, without bias, and whether it has pairs for that."""
+    """Returns the unbiased square of the gap of each bin, and whether it has pairs for that."""
     weight, gap, weight_squared, gap_squared = (
         np.asarray(a, np.float64)
         for a in (bins.weight, bins.gap, bins.weight_squared, bins.gap_squared)
@@ -79,7 +81,7 @@ def _squared_gaps(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
 
 
 def debiased_expected_error(bins: Bins) -> np.ndarray:
-    r"""`expected_error` less an estimate of its bias; may be negative.
+    r"""Returns `expected_error` less an estimate of its bias; may be negative.
 
     In each bin the observed gap is taken as the true one, and chance as normal: the error then
     expected is the mean of a folded normal variable, and by how much it is above the gap is what is
@@ -112,11 +114,11 @@ class Brier(NamedTuple):
     uncertainty: float
     """Variance of the outcomes: the score of a model that knows their shares and no more."""
     within_bins: float
-    """What bins hide: variance of confidences less twice their covariance with the outcomes."""
+    """Part within bins: variance of confidences less twice their covariance with the outcomes."""
 
 
 def brier(bins: Bins) -> Brier:
-    """The decomposition of Murphy (1973), with the terms that make it exact.
+    """Returns the decomposition of Murphy (1973), with the terms that make it exact.
 
     Those are of confidences that differ within a bin (Stephenson et al. 2008). From class-wise bins
     it is that of the Brier score of all classes, `metrics.Metrics.squared_error`.

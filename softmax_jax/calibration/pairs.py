@@ -13,7 +13,7 @@ from softmax_jax.normalizer import softmax
 
 @jax.transfer_guard("allow")
 def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Confidence in the predicted class, and whether it is right: ``[n]`` each.
+    """Returns the confidence in the predicted class, and whether it is right: ``[n]`` each.
 
     The confidence is `model.confidence`, so that a threshold taken from it, see `selective`, means
     the same in `model.predict`.
@@ -33,7 +33,7 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
 
 @jax.transfer_guard("allow")
 def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The probability of each class, and whether it is the one: ``[n, q]`` each.
+    """Returns the probability of each class, and whether it is the one: ``[n, q]`` each.
 
     Raises:
       ValueError: as `top_label`.
@@ -45,7 +45,7 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
 
 @jax.transfer_guard("allow")
 def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, jax.Array]:
-    """The probability of class ``j``, and whether it is the one: ``[n]`` each.
+    """Returns the probability of class ``j``, and whether it is the one: ``[n]`` each.
 
     Raises:
       ValueError: as `top_label`, or if there is no class ``j``.

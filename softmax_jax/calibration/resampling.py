@@ -1,4 +1,4 @@
-"""What chance alone would do to bins: a test of calibration, and confidence bands."""
+"""Resampling: a test of calibration, and bands of what chance alone would do to bins."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,19 +20,19 @@ from softmax_jax.checks import as_real, checked_count, checked_weights, refuse_n
 
 
 class Band(NamedTuple):
-    """Between which mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
+    """Range of mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
 
     lower: np.ndarray
     upper: np.ndarray
 
 
 class Consistency(NamedTuple):
-    """What a calibrated model with these confidences would show."""
+    """Outcomes that a calibrated model with these confidences would show."""
 
     band: Band
-    """Of its mean outcomes (the consistency bars of Bröcker and Smith 2007)."""
+    """Range of its mean outcomes (the consistency bars of Bröcker and Smith 2007)."""
     p_value: float
-    """How often its `expected_error` would be as large as the observed one or larger."""
+    """Share of draws whose `expected_error` is as large as the observed one or larger."""
 
 
 @jax.transfer_guard("allow")
@@ -46,7 +46,7 @@ def consistency(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Consistency:
-    """Whether the gaps are more than chance: outcomes are drawn as the model says, many times.
+    """Tests whether the gaps are more than chance, by drawing outcomes as the model says.
 
     Nothing is fitted, neither a kernel nor an isotonic curve, and the p-value is exact but for the
     number of draws: of a calibrated model it is below 0.05 in a twentieth of all cases.
@@ -89,7 +89,7 @@ def bootstrap_band(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Band:
-    """Confidence band of the mean outcome of each bin, by drawing examples with replacement.
+    """Returns a confidence band of the mean outcome of each bin, by drawing examples anew.
 
     Args:
       key: of the draws.

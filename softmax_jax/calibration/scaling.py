@@ -21,12 +21,12 @@ from softmax_jax.normalizer import softmax
 from softmax_jax.status import Status
 
 MOST_CLASSES = 4096
-"""Of vector scaling, whose Hessian has a row for each factor and offset: 512 MiB."""
+"""Largest q of vector scaling, whose Hessian of ``(2 q)²`` numbers takes 512 MiB then."""
 MAX_ITERATIONS = 200
 
 
 class Temperature(NamedTuple):
-    """Of `fit_temperature`."""
+    """Result of `fit_temperature`."""
 
     temperature: float
     """Divide logits by it; inf where no finite one is best."""
@@ -36,16 +36,16 @@ class Temperature(NamedTuple):
     nats: float
     """Mean loss of the calibration data."""
     gradient: float
-    """Of the mean loss in the log of the inverse temperature, which no unit of the logits changes;
+    """Slope of the mean loss in the log of the inverse temperature, free of the unit of the logits;
     at infinite temperature 0."""
     status: Status
     """``optimal``, or which limit the loss falls to."""
     reason: str
-    """What to make of that; empty if optimal."""
+    """Explanation of the status; empty if optimal."""
 
 
 class Scaling(NamedTuple):
-    """Of `fit_vector_scaling`: calibrated logits are ``logits * factor + offset``."""
+    """Result of `fit_vector_scaling`: calibrated logits are ``logits * factor + offset``."""
 
     factor: np.ndarray
     """``[q]``"""
@@ -68,7 +68,7 @@ def fit_temperature(
     tol: float = 1e-9,
     block_size: int | None = None,
 ) -> Temperature:
-    r"""The temperature T that minimises the loss of held-out examples.
+    r"""Returns the temperature T that minimises the loss of held-out examples.
 
     .. math:: f(\beta) = \frac{1}{\sum_i s_i} \sum_i s_i\, l(y_i, \beta\, o_i), \quad
         \beta = 1 / T, \qquad
@@ -102,7 +102,7 @@ def fit_temperature(
         raise ValueError(f"logits: the largest gap is {unit}; expected 1e-290 to 1e290, or 0")
 
     def evaluate(beta: float) -> _Along:
-        """In units in which the largest gap between logits is one."""
+        """Returns value and derivatives in units in which the largest gap of logits is one."""
         return _Along(*map(float, problem.mean(_along, beta, unit or 1.0)))
 
     before = evaluate(unit)
@@ -155,7 +155,7 @@ def fit_vector_scaling(
     tol: float = 1e-8,
     block_size: int | None = None,
 ) -> Scaling:
-    r"""A factor and an offset for each class, that minimise the loss of held-out examples.
+    r"""Returns factors and offsets of the classes that minimise the loss of held-out examples.
 
     .. math:: f(a, c) = \frac{1}{\sum_i s_i} \sum_i s_i\, l(y_i, a \odot o_i + c)
 
@@ -287,7 +287,7 @@ class _Problem(NamedTuple):
 
     logits: np.ndarray
     targets: Ids | Dense
-    """Of NumPy arrays; probabilities sum to one."""
+    """Parsed targets of NumPy arrays; probabilities sum to one."""
     weights: np.ndarray
     """Their sum is one."""
     block_size: int
@@ -344,13 +344,13 @@ class _Problem(NamedTuple):
             yield self.logits[at].astype(np.float64), y, self.weights[at]
 
     def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:
-        """Of the sums that a function returns for each block."""
+        """Returns the means over the rows, of what a function sums for a block."""
         with jax.enable_x64(True):
             sums = [function(*block, *args) for block in self.blocks()]
             return tuple(np.sum(part, axis=0) for part in zip(*sums, strict=True))
 
     def largest_gap(self) -> tuple[float, bool]:
-        """Between the logits of a row, and whether a label is not the largest somewhere."""
+        """Returns the largest gap of logits in a row, and whether a label is not the largest."""
         largest, misses = 0.0, False
         for o, y, _ in self.blocks():
             with np.errstate(over="ignore"):  # an infinite gap is refused
@@ -375,7 +375,7 @@ class _Problem(NamedTuple):
     def largest_move(
         self, a: np.ndarray, c: np.ndarray, center: np.ndarray, unit: np.ndarray
     ) -> float:
-        """By how much the logits of a row move against each other if factors and offsets do."""
+        """Returns by how much logits of a row move against each other if factors and offsets do."""
         largest = 0.0
         for o, _, _ in self.blocks():
             finite = np.isfinite(o)

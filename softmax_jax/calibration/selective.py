@@ -1,4 +1,4 @@
-"""Answering only where it is safe: risk against coverage (El-Yaniv and Wiener 2010).
+"""Selective prediction: risk against coverage (El-Yaniv and Wiener 2010).
 
 A model that abstains where its confidence is below a threshold answers a share of all cases, the
 coverage, and errs in a share of those, the risk. `threshold_for_risk` gives the threshold that
@@ -33,7 +33,7 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCoverage:
-    """Risk and coverage at each threshold.
+    """Returns risk and coverage at each threshold.
 
     Args:
       confidence: ``[n]``, of `calibration.top_label` or any other that ranks the cases, in [0, 1]
@@ -70,7 +70,7 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
 
 
 def threshold_for_risk(curve: RiskCoverage, risk: float) -> float:
-    """The threshold with the largest coverage of those with at most this risk.
+    """Returns the threshold with the largest coverage of those with at most this risk.
 
     It is chosen by these examples and so does somewhat better on them than on others.
 

@@ -42,9 +42,9 @@ FRACTION = 16
 LOG2_E = 1.4426950408889634
 MOST_CLASSES = 2**22
 FEATURE_BITS = 22
-"""Of the largest number of a feature, where features are not integers."""
+"""Bits of the largest number of a feature, where features are not integers."""
 INTEGER_BITS = 31
-"""Of integers, which are exact below 2 to this power."""
+"""Bits of integer features, which are exact below 2 to this power."""
 
 MAGIC = b"SMXL"
 VERSION = 1
@@ -66,7 +66,7 @@ def compress(
     shift: Any = None,
     block_size: int | None = None,
 ) -> bytes:
-    """The labels as the content of a file.
+    """Returns the labels as the content of a file.
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``; a bias of ``-inf`` marks a class that should not occur.
@@ -115,7 +115,7 @@ def decompress(
     shift: Any = None,
     block_size: int | None = None,
 ) -> np.ndarray:
-    """The labels that `compress` was given: int32 ``[n]``.
+    """Returns the labels that `compress` was given: int32 ``[n]``.
 
     Args:
       content: of the file.
@@ -180,7 +180,7 @@ def codelength(
     shift: Any = None,
     block_size: int | None = None,
 ) -> float:
-    """``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
+    """Returns ``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
 
     Raises:
       ValueError: as `compress`.
@@ -195,7 +195,7 @@ def codelength(
 
 
 def frequencies(logits: np.ndarray) -> np.ndarray:
-    r"""Integer frequencies of softmax, in integer arithmetic only: ``[n, q]``.
+    r"""Returns integer frequencies of softmax, in integer arithmetic only: ``[n, q]``.
 
     .. math:: f_j = 1 + \left\lfloor \frac{u_j (2^{24} - q)}{\sum_k u_k} \right\rfloor, \qquad
         u_j \approx 2^{30 - (\max_k z_k - z_j) / 2^{16}},
@@ -255,7 +255,7 @@ class _Quantized(NamedTuple):
     powers: np.ndarray
     """``[d]``: a."""
     power: int
-    """Of two, that logits in bits are multiplied by."""
+    """Power of two that logits in bits are multiplied by."""
 
     @property
     def num_classes(self) -> int:
@@ -304,11 +304,11 @@ class _Quantized(NamedTuple):
         return cls(w, b, impossible, powers, power), x
 
     def blocks(self, n: int, rows: int | None) -> Iterator[slice]:
-        """Of n rows."""
+        """Yields slices of n rows."""
         return slices(n, rows_within(max(self.w.shape)) if rows is None else rows)
 
     def frequencies(self, x: np.ndarray) -> np.ndarray:
-        """Of a block of rows."""
+        """Returns the integer frequencies of a block of rows."""
         whole = np.rint(np.ldexp(x.astype(np.float64), self.powers))
         exact = (whole @ self.w).astype(np.int64) + self.b[None]
         shift = self.power - FRACTION
@@ -318,7 +318,7 @@ class _Quantized(NamedTuple):
 
 
 def _largest(x: Any) -> np.ndarray:
-    """In size, of each feature: ``[d]`` float64."""
+    """Returns the largest number of each feature in size: ``[d]`` float64."""
     if hasattr(x, "tocsr"):
         largest = np.zeros(x.shape[1])
         np.maximum.at(largest, x.indices, np.abs(x.data.astype(np.float64)))

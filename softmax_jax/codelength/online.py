@@ -53,17 +53,17 @@ class Codelength(NamedTuple):
 
     @property
     def total(self) -> float:
-        """In bits, for all labels."""
+        """Bits for all labels."""
         return float(self.bits[-1])
 
     @property
     def compression(self) -> float:
-        """How many times shorter than the uniform code."""
+        """Ratio of the uniform code to this one."""
         return self.uniform / self.total if self.total else math.inf
 
 
 def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
-    """How many of n examples have been sent after each block: rising, the last one n.
+    """Returns the number of examples sent after each block: rising, the last one n.
 
     Args:
       n: the number of examples.
@@ -91,7 +91,7 @@ def refit(
     tol: float = 1e-2,
     callback: Callable[[int], None] | None = None,
 ) -> Codelength:
-    r"""Codelength with a model fitted to all labels before each block, to its certified optimum.
+    r"""Returns the codelength with a model fitted to its certified optimum before each block.
 
     Each is the most probable model under the prior ``W ~ Normal(0, 1 / precision)``: after n labels
     l2 is ``precision / n``. To a label it gives the probability
@@ -200,7 +200,7 @@ def stream(
     learning_rate: float = 1.0,
     l2: float = 0.0,
 ) -> Codelength:
-    """Codelength of one epoch of `training.make_epoch`, from parameters of zero.
+    """Returns the codelength of one epoch of `training.make_epoch`, from parameters of zero.
 
     Each minibatch is coded by the parameters before its step, so the first one takes log2 q bits a
     label. The epoch is one program: it costs no more than training does.
@@ -250,7 +250,7 @@ def stream(
 
 @jax.transfer_guard("allow")
 def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
-    """The same labels in another order, which features tell nothing about: ``[n]``.
+    """Returns the same labels in another order, which features tell nothing about: ``[n]``.
 
     The control task of Hewitt and Liang (2019), for inputs that do not repeat. By how much its
     codelength is above that of the labels themselves is their selectivity: what the features tell,

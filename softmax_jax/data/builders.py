@@ -29,7 +29,7 @@ class _GreyImages(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.1.0": "With digests of the prepared files."}
     SHA256: ClassVar[dict[str, str]]
-    """Of the images and labels for training, and of those for testing; see `content_digests`."""
+    """Digests of images and labels for training and testing, see `content_digests`."""
     SHAPE: tuple[int, int]
     NAMES: tuple[str, ...]
     HOMEPAGE: str

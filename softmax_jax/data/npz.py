@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 MAX_BYTES = 2**32
-"""What a file may unpack to by default; to as much as its own size, it may always."""
+"""Bytes that a file may unpack to by default, if it is smaller itself."""
 
 # A stream of deflate, as in zip and gzip, unpacks to no more for each of its bytes.
 DEFLATE_RATIO = 1032

@@ -19,7 +19,7 @@ DIGESTS = "SHA256SUMS"
 """The file of digests in a folder, as ``sha256sum * > SHA256SUMS`` writes it."""
 
 OWN_PREFIX = "softmax_jax_"
-"""Of the names of the data sets whose folders must have digests."""
+"""Prefix of the names of data sets whose folders must have digests."""
 
 # Others would have TFDS import the modules that their names begin with.
 _FEATURES = {

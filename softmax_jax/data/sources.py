@@ -1,4 +1,4 @@
-"""Where data sets come from: a name, an ``.npz`` file, or a folder that TFDS prepared."""
+"""Sources of data sets: a name, an ``.npz`` file, or a folder that TFDS prepared."""
 
 import contextlib
 import io

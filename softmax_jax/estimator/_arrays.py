@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 def place_of(array: Any) -> Place:
-    """Where an array lies; lists, data frames and sparse matrices count as NumPy's."""
+    """Returns the place of an array; lists, data frames and sparse matrices are NumPy's."""
     namespace, _, device = get_namespace_and_device(array)
     return Place(namespace, None if device == "cpu" else device)
 

@@ -166,14 +166,14 @@ class SoftmaxRegressionCV(LinearClassifier):
         return self
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> float:
-        """What ``scoring`` makes of predictions for ``X``, or their accuracy without one."""
+        """Returns what ``scoring`` makes of predictions for ``X``; without it their accuracy."""
         _raise_for_params(params, self, "score")
         if sample_weight is not None:
             params["sample_weight"] = sample_weight
         return self._scorer()(self, X, y, **self._routed("score", **params).scorer.score)
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """What scikit-learn's metadata routing asks for: of the splitter, and of the scorer."""
+        """Returns the metadata that the splitter and the scorer ask for."""
         to_scorer = MethodMapping().add(caller="score", callee="score")
         if self.scoring is not None:
             to_scorer = to_scorer.add(caller="fit", callee="score")
@@ -185,7 +185,7 @@ class SoftmaxRegressionCV(LinearClassifier):
         )
 
     def _routed(self, method: str, **params: Any) -> Bunch:
-        """What goes to the splitter's ``split`` and to the scorer's ``score``."""
+        """Returns the arguments of the splitter's ``split`` and of the scorer's ``score``."""
         if _routing_enabled():
             return process_routing(self, method, **params)
         params = {name: value for name, value in params.items() if value is not None}

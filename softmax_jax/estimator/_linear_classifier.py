@@ -1,4 +1,4 @@
-"""What both estimators share: input, predictions, and the form of the weights."""
+"""Linear classifier: input, predictions and weights, as both estimators have them."""
 
 import warnings
 from typing import Any, Self
@@ -100,7 +100,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return {"sample_weight": sample_weight, "class_weight": class_weight}
 
     def _set_weights(self, params: Params, X: Any) -> None:
-        """In the type that belongs to features ``X``, and where those lie."""
+        """Sets weights in the type that belongs to features ``X``, and where those lie."""
         place, dtype = place_of(X), dtype_of_weights(X)
         self.coef_ = place.put(np.ascontiguousarray(params.w.T, dtype))
         self.intercept_ = place.put(np.asarray(params.b, dtype))

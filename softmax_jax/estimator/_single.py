@@ -269,7 +269,7 @@ def _zeros(d: int, q: int) -> Params:
 
 
 def _not_begun(params: Params) -> solvers.Solution:
-    """Of which nothing is known but that the objective is not negative."""
+    """Returns a solution of which nothing is known but that the objective is not negative."""
     known: dict[str, Any] = {
         "params": params,
         "objective": 0.0,

@@ -81,7 +81,7 @@ def test_where_no_threshold_is_good_enough_nothing_is_answered():
         (([0.1], [2]), "outcome: row 0 has 2, which is no probability"),
         (([0.1, 0.2], [0.5, np.nan]), "outcome: row 1 has nan"),
         ((["a"], [1]), "confidence: type"),
-        (([0.1], [1], [0]), "a finite sum above 0"),
+        (([0.1], [1], [0]), "the total weight is zero"),
         (([0.1, 0.2], [1, 1], [-1, 2]), "0 or more"),
         (([], []), "there are no examples"),
     ],
