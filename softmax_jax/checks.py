@@ -264,6 +264,10 @@ def checked_weights(
 
     Raises:
       ValueError: if they are something else; names the first such row.
+
+    Example:
+      >>> checked_weights([1, 2], 2)
+      array([1., 2.])
     """
     checked = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
     if rows == 0:

@@ -95,6 +95,10 @@ def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Str
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_sklearn(0.1, total_weight=1000)
+      Strengths(l2=0.01, l1=0.0)
     """
     return _from_inverse(C, l1_ratio, _total("total_weight", total_weight))
 

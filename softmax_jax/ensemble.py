@@ -22,6 +22,16 @@ def make_epoch(
 
     The metrics have an axis of members in front. With a shared order, the members see the same
     minibatch at the same time, and one wide product :math:`X [W_1 \dots W_m]` serves them all.
+
+    Example:
+      >>> from softmax_jax import Data, Params, training
+      >>> data = Data(x=jnp.eye(2), targets=jnp.array([0, 1]))
+      >>> zero, optimizer = Params(jnp.zeros((2, 2)), jnp.zeros(2)), optax.sgd(1.0)
+      >>> states = [training.init(zero, optimizer, learning_rate=rate) for rate in (0.1, 0.5)]
+      >>> epoch = make_epoch(optimizer, batch_size=1, shared_order=True)
+      >>> members, steps = epoch(stack(states, shared_order=True), data, None)
+      >>> members.params.w.shape, steps.loss.shape
+      ((2, 2, 2), (2, 2))
     """
     members = axes(shared_order)
     # Under vmap the fused strategy of a large head would do its work in both ways.

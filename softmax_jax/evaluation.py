@@ -25,7 +25,7 @@ def evaluate(
     data: Data,
     *,
     block_size: int = blocks.ROWS,
-    k: int = 5,
+    k: int = metrics.TOP_K,
     confusion: bool = False,
     most_logits: int = head.MOST_LOGITS,
 ) -> Metrics:
@@ -77,7 +77,7 @@ def measure_blocks(
     data: Data,
     *,
     block_size: int = blocks.ROWS,
-    k: int = 5,
+    k: int = metrics.TOP_K,
     confusion: bool = False,
     most_logits: int = head.MOST_LOGITS,
 ) -> Metrics:

@@ -40,6 +40,10 @@ def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
 
     Between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to the
     gradient: derivatives are taken along the support of ``p``.
+
+    Example:
+      >>> float(entropy([0.5, 0.25, 0.25], unit="bits"))
+      1.5
     """
     p = _given(p, "p")
     return _in_unit(0 - jnp.sum(_xlogy(p, p), axis=-1), unit)
@@ -70,6 +74,10 @@ def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
 
     Raises:
       ValueError: if the shapes differ.
+
+    Example:
+      >>> float(kl_divergence([1.0, 0.0], [0.5, 0.5], unit="bits"))
+      1.0
     """
     p, q = _pair(p, q)
     support = p != 0  # true for NaN, which must not vanish

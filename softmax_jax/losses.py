@@ -271,6 +271,11 @@ def objective(
         ``C = 1 / (n l2)``).
       l1: strength of the absolute penalty.
       label_smoothing: see `cross_entropy`.
+
+    Example:
+      >>> params = Params(jnp.zeros((2, 4)), jnp.zeros(4))
+      >>> float(objective(params, jnp.eye(2), jnp.array([0, 3]))).__round__(4)  # log 4
+      1.3863
     """
     losses = cross_entropy(model.logits(params, x), targets, label_smoothing=label_smoothing)
     w = at_least_float32(as_real(params.w, "w"))

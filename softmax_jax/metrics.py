@@ -17,6 +17,9 @@ from softmax_jax.data.targets import Ids, Targets, distribution, hits, parse
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 
+TOP_K = 5
+"""``k`` of the top-k accuracy by default."""
+
 Sums = TypeVar("Sums")
 """A pytree of sums."""
 
@@ -90,7 +93,7 @@ def measure(
     targets: jax.Array,
     weights: jax.Array | None = None,
     *,
-    k: int = 5,
+    k: int = TOP_K,
     confusion: bool = False,
 ) -> Metrics:
     """Sums the scores of one batch.
@@ -129,7 +132,7 @@ def measure_head(
     labels: jax.Array,
     weights: jax.Array | None = None,
     *,
-    k: int = 5,
+    k: int = TOP_K,
     memory: int | None = None,
 ) -> Metrics:
     """`measure` of a head so large that its logits are not held, see `softmax_jax.head`.
@@ -201,6 +204,11 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
     Raises:
       ValueError: if the total weight is zero: nothing was measured.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [1.0, 3.0]])
+      >>> summarize(measure(logits, jnp.array([0, 0])))["accuracy"]
+      0.5
     """
     weight = float(metrics.weight)
     if weight == 0:

@@ -129,6 +129,10 @@ def probabilities(params: Params, x: jax.Array) -> jax.Array:
 
     Non-negative and summing to one for any finite logits; a NaN or ``+inf`` logit has no softmax
     and gives NaN.
+
+    Example:
+      >>> probabilities(Params(jnp.eye(2), jnp.zeros(2)), [[0.0, 0.0]]).tolist()
+      [[0.5, 0.5]]
     """
     return softmax(logits(params, x), axis=-1)
 
@@ -148,6 +152,11 @@ def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0)
     Returns:
       ``[...]`` int32 class ids; `ABSTAIN` (-1) below the threshold and where there is no
       prediction at all, because the logits are NaN.
+
+    Example:
+      >>> params = Params(jnp.eye(2), jnp.zeros(2))
+      >>> predict(params, [[2.0, 0.0], [0.1, 0.0]], threshold=0.8).tolist()
+      [0, -1]
     """
     scores = logits(params, x)
     return committed(jnp.argmax(scores, axis=-1), confidence(scores), threshold)

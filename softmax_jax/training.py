@@ -244,6 +244,14 @@ def make_epoch(
     Raises:
       ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
         have no rows or not equally many.
+
+    Example:
+      >>> data = Data(x=jnp.eye(2), targets=jnp.array([0, 1]))
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = init(Params(jnp.zeros((2, 2)), jnp.zeros(2)), optimizer)
+      >>> state, steps = make_epoch(optimizer, batch_size=1)(state, data)
+      >>> int(state.step), steps.loss.shape
+      (2, (2,))
     """
     return Program(epoch_function(optimizer, batch_size, most_logits))
 

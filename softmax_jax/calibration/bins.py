@@ -106,6 +106,12 @@ def reliability(
         with weight are no probabilities, or weights are negative or not finite. Under a jax
         transformation values cannot raise: there, a confidence of NaN makes the sums of the last
         bin NaN.
+
+    Example:
+      >>> confidence, outcome = jnp.array([0.6, 0.7, 0.2]), jnp.array([1.0, 0.0, 0.0])
+      >>> bins = reliability(confidence, outcome, equal_width_edges(2))
+      >>> bins.weight.tolist(), bins.outcome.tolist()
+      ([1.0, 2.0], [0.0, 1.0])
     """
     confidence, outcome = as_real(confidence, "confidence"), as_real(outcome, "outcome")
     if confidence.shape != outcome.shape or confidence.ndim not in (1, 2):

@@ -37,6 +37,12 @@ def expected_error(bins: Bins) -> np.ndarray:
 
     Raises:
       ValueError: if the total weight is zero.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> bins = reliability(np.array([0.75, 0.75]), np.array([1, 0]), equal_width_edges(4))
+      >>> float(expected_error(bins))  # half come true, of three in four
+      0.25
     """
     means = _means(bins)
     return np.sum(means.share * np.abs(means.gap), axis=-1)
@@ -125,6 +131,13 @@ def brier(bins: Bins) -> Brier:
 
     Raises:
       ValueError: if the total weight is zero.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> bins = reliability(np.array([0.75, 0.75]), np.array([1, 0]), equal_width_edges(4))
+      >>> parts = brier(bins)
+      >>> parts.score, parts.reliability, parts.uncertainty
+      (0.3125, 0.0625, 0.25)
     """
     means = _means(bins)
     weight, _, outcome, _, c_squared, y_squared, product, _, _ = (

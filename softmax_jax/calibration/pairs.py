@@ -25,6 +25,11 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
 
     Raises:
       ValueError: as `data.targets.parse`, or if rows of probabilities do not sum to 1.
+
+    Example:
+      >>> confidence, outcome = top_label([[2.0, 0.0], [1.0, 0.0]], [0, 1])
+      >>> confidence.round(3).tolist(), outcome.tolist()
+      ([0.8809999823570251, 0.7310000061988831], [1.0, 0.0])
     """
     logits, parsed = _checked(logits, targets)
     confidence = model.confidence(logits)

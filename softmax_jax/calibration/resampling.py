@@ -63,6 +63,12 @@ def consistency(
     Raises:
       ValueError: on shapes that do not fit, what `reliability` refuses, or outcomes other than 0
         and 1.
+
+    Example:
+      >>> confidence, outcome = np.full(50, 0.9), np.arange(50) % 2  # half come true
+      >>> edges = np.array([0.0, 0.5, 1.0])
+      >>> consistency(jax.random.key(0), confidence, outcome, edges).p_value < 0.01
+      True
     """
     draws = checked_count(draws, "draws")
     examples = _checked_examples(confidence, outcome, edges, weights)

@@ -95,6 +95,11 @@ def fit_temperature(
     Raises:
       ValueError: on NaN or +inf, gaps beyond 1e±290, shapes that do not fit, a label of a logit
         ``-inf``, weights that are negative or all zero, or a ``tol`` that is not positive.
+
+    Example:
+      >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> round(fit_temperature(logits, [0, 1, 1]).temperature, 6)
+      2.88539
     """
     problem = _Problem.of(logits, targets, weights, tol, block_size)
     unit, misses = problem.largest_gap()

@@ -44,6 +44,11 @@ def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCov
     Raises:
       ValueError: on shapes that do not fit, NaN, outcomes outside [0, 1], or weights that are
         negative or all zero.
+
+    Example:
+      >>> curve = risk_coverage([0.9, 0.8, 0.6], [1, 1, 0])
+      >>> curve.coverage.round(2).tolist(), curve.risk.round(2).tolist()
+      ([0.33, 0.67, 1.0], [0.0, 0.0, 0.33])
     """
     c, y = np.asarray(as_array(confidence, "confidence")), np.asarray(as_array(outcome, "outcome"))
     if c.ndim != 1 or c.shape != y.shape:
@@ -79,6 +84,10 @@ def threshold_for_risk(curve: RiskCoverage, risk: float) -> float:
 
     Raises:
       ValueError: if ``risk`` is not in [0, 1].
+
+    Example:
+      >>> threshold_for_risk(risk_coverage([0.9, 0.8, 0.6], [1, 1, 0]), 0.0)
+      0.8
     """
     if not 0 <= risk <= 1:
         raise ValueError(f"risk must be in [0, 1], got {risk}")

@@ -85,6 +85,13 @@ def compress(
       ValueError: on shapes that do not fit, class ids out of range, NaN and infinities, logits
         beyond 2^30, floats so far from zero that their rounding moves logits by 1/64 bit, or more
         than `MOST_CLASSES` classes.
+
+    Example:
+      >>> params = Params(np.array([[-1.0, 1.0]]), np.zeros(2))
+      >>> x, labels = np.array([[-2.0], [1.0], [3.0]]), [0, 1, 1]
+      >>> content = compress(params, x, labels)
+      >>> decompress(content, params, x).tolist()
+      [0, 1, 1]
     """
     model, x = _Quantized.of(params, x, scale, shift)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)

@@ -118,6 +118,12 @@ def refit(
         or as `solvers.fit`.
       RuntimeError: if an optimum could not be certified, as where labels are told apart by
         features of 1e10, for which a precision of 1 is next to none.
+
+    Example:
+      >>> x, labels = np.arange(40.0)[::-1, None] % 8, np.arange(40)[::-1] % 8 // 4
+      >>> code = refit(x, labels, num_classes=2, ends=[10, 20, 40])
+      >>> code.uniform, code.total < code.uniform
+      (40.0, True)
     """
     x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
     n = x.shape[0]
