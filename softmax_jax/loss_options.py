@@ -73,6 +73,11 @@ def is_zero(value: float | jax.Array) -> bool:
     return not isinstance(value, jax.core.Tracer) and float(value) == 0
 
 
+def is_one(value: float | jax.Array) -> bool:
+    """Returns whether a scalar is a one that is known without a look at the device."""
+    return not isinstance(value, jax.Array) and float(value) == 1
+
+
 def reduced(
     loss: jax.Array, weights: jax.Array, mass: jax.Array | None, reduction: str
 ) -> jax.Array:

@@ -24,6 +24,7 @@ from softmax_jax.loss_options import (
     check_label_smoothing,
     check_reduction,
     checked_options,
+    is_one,
     is_zero,
     reduced,
 )
@@ -43,6 +44,7 @@ def cross_entropy(
     label_smoothing: float | jax.Array = 0.0,
     z_loss: float | jax.Array = 0.0,
     soft_cap: float | None = None,
+    temperature: float | jax.Array = 1.0,
     where: jax.Array | None = None,
     axis: int = -1,
     reduction: str = "none",
@@ -62,7 +64,7 @@ def cross_entropy(
     .. math:: l_i = s_i \Big( -\sum_j \tilde y_{ij} \log \mathrm{softmax}(\tilde o_i)_j
         + z\, \mathrm{lse}(\tilde o_i)^2 \Big), \qquad
         \tilde y_{ij} = v_j ((1 - ε) y_{ij} + ε / q), \qquad
-        \tilde o = c \tanh(o / c)
+        \tilde o = c \tanh(o / c) / T
 
     Args:
       logits: ``[..., q]``; narrower types are widened to float32. ``-inf`` marks an impossible
@@ -74,6 +76,7 @@ def cross_entropy(
       label_smoothing: ``ε`` in [0, 1]: targets become ``(1 - ε) y + ε / q``.
       z_loss: ``z``, of Chowdhery et al. (2022), "PaLM".
       soft_cap: ``c``, of Gemma Team (2024), "Gemma 2"; impossible classes stay so.
+      temperature: ``T > 0``, a scalar.
       where: booleans that broadcast to the shape of ``logits``: the classes that take part, as if
         the others were cut off, from the targets too, and not counted in ``q``.
       axis: of the classes, in ``logits``, ``where`` and probabilities.
@@ -112,12 +115,12 @@ def cross_entropy(
     parsed, counts = parse_counted(targets, logits.shape, ignore_id)
     y = distribution(parsed, logits.shape[-1], logits.dtype)
     options = checked_options(
-        LossOptions(class_weights, ignore_id, label_smoothing, z_loss, soft_cap),
+        LossOptions(class_weights, ignore_id, label_smoothing, z_loss, soft_cap, temperature),
         logits.shape[-1],
         logits.dtype,
     )
-    if soft_cap is not None:
-        logits = _capped(logits, soft_cap)
+    if soft_cap is not None or not is_one(temperature):
+        logits = _capped(logits, soft_cap, temperature)
     included = None
     if where is not None:
         included = jnp.broadcast_to(where, logits.shape)
@@ -163,11 +166,15 @@ def _with_classes_last(
     return jnp.moveaxis(logits, axis, -1), targets, where
 
 
-def _capped(logits: jax.Array, soft_cap: float) -> jax.Array:
-    """``c tanh(o / c)``, but for impossible classes."""
+def _capped(logits: jax.Array, soft_cap: float | None, temperature: float | jax.Array) -> jax.Array:
+    """Returns ``c tanh(o / c) / T``; impossible classes stay so."""
     possible = ~jnp.isneginf(logits)
-    capped = soft_cap * jnp.tanh(jnp.where(possible, logits, 0) / soft_cap)
-    return jnp.where(possible, capped, -jnp.inf)
+    changed = jnp.where(possible, logits, 0)
+    if soft_cap is not None:
+        changed = soft_cap * jnp.tanh(changed / soft_cap)
+    if not is_one(temperature):
+        changed = changed / jnp.asarray(temperature, logits.dtype)
+    return jnp.where(possible, changed, -jnp.inf)
 
 
 @jax.transfer_guard("allow")

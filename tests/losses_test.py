@@ -454,6 +454,7 @@ class TestVocabulary:
             "label_smoothing": 0.2,
             "z_loss": 0.05,
             "soft_cap": 4.0,
+            "temperature": 0.7,
             "weights": jnp.arange(8.0),
         }
 
@@ -468,6 +469,25 @@ class TestVocabulary:
         gradient = jax.grad(in_hand)(logits)
         np.testing.assert_allclose(gradient, jax.grad(by_head)(logits), atol=2e-5)
         assert not gradient[4].any()
+
+    def test_a_temperature_divides_the_logits(self, logits, labels):
+        def at(temperature, bias=0.0):
+            return cross_entropy(logits + bias, labels, temperature=temperature, reduction="mean")
+
+        for temperature in (0.5, jnp.float32(3.0)):
+            expected = cross_entropy(logits / temperature, labels, reduction="mean")
+            np.testing.assert_allclose(at(temperature), expected, rtol=1e-6)
+
+        def by_head(temperature):
+            return head.linear_cross_entropy(
+                logits, jnp.eye(5), None, labels, temperature=temperature, reduction="mean"
+            ).loss
+
+        slopes = (jax.grad(f)(jnp.float32(0.7)) for f in (at, by_head))
+        np.testing.assert_allclose(*slopes, rtol=1e-5)
+        # An impossible class is as impossible at any temperature.
+        impossible = jnp.where(jnp.arange(5) == 4, -INF, 0)[None]
+        assert np.isfinite(jax.grad(lambda t: at(t, impossible))(jnp.float32(0.7)))
 
     def test_all_rows_ignored_have_a_mean_of_zero(self, logits):
         labels = np.full(8, -1)

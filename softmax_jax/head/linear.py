@@ -33,6 +33,7 @@ from softmax_jax.loss_options import (
     LossOptions,
     check_reduction,
     checked_options,
+    is_one,
     is_zero,
     reduced,
 )
@@ -207,13 +208,13 @@ def _spec(options: LossOptions, asked: tuple[Statistic, ...]) -> Spec:
     terms += [] if is_zero(options.z_loss) else [table.LOGSUMEXP]
     # In this order they are the same programs, whatever the order of the extras.
     needed = dict.fromkeys((*terms, table.NATS, *sorted(asked, key=lambda s: s.name)))
-    temperature, soft_cap = options.temperature, options.soft_cap
+    soft_cap = options.soft_cap
     return Spec(
         rows=0,
         classes=0,
         statistics=tuple(needed),
         soft_cap=None if soft_cap is None else float(soft_cap),
-        has_temperature=isinstance(temperature, jax.Array) or temperature != 1,
+        has_temperature=not is_one(options.temperature),
     )
 
 

@@ -135,7 +135,7 @@ class Statistic(NamedTuple):
     """``(g, tile, saved, cotangent) -> g`` with the terms of the derivative that no probability
     multiplies. None for no such terms."""
     again: Callable[[Tile, State], State] | None = None
-    """``(tile, state) -> sums``, a pytree of arrays to be added over the tiles of a second pass over
+    """``(tile, state) -> sums``, a pytree of arrays to add over the tiles of a second pass over
     the classes. `finish` gets ``(state, sums)`` then."""
     needs_ids: bool = False
     """Whether targets must be class ids."""
