@@ -9,7 +9,7 @@ from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 
 def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
-    """``[k, q]`` to add to the bias: damped Newton on the loss in b alone, to rounding.
+    """Returns ``[k, q]`` to add to the bias, by damped Newton on the loss in b alone, to rounding.
 
     The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
     p), which never overshoots, and gets there from however far where offsets or weights are large.
@@ -64,17 +64,23 @@ def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
         rest = jnp.where(heat > 1, jnp.inf, jnp.sum(jnp.abs(g), axis=-1))
         return b, cooler, rest, size, is_far, i + 1
 
+    scaling = _iterative_scaling(problem, logits / hot[None, :, None, None])
+    unknown = jnp.full(k, jnp.inf, logits.dtype)
+    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0)
+    return jax.lax.while_loop(go_on, newton, start)[0]
+
+
+def _iterative_scaling(problem: Problem, logits: jax.Array) -> jax.Array:
+    """Returns ``[k, q]``: log(mean y / mean p), a step that never overshoots."""
+    q, mass = logits.shape[2], passes.mass(problem)
+
     def add_target(j, total):
         s = passes.weights(problem, j, mass)[:, None]
         return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
 
     target = over_blocks(problem, add_target, jnp.zeros((1, q), logits.dtype))
     shares = problem.weights[:, :, None] / mass[None, :, None, None]
-    warm = logits / hot[None, :, None, None]
-    terms = jax.nn.log_softmax(warm, axis=2) + jnp.log(shares)
+    terms = jax.nn.log_softmax(logits, axis=2) + jnp.log(shares)
     reached = jax.nn.logsumexp(terms, axis=(0, 3))
     scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
-    scaling = jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)
-    unknown = jnp.full(k, jnp.inf, logits.dtype)
-    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0)
-    return jax.lax.while_loop(go_on, newton, start)[0]
+    return jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)

@@ -1,4 +1,4 @@
-"""What users give, checked and laid out in blocks; nothing is compiled before all of it passed."""
+"""Arrays of users, checked and laid out in blocks; nothing is compiled before all of it passed."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ _UNEVEN = 2.0**12
 
 
 class Inputs(NamedTuple):
-    """Checked arrays, and what follows from them."""
+    """Rows as the solvers take them, and facts about them."""
 
     problem: Problem
     """In float64, with weights ``[blocks, m, rows]`` for ``m`` weightings, and no strengths."""
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
     n: int
     q: int
     num_classes: int
-    """With those of no weight."""
+    """Number of classes, with those of no weight."""
 
 
 def arrange(
@@ -74,7 +74,7 @@ def arrange(
     standardize: bool,
     grouped: bool,
 ) -> Inputs:
-    """See `fit` for the arguments and errors; ``sample_weight`` may be ``[m, n]``."""
+    """Checks and lays out what `fit_path` is given; see there for the arguments and errors."""
     x, largest = checked_x(x)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
@@ -84,15 +84,8 @@ def arrange(
     class_mass = np.stack([mass_of_classes(y, w, q) for w in weights])
     for i, mass in enumerate(class_mass):
         refuse_single_class(mass, "y" if len(weights) == 1 else f"y under weighting {i}")
-    if offset is not None:
-        offset = np.asarray(offset, np.float64)
-        if offset.shape != (n, q):
-            raise ValueError(
-                f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
-            )
-        refuse_not_finite(offset, "offset")
+    offset = _checked_offset(offset, n, q)
     scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
-
     start = None if initial is None else _checked_initial(initial, d, q)
     num_classes, classes = q, np.flatnonzero((class_mass > 0).any(axis=0) | (not fit_intercept))
     if classes.size < num_classes:
@@ -100,43 +93,13 @@ def arrange(
         y, class_mass = _of_classes(y, classes, num_classes), class_mass[:, classes]
         offset = None if offset is None else offset[:, classes]
         start = None if start is None else start[classes]
-    if block_size is None:
-        block_size = max(_BLOCK // max(d, q), 256)
-    else:
-        block_size = checks.checked_count(block_size, "block_size")
-    blocks = -(-n // min(block_size, n))
-    rows = _rounded_up(-(-n // blocks))
-    order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
-    # Rows without weight last: the first blocks, which stand for all, have some, and those that
-    # have none cost nothing, so that parts of one data set share a program.
-    counts = np.any(weights > 0, axis=0)
-    order = order[np.argsort(~counts[order], kind="stable")]
-    # Padding repeats the first row, with weight zero.
-    order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
-
-    def laid_out(a):
-        a = a if np.array_equal(order, np.arange(n)) else a[order]
-        return a.reshape(blocks, rows, *a.shape[1:])
-
-    shares: Any = np.array(laid_out((weights / weights.sum(axis=1, keepdims=True)).T))
-    shares.reshape(blocks * rows, -1)[n:] = 0
-    targets = laid_out(y)
-    per_column: Any = np.ones(d)
-    stored = Problem(
-        x=_sparse_blocks(x, order, blocks, rows) if _is_sparse(x) else laid_out(x),
-        center=0 * per_column,
-        scale=per_column,
-        intercept=jnp.asarray(fit_intercept, jnp.float64),
-        targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
-        weights=np.moveaxis(shares, 2, 1),
-        offset=None if offset is None else np.moveaxis(laid_out(offset), 2, 1),
-        penalty=Penalty(np.zeros(0), np.zeros(0), per_column, grouped, class_axis=-2),
-        active=np.asarray(-(-np.count_nonzero(counts) // rows), np.int32),
+    stored = _stored(
+        x, y, weights, offset, _layout(weights, max(d, q), block_size), fit_intercept, grouped
     )
-    one_hot = y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all())
     problem, units = of_their_own(
         jax.device_put(stored), scale, shift, largest, standardize=standardize
     )
+    counts = np.any(weights > 0, axis=0)
     share = class_mass / class_mass.sum(axis=1, keepdims=True)
     return Inputs(
         problem=problem,
@@ -145,11 +108,85 @@ def arrange(
         baseline=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
         units=units,
         initial=start,
-        one_hot=one_hot,
+        one_hot=y.ndim == 1 or bool((y[counts].max(axis=1) == 1).all()),
         is_wide=_is_wide(problem, offset),
         n=n,
         q=q,
         num_classes=num_classes,
+    )
+
+
+def _checked_offset(offset: Any, n: int, q: int) -> np.ndarray | None:
+    if offset is None:
+        return None
+    offset = np.asarray(offset, np.float64)
+    if offset.shape != (n, q):
+        raise ValueError(
+            f"offset: shape {offset.shape}; expected [{n}, {q}], a number a row and class"
+        )
+    refuse_not_finite(offset, "offset")
+    return offset
+
+
+class _Layout(NamedTuple):
+    """Blocks of rows."""
+
+    order: np.ndarray
+    """``[blocks rows]``: rows in the order of the blocks, filled up with copies of the first."""
+    blocks: int
+    rows: int
+    active: int
+    """Blocks that have a row of positive weight."""
+
+    def of(self, a: Any) -> Any:
+        """Returns an array over rows as ``[blocks, rows, ...]``."""
+        a = a if np.array_equal(self.order, np.arange(len(a))) else a[self.order]
+        return a.reshape(self.blocks, self.rows, *a.shape[1:])
+
+
+def _layout(weights: np.ndarray, width: int, block_size: int | None) -> _Layout:
+    """Lays out rows of ``width`` numbers, with ``weights: [m, n]``, in blocks."""
+    n = weights.shape[1]
+    if block_size is None:
+        block_size = max(_BLOCK // width, 256)
+    else:
+        block_size = checks.checked_count(block_size, "block_size")
+    blocks = -(-n // min(block_size, n))
+    rows = _rounded_up(-(-n // blocks))
+    order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
+    # Put rows of no weight last. Leading blocks are then a fair sample, trailing empty ones are
+    # skipped, and all subsets of the rows reuse one compiled program.
+    counts = np.any(weights > 0, axis=0)
+    order = order[np.argsort(~counts[order], kind="stable")]
+    order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
+    return _Layout(order, blocks, rows, -(-int(np.count_nonzero(counts)) // rows))
+
+
+def _stored(
+    x: Any,
+    y: np.ndarray,
+    weights: np.ndarray,
+    offset: np.ndarray | None,
+    layout: _Layout,
+    fit_intercept: bool,
+    grouped: bool,
+) -> Problem:
+    """Returns the problem with features as they are stored, and no strengths."""
+    n, d = x.shape
+    shares: Any = np.array(layout.of((weights / weights.sum(axis=1, keepdims=True)).T))
+    shares.reshape(len(layout.order), -1)[n:] = 0
+    targets = layout.of(y)
+    per_column: Any = np.ones(d)
+    return Problem(
+        x=_sparse_blocks(x, layout) if _is_sparse(x) else layout.of(x),
+        center=0 * per_column,
+        scale=per_column,
+        intercept=jnp.asarray(fit_intercept, jnp.float64),
+        targets=np.moveaxis(targets, 2, 1) if y.ndim == 2 else targets,
+        weights=np.moveaxis(shares, 2, 1),
+        offset=None if offset is None else np.moveaxis(layout.of(offset), 2, 1),
+        penalty=Penalty(np.zeros(0), np.zeros(0), per_column, grouped, class_axis=-2),
+        active=np.asarray(layout.active, np.int32),
     )
 
 
@@ -173,7 +210,7 @@ def _of_classes(y: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndar
 
 
 def _rounded_up(n: int) -> int:
-    """By an eighth at most, so that folds and other data of nearly one size share a program."""
+    """Rounds up by an eighth at most, so that data of nearly one size share a program."""
     step = 2 ** max(n.bit_length() - 4, 0)
     return -(-n // step) * step
 
@@ -183,7 +220,7 @@ def _is_sparse(x: Any) -> bool:
 
 
 def checked_x(x: Any) -> tuple[Any, float]:
-    """Features as CSR, a JAX array where they were one, or NumPy; and the largest in size."""
+    """Returns features as CSR, JAX or NumPy array, and the largest of them in size."""
     if _is_sparse(x):
         x = x.tocsr()
         data = checks.as_array(x.data, "x, stored values")
@@ -215,14 +252,14 @@ def checked_x(x: Any) -> tuple[Any, float]:
 
 
 def _largest(a: Any, numpy: Any) -> float:
-    """In size; NaN if there is one."""
+    """Returns the largest number in size; NaN if there is one."""
     if a.size == 0:
         return 0.0
     return float(np.maximum(np.abs(float(numpy.min(a))), np.abs(float(numpy.max(a)))))
 
 
 def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
-    """Class ids as int32, or probabilities as float64; and the number of classes."""
+    """Returns class ids as int32, or probabilities as float64; and the number of classes."""
     y = checked_targets(y, n, "y", np.float64)
     q = number_of_classes(y, num_classes, "y")
     if q < 2:
@@ -236,7 +273,7 @@ def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]
 def checked_weights(
     sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
 ) -> np.ndarray:
-    """``[m, n]``: both kinds multiplied, for each weighting."""
+    """Returns ``[m, n]``: both kinds of weights multiplied, for each weighting."""
     weights = checks.checked_weights(sample_weight, n, "sample_weight", several=True)
     if class_weight is not None:
         weights = weights * _class_weights(class_weight, y, weights, q)
@@ -245,7 +282,7 @@ def checked_weights(
 
 
 def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
-    """``[m, n]`` or ``[1, n]`` factors."""
+    """Returns factors ``[m, n]`` or ``[1, n]``."""
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(f"class_weight: {class_weight!r}; expected 'balanced' or {q} numbers")
@@ -277,8 +314,9 @@ def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:
     return np.concatenate([b[:, None], w.T], axis=1)
 
 
-def _sparse_blocks(x: Any, order: np.ndarray, blocks: int, rows: int) -> SparseBlocks:
-    x = x[order]
+def _sparse_blocks(x: Any, layout: _Layout) -> SparseBlocks:
+    blocks, rows = layout.blocks, layout.rows
+    x = x[layout.order]
     parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
     entries = _rounded_up(max(max(part.nnz for part in parts), 1))
 

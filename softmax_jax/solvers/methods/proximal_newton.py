@@ -162,6 +162,39 @@ def _step(
     direction = jax.lax.map(aim, jnp.arange(problem.l2.size)) - state.theta
     ahead = passes.linear(problem, direction)
 
+    finished = state.done | (gap <= target * value)
+    t = jnp.where(finished, 0, _backtrack(problem, state, value, g, direction, ahead))
+    # A whole step keeps the zeros that the model found.
+    there = jnp.where(wide(t) == 1, state.theta + direction, state.theta + wide(t) * direction)
+    return State(
+        theta=jnp.where(wide(t) == 0, state.theta, there),
+        logits=state.logits + t[None, :, None, None] * ahead,
+        value=value,
+        gap=gap,
+        done=finished | (t == 0),
+    )
+
+
+def _backtrack(
+    problem: Problem,
+    state: State,
+    value: jax.Array,
+    g: jax.Array,
+    direction: jax.Array,
+    ahead: jax.Array,
+) -> jax.Array:
+    """Halves the step until the objective falls: ``[k]``, 0 where it never does.
+
+    Args:
+      problem: with strengths.
+      state: the start of the step.
+      value: ``[k]`` objectives there.
+      g: gradient of the loss there.
+      direction: the whole step.
+      ahead: its logits.
+    """
+    w = state.theta[..., 1:]
+
     def objective(t):
         there, _ = passes.loss_and_probabilities(
             problem, state.logits + t[None, :, None, None] * ahead
@@ -192,17 +225,7 @@ def _step(
 
     whole = jnp.ones_like(value)
     t, reached, _ = jax.lax.while_loop(go_on, shorten, (whole, objective(whole), 0))
-    finished = state.done | (gap <= target * value)
-    t = jnp.where(finished | ~falls(t, reached), 0, t)
-    # A whole step keeps the zeros that the model found.
-    there = jnp.where(wide(t) == 1, state.theta + direction, state.theta + wide(t) * direction)
-    return State(
-        theta=jnp.where(wide(t) == 0, state.theta, there),
-        logits=state.logits + t[None, :, None, None] * ahead,
-        value=value,
-        gap=gap,
-        done=finished | (t == 0),
-    )
+    return jnp.where(falls(t, reached), t, 0)
 
 
 def _gap(problem: Problem, w: jax.Array, g: jax.Array, loss: jax.Array) -> jax.Array:
