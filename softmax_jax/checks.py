@@ -192,24 +192,34 @@ def checked_features(x: Any, where: str = "x") -> Any:
 
     `dense_rows` takes blocks of either.
     """
-    is_sparse = hasattr(x, "tocsr")
-    if is_sparse:
+    x = as_rows(x, where)
+    if not hasattr(x, "tocsr"):
+        x = np.asarray(x)
+        refuse_not_finite(x, where)
+        return x
+    if not x.has_canonical_format:
+        x = x.copy()  # it is the user's
+        x.sum_duplicates()
+    refuse_not_finite(x.data[:, None], f"{where}, stored values")
+    return x
+
+
+def as_rows(x: Any, where: str = "x") -> Any:
+    """Returns real numbers ``[n, d]`` as CSR, as a JAX array where they are one, or as NumPy's.
+
+    Raises:
+      ValueError: if they have another shape, or are no real numbers.
+    """
+    if hasattr(x, "tocsr"):
         x = x.tocsr()
-        if not x.has_canonical_format:
-            x = x.copy()  # it is the user's
-            x.sum_duplicates()
-        stored = as_array(x.data, where)
+        stored = as_array(x.data, f"{where}, stored values")
         x = x if stored is x.data else type(x)((stored, x.indices, x.indptr), shape=x.shape)
     else:
-        x = np.asarray(as_array(x, where))
+        x = as_array(x, where)
     if x.ndim != 2:
         raise ValueError(f"{where}: shape {x.shape}; expected [n, d]")
     if not is_real(x):
         raise ValueError(f"{where}: type {x.dtype}; expected real numbers")
-    if is_sparse:
-        refuse_not_finite(x.data[:, None], f"{where}, stored values")
-    else:
-        refuse_not_finite(x, where)
     return x
 
 

@@ -1,7 +1,7 @@
 """Blocks of rows: how many rows make one, where they lie, and loops over them.
 
 Whatever is done a block at a time is done with these functions, and takes the size of a block as an
-argument. The two defaults below are the only ones. A loop on the host runs over `slices`. A loop in
+argument. The defaults below are the only ones. A loop on the host runs over `slices`. A loop in
 a compiled program is a `scan` or a `total`; there all blocks have one size, so that one body is
 compiled, and the last block is moved back to end with the data. The rows that it repeats are marked
 and must count nothing.
@@ -18,6 +18,9 @@ from softmax_jax.data.types import Data
 
 NUMBERS = 2**22
 """Numbers that a block holds where memory sets its size: 16 MiB in float32, 32 MiB in float64."""
+CACHED = 1_600_000
+"""Numbers of a block that is passed over again and again: 6 MiB in float32, which leaves room in a
+last-level cache, and enough rows to share out."""
 ROWS = 2**13
 """Rows of a block where rounding sets its size: as many are summed in float32 at a time."""
 
@@ -127,6 +130,8 @@ def joined(outputs: Any, n: int) -> Any:
     """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``."""
 
     def one(a: jax.Array) -> jax.Array:
+        if len(a) == 1:
+            return a[0]
         seen = a.shape[0] * a.shape[1] - n
         return jnp.concatenate([a[:-1].reshape(-1, *a.shape[2:]), a[-1, seen:]])
 

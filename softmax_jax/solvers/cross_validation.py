@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
-from softmax_jax.checks import per_feature
+from softmax_jax.checks import dense_rows, per_feature
+from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
@@ -19,9 +20,6 @@ from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_singl
 from softmax_jax.solvers.inputs import checked_weights, checked_x, checked_y
 from softmax_jax.solvers.methods import Method
 from softmax_jax.solvers.solution import Progress, Solution
-
-# Numbers in a block of held-out features, or of their logits under all strengths: 24 MiB.
-_BLOCK = 3_200_000
 
 
 class CrossValidation(NamedTuple):
@@ -205,7 +203,7 @@ def cross_validate(
     params = for_stored(solution.params, scale, shift)
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
-    size = min(most, block_size or max(_BLOCK // max(d, l2.size * q), 1))
+    size = min(most, block_size or rows_within(max(d, l2.size * q)))
     sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
     loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
@@ -242,14 +240,11 @@ def cross_validate(
 def standard_deviations(x: Any, weights: np.ndarray) -> np.ndarray:
     """Returns ``[d]`` weighted standard deviations of features, in float64, a block at a time."""
     share = weights / weights.sum()
-    step = max(_BLOCK // x.shape[1], 1)
 
     def mean(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         total = np.zeros(x.shape[1])
-        for first in range(0, len(share), step):
-            block = x[first : first + step]
-            block = np.asarray(block.toarray() if hasattr(block, "toarray") else block, np.float64)
-            total += share[first : first + step] @ function(block)
+        for at in slices(len(share), rows_within(x.shape[1])):
+            total += share[at] @ function(np.asarray(dense_rows(x, at), np.float64))
         return total
 
     center = mean(lambda block: block)
@@ -291,8 +286,8 @@ def measured(
     rows = np.flatnonzero(weights)
     total = []
     with jax_settings.held():
-        for first in range(0, len(rows), size):
-            block = rows[first : first + size]
+        for at in slices(len(rows), size):
+            block = rows[at]
             filling = (0, size - len(block))
             real = np.pad(weights[block], filling)
             block = np.pad(block, filling, mode="edge")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks
-from softmax_jax.checks import is_real, per_feature, refuse_not_finite
+from softmax_jax.checks import per_feature, refuse_not_finite
+from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.targets import (
     checked_targets,
     mass_of_classes,
@@ -20,9 +21,6 @@ from softmax_jax.penalty import Penalty
 from softmax_jax.solvers.problem import Problem, SparseBlocks
 from softmax_jax.solvers.units import Units, of_their_own
 
-# Numbers in a block of features: 6 MiB of float32, which leaves room in a last-level cache, and
-# enough rows to share out.
-_BLOCK = 1_600_000
 # Above this offset, work is in float64: sums of squares stay below 3e38, float32's largest number.
 _WIDE = 1e15
 # Where penalties of equal gradients differ by more than the square of this, float32 gradients of
@@ -148,7 +146,7 @@ def _layout(weights: np.ndarray, width: int, block_size: int | None) -> _Layout:
     """Lays out rows of ``width`` numbers, with ``weights: [m, n]``, in blocks."""
     n = weights.shape[1]
     if block_size is None:
-        block_size = max(_BLOCK // width, 256)
+        block_size = max(rows_within(width, numbers=CACHED), 256)
     else:
         block_size = checks.checked_count(block_size, "block_size")
     blocks = -(-n // min(block_size, n))
@@ -221,18 +219,11 @@ def _is_sparse(x: Any) -> bool:
 
 def checked_x(x: Any) -> tuple[Any, float]:
     """Returns features as CSR, JAX or NumPy array, and the largest of them in size."""
-    if _is_sparse(x):
-        x = x.tocsr()
-        data = checks.as_array(x.data, "x, stored values")
-        x = x if data is x.data else type(x)((data, x.indices, x.indptr), shape=x.shape)
-    else:
-        x = checks.as_array(x, "x")
-    if x.ndim != 2 or 0 in x.shape:
+    x = checks.as_rows(x, "x")
+    if 0 in x.shape:
         raise ValueError(
             f"x: shape {x.shape}; expected [n, d] with at least one row and one feature"
         )
-    if not is_real(x):
-        raise ValueError(f"x: type {x.dtype}; expected real numbers")
     if _is_sparse(x):
         largest = _largest(x.data, np)
         if not np.isfinite(largest):
