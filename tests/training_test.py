@@ -100,7 +100,6 @@ class TestEveryOptimizer:
             return s
 
         assert count_compilations(run) >= 2
-        assert update._jitted._cache_size() == epoch._jitted._cache_size() == 1
         assert count_compilations(run) == 0
 
 
@@ -136,8 +135,8 @@ def test_strengths_and_learning_rate_are_arrays_of_the_state(params, data, count
         training.init(params, optimizer, learning_rate=rate, l2=l2)
         for rate, l2 in ((0.1, 0.0), (0.7, 0.5))
     ]
-    after = [update(state, data)[0] for state in states]
-    assert update._jitted._cache_size() == 1
+    after = [update(states[0], data)[0]]
+    assert count_compilations(lambda: after.append(update(states[1], data)[0])) == 0
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     swept, _ = jax.vmap(update, in_axes=(0, None))(stacked, data)
     for i in range(2):

@@ -18,6 +18,11 @@ from softmax_jax.calibration.bins import (
 from softmax_jax.calibration.errors import expected_error
 from softmax_jax.checks import as_real, checked_count, checked_weights, refuse_no_weight
 
+DRAWS = 1000
+"""Draws by default."""
+LEVEL = 0.95
+"""Share of the draws that a band holds by default."""
+
 
 class Band(NamedTuple):
     """Range of mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
@@ -43,8 +48,8 @@ def consistency(
     edges: jax.Array,
     weights: jax.Array | None = None,
     *,
-    draws: int = 1000,
-    level: float = 0.95,
+    draws: int = DRAWS,
+    level: float = LEVEL,
 ) -> Consistency:
     """Tests whether the gaps are more than chance, by drawing outcomes as the model says.
 
@@ -92,8 +97,8 @@ def bootstrap_band(
     edges: jax.Array,
     weights: jax.Array | None = None,
     *,
-    draws: int = 1000,
-    level: float = 0.95,
+    draws: int = DRAWS,
+    level: float = LEVEL,
 ) -> Band:
     """Returns a confidence band of the mean outcome of each bin, by drawing examples anew.
 
