@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from runs import datasets, files, folders, optimizers, settings
+from runs import datasets, files, folders, optimizers, settings, table
 from softmax_jax import data, evaluation, figures, information, metrics, solvers
 from softmax_jax.codelength import coding, online
 from softmax_jax.codelength.online import Codelength
@@ -77,12 +77,12 @@ def compressed(
             "labels": len(labels),
             "uniform_bits": uniform,
             "marginal_bits": marginal,
-            "loss_bits": bits if np.isfinite(bits) else None,
+            "loss_bits": files.finite_or_none(bits),
             "codelength_bits": coding.codelength(params, x, labels, scale=scale),
             "bits": 8 * len(content),
             "bytes": len(content),
             "header_bytes": coding.HEADER_BYTES,
-            "overhead_bits": 8 * len(content) - bits if np.isfinite(bits) else None,
+            "overhead_bits": files.finite_or_none(8 * len(content) - bits),
             "compression": uniform / (8 * len(content)),
         },
     }
@@ -125,23 +125,28 @@ def sent_online(
 
 
 def report(summary: dict[str, Any]) -> str:
-    """The tables."""
+    """Returns the tables: of the file, and of the labels sent online."""
     file, sent = summary["file"], summary["online"]
+    return "\n".join([*file_report(file), "", online_report(sent)])
 
-    def line(name: str, bits: float | None, labels: int) -> str:
-        if bits is None:
-            return f"{name:34}{'infinite':>12}"
-        return f"{name:34}{bits:12,.0f}{bits / 8:12,.1f}{bits / labels:12.4f}"
 
-    n, title = file["labels"], f"{sent['labels']:,} training labels, online"
+def file_report(file: dict[str, Any]) -> list[str]:
+    """Returns what the test labels cost, line by line."""
+    n = file["labels"]
+    cells = [[f"{n:,} test labels", "bits", "bytes", "bits/label"]]
+    for name, key in (
+        ("uniform code", "uniform_bits"),
+        ("entropy of their marginal", "marginal_bits"),
+        ("loss", "loss_bits"),
+        ("file", "bits"),
+    ):
+        bits = file[key]
+        costs = ["infinite", "", ""]
+        if bits is not None:
+            costs = [f"{bits:,.0f}", f"{bits / 8:,.1f}", f"{bits / n:.4f}"]
+        cells.append([name, *costs])
+    lines = [table.text(cells, widths=(34, 12, 12, 12), left=(0,), gap="")]
     overhead = file["overhead_bits"]
-    lines = [
-        f"{f'{n:,} test labels':34}{'bits':>12}{'bytes':>12}{'bits/label':>12}",
-        line("uniform code", file["uniform_bits"], n),
-        line("entropy of their marginal", file["marginal_bits"], n),
-        line("loss", file["loss_bits"], n),
-        line("file", file["bits"], n),
-    ]
     if overhead is not None:
         coder = overhead / 8 - file["header_bytes"]
         lines.append(
@@ -149,16 +154,31 @@ def report(summary: dict[str, Any]) -> str:
             f"{coder:.1f} those of the coder"
             + (f", as no label costs more than {coding.PRECISION} bits" if coder < 0 else "")
         )
-    lines += [
-        f"{file['compression']:.2f} times smaller than the uniform code; decoded, and the same",
-        "",
-        f"{title:34}{'bits':>12}{'of uniform':>12}{'control':>12}{'selectivity':>13}",
-        f"{'uniform code':34}{sent['uniform_bits']:12,.0f}{1:12.1%}",
+    ratio = file["compression"]
+    return [*lines, f"{ratio:.2f} times smaller than the uniform code; decoded, and the same"]
+
+
+def online_report(sent: dict[str, Any]) -> str:
+    """Returns a table of what the training labels cost, and those of the control task."""
+    cells = [
+        [
+            f"{sent['labels']:,} training labels, online",
+            "bits",
+            "of uniform",
+            "control",
+            "selectivity",
+        ],
+        ["uniform code", f"{sent['uniform_bits']:,.0f}", f"{1:.1%}", "", ""],
     ]
     for way in ("refitted", "one pass"):
         scores = sent[way]
-        lines.append(
-            f"{way:34}{scores['bits']:12,.0f}{1 / scores['compression']:12.1%}"
-            f"{scores['control_bits']:12,.0f}{scores['selectivity_bits']:13,.0f}"
+        cells.append(
+            [
+                way,
+                f"{scores['bits']:,.0f}",
+                f"{1 / scores['compression']:.1%}",
+                f"{scores['control_bits']:,.0f}",
+                f"{scores['selectivity_bits']:,.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return table.text(cells, widths=(34, 12, 12, 12, 13), left=(0,), gap="")

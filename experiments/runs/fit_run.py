@@ -9,25 +9,38 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from runs import datasets, files, folders, settings
+from runs import datasets, files, folders, settings, table
 from softmax_jax import data, evaluation, figures, metrics, solvers
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
-# For the accuracy within the so many most probable classes.
 TOP = 5
+"""Most probable classes among which the top-k accuracy looks for the right one."""
+HEADS = [
+    "l2",
+    "l1",
+    "objective",
+    "gap / objective",
+    "passes",
+    "train loss",
+    "test loss",
+    "accuracy",
+    "non-zero",
+    "",
+]
+WIDTHS = (10, 10, 11, 17, 8, 12, 11, 10, 10)
 
 
 class Results(NamedTuple):
-    """What a run found."""
+    """Solutions of a run, in numbers."""
 
     rows: list[dict[str, Any]]
-    """One a pair of strengths: the lines of path.jsonl."""
+    """Lines of path.jsonl, one a pair of strengths."""
     summary: dict[str, Any]
 
 
 def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
-    """Solves all problems; returns what it also writes to ``workdir``."""
+    """Solves all problems, and writes the results to ``workdir``."""
     dataset = folders.start(config, workdir)
     l1, l2 = (grid.ravel() for grid in np.meshgrid(config.l1, config.l2, indexing="ij"))
 
@@ -39,7 +52,27 @@ def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
     train_scores, test_scores = (scores(params, batch) for batch in (train_data, test_data))
     evaluated = time.perf_counter()
 
-    rows: list[dict[str, Any]] = [
+    rows = rows_of(solutions, l2, l1, train_scores, test_scores)
+    summary = {
+        **summarized(rows),
+        "tol": config.tol,
+        "fit_seconds_with_compilation": fitted - start,
+        "evaluation_seconds_with_compilation": evaluated - fitted,
+        "device": jax.devices()[0].device_kind,
+    }
+    write_results(workdir, dataset, solutions.params, rows, summary)
+    return Results(rows, summary)
+
+
+def rows_of(
+    solutions: solvers.Solution,
+    l2: np.ndarray,
+    l1: np.ndarray,
+    train_scores: Sequence[dict[str, float]],
+    test_scores: Sequence[dict[str, float]],
+) -> list[dict[str, Any]]:
+    """Returns the lines of path.jsonl, one a pair of strengths."""
+    return [
         {
             "l2": float(l2[i]),
             "l1": float(l1[i]),
@@ -55,27 +88,25 @@ def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
         }
         for i in range(len(l2))
     ]
+
+
+def summarized(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the summary says of all rows."""
     gaps = [row["relative_gap"] for row in rows]
-    summary = {
+    return {
         "problems": len(rows),
         "certified": sum(row["status"] == solvers.Status.CERTIFIED for row in rows),
-        "tol": config.tol,
         "largest_relative_gap": None if None in gaps else max(gaps),
         "passes": sum(row["passes"] for row in rows),
-        # Of the rows, the one that the test data like best, for which its scores are too good.
+        # The test data like it best, so that their score of it is too good.
         "lowest_test_loss": min(rows, key=test_loss),
-        "fit_seconds_with_compilation": fitted - start,
-        "evaluation_seconds_with_compilation": evaluated - fitted,
-        "device": jax.devices()[0].device_kind,
     }
-    write_results(workdir, dataset, solutions.params, rows, summary)
-    return Results(rows, summary)
 
 
 def solve(
     config: settings.Fit, dataset: data.Dataset, l2: np.ndarray, l1: np.ndarray
 ) -> solvers.Solution:
-    """`solvers.fit_path` under a progress bar."""
+    """Calls `solvers.fit_path` under a progress bar."""
     # Zero, not one, so that news without a problem finished are shown too.
     with tqdm(total=len(l2), desc="solved", miniters=0) as bar:
 
@@ -107,7 +138,7 @@ def solve(
 
 
 def scores(params: Params, batch: Data) -> list[dict[str, float]]:
-    """`metrics.summarize` of each of the stacked parameters; one program serves all."""
+    """Evaluates each of the stacked parameters; one program serves all."""
     return [
         metrics.summarize(evaluation.evaluate(Params(w, b), batch, k=TOP))
         for w, b in zip(*params, strict=True)
@@ -115,6 +146,7 @@ def scores(params: Params, batch: Data) -> list[dict[str, float]]:
 
 
 def in_columns(split: str, score: dict[str, float]) -> dict[str, float | None]:
+    """Returns the scores on a split by the names of their columns."""
     return {
         f"{split}_loss": files.finite_or_none(score["nats"]),
         f"{split}_accuracy": score["accuracy"],
@@ -124,6 +156,7 @@ def in_columns(split: str, score: dict[str, float]) -> dict[str, float | None]:
 
 
 def test_loss(row: dict[str, Any]) -> float:
+    """Returns the test loss of a row, infinite where a class was never trained on."""
     return np.inf if row["test_loss"] is None else row["test_loss"]
 
 
@@ -140,7 +173,7 @@ def write_results(
     datasets.save_params(workdir, dataset, params, best=best, about=strengths)
     files.write_rows(workdir / "path.jsonl", rows)
     if len(rows) > 1:
-        files.write_atomically(workdir / "path.png", figures.to_png(figures.path_curves(rows)))
+        files.write_picture(workdir / "path.png", figures.path_curves(rows))
     elif dataset.image_shape is not None:
         images = figures.weight_images(params.w[0], dataset.image_shape, dataset.class_names)
         files.write_picture(workdir / "weights.png", images)
@@ -148,28 +181,13 @@ def write_results(
 
 
 def report(results: Results) -> str:
-    """The table of a run, and below it what must not be overlooked."""
+    """Returns the table of a run, and below it what must not be overlooked."""
     rows, summary = results
-    form = "{:>10}{:>10}{:>11}{:>17}{:>8}{:>12}{:>11}{:>10}{:>10}  {}"
-    heads = ("l2", "l1", "objective", "gap / objective", "passes", "train loss", "test loss")
-    lines = [form.format(*heads, "accuracy", "non-zero", "").rstrip()]
-    for row in rows:
-        gap = row["relative_gap"]
-        lines.append(
-            form.format(
-                f"{row['l2']:.3g}",
-                f"{row['l1']:.3g}",
-                f"{row['objective']:.6f}",
-                "unknown" if gap is None else f"{gap:.1e}",
-                f"{row['passes']:.0f}",
-                in_digits(row["train_loss"]),
-                in_digits(row["test_loss"]),
-                f"{row['test_accuracy']:.4f}",
-                f"{row['nonzero_weights']:,}",
-                marked(row["status"]),
-            )
-        )
-    lines += ["losses in nats, accuracy on test data, gap and objective of the training data", ""]
+    lines = [
+        table.text([HEADS, *map(cells, rows)], widths=WIDTHS, left=(len(WIDTHS),), gap=""),
+        "losses in nats, accuracy on test data, gap and objective of the training data",
+        "",
+    ]
     lines += [
         f"{marked(row['status'])} at l2 = {row['l2']:.3g}, l1 = {row['l1']:.3g}: {row['reason']}"
         for row in rows
@@ -182,16 +200,29 @@ def report(results: Results) -> str:
     best = summary["lowest_test_loss"]
     if len(rows) > 1:
         lines.append(
-            f"lowest test loss: {in_digits(best['test_loss'])} at l2 = {best['l2']:.3g}, "
+            f"lowest test loss: {table.digits(best['test_loss'], 'inf')} at l2 = {best['l2']:.3g}, "
             f"l1 = {best['l1']:.3g}"
         )
     return "\n".join(lines)
 
 
-def in_digits(loss: float | None) -> str:
-    return "inf" if loss is None else f"{loss:.4f}"
+def cells(row: dict[str, Any]) -> list[str]:
+    """Returns the line of the table for a pair of strengths."""
+    gap = row["relative_gap"]
+    return [
+        f"{row['l2']:.3g}",
+        f"{row['l1']:.3g}",
+        f"{row['objective']:.6f}",
+        "unknown" if gap is None else f"{gap:.1e}",
+        f"{row['passes']:.0f}",
+        table.digits(row["train_loss"], "inf"),
+        table.digits(row["test_loss"], "inf"),
+        f"{row['test_accuracy']:.4f}",
+        f"{row['nonzero_weights']:,}",
+        f"  {marked(row['status'])}",
+    ]
 
 
 def marked(status: str) -> str:
-    """In capitals what is no certificate."""
+    """Returns a status, in capitals if it is no certificate."""
     return status if status == solvers.Status.CERTIFIED else status.upper()

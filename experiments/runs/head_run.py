@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from runs import files, folders, optimizers, settings
@@ -19,20 +20,45 @@ from softmax_jax.model import Params
 
 
 def train(config: settings.Head, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains, and returns what it also writes to summary.json."""
+    """Trains, writes the results to ``workdir``, and returns the summary."""
     folders.refuse_earlier_run(workdir)
-    v = config.levels**config.features
     share = optimizers.make_schedule(config.schedule, steps_of=config.steps_of)
     optimizer = optimizers.make(config.optimizer, share)
     folders.make_workdir(config, workdir)
+    v = config.levels**config.features
     print(
         f"{v:,} classes, {config.features} features: {config.steps * config.batch_size:,} examples "
         f"with {config.draws} labels each"
     )
+    params, rows, first_step = trained(config, optimizer)
+    bayes, last = bayes_loss(config), rows[-1]
+    summary = {
+        "classes": v,
+        "uniform_loss": math.log(v),
+        "bayes_loss": bayes,
+        "test_loss": bayes + last["excess"],
+        "excess": last["excess"],
+        "seconds": last["seconds"],
+        "seconds_of_first_step": first_step,
+        "logits_per_second": (config.steps - 1) * config.batch_size * v / last["seconds"],
+        "device": jax.devices()[0].device_kind,
+    }
+    write(workdir, rows, summary, params)
+    return summary
+
+
+def trained(
+    config: settings.Head, optimizer: optax.GradientTransformation
+) -> tuple[Params, list[dict[str, Any]], float]:
+    """Trains from zero; returns parameters, rows of metrics, and seconds of the first step.
+
+    Raises:
+      FloatingPointError: if the loss is no finite number.
+    """
     key = jax.random.key(config.seed)
     test = generate(config, jax.random.fold_in(key, 0), config.test_rows)
-    bayes, sampled = bayes_loss(config), float(loss(true_params(config), *test))
-
+    lowest = float(loss(true_params(config), *test))
+    v = config.levels**config.features
     zero = Params(jnp.zeros((config.features, v)), jnp.zeros(v))
     state = training.init(zero, optimizer, learning_rate=config.learning_rate)
     update = training.make_update(optimizer)
@@ -47,7 +73,7 @@ def train(config: settings.Head, workdir: pathlib.Path) -> dict[str, Any]:
                 jax.block_until_ready(state)
                 begun = time.perf_counter()
             if step % config.evaluate_every == 0 or step == config.steps:
-                excess = float(loss(state.params, *test)) - sampled
+                excess = float(loss(state.params, *test)) - lowest
                 seconds = time.perf_counter() - begun
                 row = {"step": step, "train_loss": float(scores.loss), "excess": excess}
                 if not math.isfinite(excess):
@@ -57,30 +83,17 @@ def train(config: settings.Head, workdir: pathlib.Path) -> dict[str, Any]:
                     )
                 rows.append({**row, "seconds": seconds})
                 bar.set_postfix_str(f"{excess:.4f} nats above the lowest", refresh=False)
-            # One step late, so that the device has something to do meanwhile.
             bar.update(1)
-    summary = {
-        "classes": v,
-        "uniform_loss": math.log(v),
-        "bayes_loss": bayes,
-        "test_loss": bayes + rows[-1]["excess"],
-        "excess": rows[-1]["excess"],
-        "seconds": rows[-1]["seconds"],
-        "seconds_of_first_step": begun - first,
-        "logits_per_second": (config.steps - 1) * config.batch_size * v / rows[-1]["seconds"],
-        "device": jax.devices()[0].device_kind,
-    }
-    write(workdir, rows, summary, state.params)
-    return summary
+    return state.params, rows, begun - first
 
 
 def levels(config: settings.Head) -> np.ndarray:
-    """``u``: ``[levels]``."""
+    """Returns ``u``: ``[levels]``."""
     return np.linspace(-1, 1, config.levels)
 
 
 def true_params(config: settings.Head) -> Params:
-    """The head whose distributions the labels are drawn from."""
+    """Returns the head whose distributions the labels are drawn from."""
     digits = np.indices((config.levels,) * config.features).reshape(config.features, -1)
     w = config.sharpness * levels(config)[digits]
     return Params(jnp.asarray(w, jnp.float32), jnp.zeros(w.shape[1]))
@@ -88,7 +101,7 @@ def true_params(config: settings.Head) -> Params:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def generate(config: settings.Head, key: jax.Array, n: int) -> tuple[jax.Array, SparseTargets]:
-    """Features ``[n, features]``, and for each row as many labels as ``draws``."""
+    """Draws features ``[n, features]``, and for each row as many labels as ``draws``."""
     x_key, digit_key = jax.random.split(key)
     x = jax.random.normal(x_key, (n, config.features))
     logits = config.sharpness * x[:, :, None] * jnp.asarray(levels(config), x.dtype)[None, None]
@@ -102,12 +115,12 @@ def generate(config: settings.Head, key: jax.Array, n: int) -> tuple[jax.Array, 
 
 @jax.jit
 def loss(params: Params, x: jax.Array, targets: SparseTargets) -> jax.Array:
-    """Mean cross-entropy in nats."""
+    """Returns the mean cross-entropy in nats."""
     return jnp.mean(linear_cross_entropy(x, params.w, params.b, targets).loss)
 
 
 def bayes_loss(config: settings.Head) -> float:
-    """The mean entropy of the labels given the features, in nats, by Gauss-Hermite quadrature."""
+    """Returns the mean entropy of the labels given the features, in nats, by Gauss-Hermite rule."""
     x, weights = np.polynomial.hermite_e.hermegauss(200)
     logits = config.sharpness * x[:, None] * levels(config)
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
@@ -118,7 +131,7 @@ def bayes_loss(config: settings.Head) -> float:
 def write(
     workdir: pathlib.Path, rows: list[dict[str, Any]], summary: dict[str, Any], params: Params
 ) -> None:
-    """All files, the summary last: where it is, the run is whole."""
+    """Writes all files, the summary last: where it is, the run is whole."""
     files.write_rows(workdir / "metrics.jsonl", rows)
     io.save(workdir / io.PARAMS, params, dtype=np.float32)
     curve = figures.excess_curve(
@@ -129,7 +142,7 @@ def write(
 
 
 def report(summary: dict[str, Any]) -> str:
-    """What to see at a glance."""
+    """Returns the losses and times at a glance."""
     return (
         f"a guess          {summary['uniform_loss']:.4f} nats\n"
         f"trained          {summary['test_loss']:.4f}\n"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from runs import files
 from softmax_jax import calibration, figures, losses
 from softmax_jax.calibration import Bins, scaling, selective
 
@@ -50,14 +51,14 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
     threshold = selective.threshold_for_risk(curve, RISK)
     scores = {
         "examples": len(logits),
-        "temperature": found.temperature if np.isfinite(found.temperature) else None,
+        "temperature": files.finite_or_none(found.temperature),
         "temperature_status": found.status,
         "temperature_reason": found.reason,
         "as_trained": before,
         "scaled": after,
         "area_of_risk": curve.area,
         "risk": RISK,
-        "threshold_of_risk": threshold if np.isfinite(threshold) else None,
+        "threshold_of_risk": files.finite_or_none(threshold),
         "coverage_at_risk": float(curve.coverage[curve.risk <= RISK].max(initial=0)),
     }
     pictures = {

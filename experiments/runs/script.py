@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from runs import flags, folders, output
+from runs import compilation, flags, folders, output
 from runs.signals import Interrupted
 
 # So that --help counts the flags as the script's own.
@@ -27,9 +27,15 @@ def run(
     *,
     default: str,
 ) -> None:
-    """Runs a script: flags to settings, ``experiment(settings, workdir)``, and what it reports.
+    """Runs a script: flags to settings, ``experiment(settings, workdir)``, and its report.
 
     Bad input ends in a line and exit code 1.
+
+    Args:
+      experiment: takes settings and the folder for its results.
+      report: returns what to print of what the experiment returned.
+      cls: the type of the settings.
+      default: name of the config that is taken without ``--config``.
     """
     config = config_flags.DEFINE_config_file(
         "config",
@@ -42,6 +48,12 @@ def run(
         "workdir", "", "Folder for the results; by default a new one, runs/NAME-TIME."
     )
     traceback = absl_flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+    cache = absl_flags.DEFINE_bool(
+        "compilation_cache",
+        True,
+        "Keep compiled programs in $XDG_CACHE_HOME/softmax_jax/compiled, by default in ~/.cache, "
+        "for the next run; where $JAX_COMPILATION_CACHE_DIR is set, there.",
+    )
 
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -49,35 +61,15 @@ def run(
                 f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE"
             )
         output.outlast_readers()
-        folder = pathlib.Path(workdir.value)
-        try:
+        if cache.value:
+            compilation.use_cache()
+        with errors_in_a_line(traceback.value), contextlib.ExitStack() as stack:
             made = flags.from_config(config.value, cls)
-            if "://" in workdir.value:
-                raise ValueError(f"--workdir={workdir.value}: give a folder of this machine")
-            try:
-                folder = folder.expanduser()
-            except RuntimeError as e:
-                raise ValueError(f"--workdir={workdir.value}: {e}") from e
-            with contextlib.ExitStack() as stack:
-                if not workdir.value:
-                    folder = stack.enter_context(folders.new_folder(f"runs/{made.title}"))
+            folder = given_folder(workdir.value)
+            if folder is None:
+                folder = stack.enter_context(folders.new_folder(f"runs/{made.title}"))
+            with stops_in_a_line(folder, is_new=not workdir.value):
                 results = experiment(made, folder)
-        except (ValueError, OSError, FloatingPointError) as e:
-            if traceback.value:
-                raise
-            sys.exit(f"error: {e}")
-        except jax.errors.JaxRuntimeError as e:
-            if traceback.value or "RESOURCE_EXHAUSTED" not in str(e):
-                raise
-            line = str(e).splitlines()[0]
-            sys.exit(f"error: {line}; a smaller config.sweep.memory or batch_size needs less")
-        except KeyboardInterrupt:
-            sys.exit(f"interrupted; what there is so far is in {folder}")
-        except Interrupted as e:
-            again = sys.argv if workdir.value else [*sys.argv, f"--workdir={folder}"]
-            command = shlex.join([sys.executable, *again])
-            print(f"stopped by {e}; to go on: {command}", file=sys.stderr)
-            sys.exit(e.exit_code)
         print(report(results))
         print(f"\nresults in {folder}")
 
@@ -88,7 +80,53 @@ def run(
     app.run(main, flags_parser=partial(flags.parse, default=default))
 
 
+def given_folder(workdir: str) -> pathlib.Path | None:
+    """Returns the folder of ``--workdir``, or None if that is empty.
+
+    Raises:
+      ValueError: if it is none of this machine, or of a user who is not there.
+    """
+    if not workdir:
+        return None
+    if "://" in workdir:
+        raise ValueError(f"--workdir={workdir}: give a folder of this machine")
+    try:
+        return pathlib.Path(workdir).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"--workdir={workdir}: {e}") from e
+
+
+@contextlib.contextmanager
+def errors_in_a_line(traceback: bool) -> Iterator[None]:
+    """Ends the process with a line for an error that its user can do something about."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as e:
+        if traceback:
+            raise
+        sys.exit(f"error: {e}")
+    except jax.errors.JaxRuntimeError as e:
+        if traceback or "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        line = str(e).splitlines()[0]
+        sys.exit(f"error: {line}; a smaller config.sweep.memory or batch_size needs less")
+
+
+@contextlib.contextmanager
+def stops_in_a_line(folder: pathlib.Path, *, is_new: bool) -> Iterator[None]:
+    """Ends the process, where a signal stops a run, with a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; what there is so far is in {folder}")
+    except Interrupted as e:
+        again = [*sys.argv, f"--workdir={folder}"] if is_new else sys.argv
+        command = shlex.join([sys.executable, *again])
+        print(f"stopped by {e}; to go on: {command}", file=sys.stderr)
+        sys.exit(e.exit_code)
+
+
 def print_unless_loop_is_closed(kind: Any, error: BaseException, trace: Any) -> None:
-    """For `sys.excepthook`."""
+    """Prints an uncaught error, unless it is that of a writer of orbax after another's failure."""
     if str(error) != "Event loop is closed":
         sys.__excepthook__(kind, error, trace)

@@ -90,8 +90,8 @@ def train_members(
     compiled: dict[int, programs.Programs] = {}
     trained: list[End] = []
     for number, indices in enumerate(groups):
-        start = time.perf_counter()
         state = programs.first_state(run, indices)
+        start = time.perf_counter()
         if len(indices) not in compiled:
             compiled[len(indices)] = programs.compiled(run, state)
         compile_seconds += time.perf_counter() - start
