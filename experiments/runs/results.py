@@ -51,7 +51,13 @@ def write(
     parts: list[Section] = [
         part for section in sections if (part := section(params, trained)) is not None
     ]
-    found |= {part.name: part.scores for part in parts if part.scores is not None}
+    for part in parts:
+        if part.scores is not None:
+            if part.name in found:
+                raise ValueError(
+                    f"section {part.title!r}: summaries have another entry {part.name!r}"
+                )
+            found[part.name] = part.scores
     report.write(plan.config, workdir, found, parts)
     pictures = itertools.chain.from_iterable(part.pictures for part in parts)
     names = ("config.json", "metrics.jsonl", io.PARAMS, "report.html")

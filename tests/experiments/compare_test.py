@@ -8,11 +8,10 @@ from runs import comparison, settings, train_run
 
 
 @pytest.fixture(scope="module")
-def runs(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare")
-    for name, changes in {"a": {}, "b": {"l2": 0.5, "duration": "1 epoch"}}.items():
-        train_run.train(digits(**changes), folder / name)
-    return folder / "a", folder / "b"
+def runs(digits, digits_run, tmp_path_factory):
+    other = tmp_path_factory.mktemp("compare") / "other"
+    train_run.train(digits(l2=0.5, duration="1 epoch"), other)
+    return digits_run[1], other
 
 
 def test_the_table_has_what_differs_and_the_scores(runs):

@@ -1,13 +1,13 @@
 """The small runs that several tests look at."""
 
-import contextlib
+import itertools
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from runs import settings, signals
+from runs import settings, train_run
 from softmax_jax import figures
 
 
@@ -41,22 +41,23 @@ def digits(data_dir):
     return make
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """A function: from now on SIGTERM comes after so many looks at the signals."""
+@pytest.fixture(scope="session")
+def digits_run(digits, tmp_path_factory):
+    """The settings of a short run on the digits, its folder, pictures included, and its summary.
 
-    def stop(looks):
-        @contextlib.contextmanager
-        def noted():
-            left = looks
+    Tests look at it, and change copies only.
+    """
+    config = digits()
+    workdir = tmp_path_factory.mktemp("digits") / "new" / "folder"
+    return config, workdir, train_run.train(config, workdir)
 
-            def came():
-                nonlocal left
-                left -= 1
-                return signal.SIGTERM if left < 0 else 0
 
-            yield came
+@pytest.fixture(scope="session")
+def signal_after():
+    """A function from a number of looks to what tells a run, from then on, that SIGTERM came."""
 
-        monkeypatch.setattr(signals, "signals_noted", noted)
+    def after(looks):
+        left = itertools.count(looks, -1)
+        return lambda: signal.SIGTERM if next(left) <= 0 else 0
 
-    return stop
+    return after

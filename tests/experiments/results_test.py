@@ -5,13 +5,12 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from runs import logs, report, settings, train_run
+from runs import logs, report, settings
 
 
 @pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("results")
-    return workdir, train_run.train(digits(), workdir)
+def run(digits_run):
+    return digits_run[1:]
 
 
 class Page(html.parser.HTMLParser):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import train
-from runs import datasets, files, settings, signals, train_run
+from runs import files, settings, signals, train_run
 
 SCRIPT = pathlib.Path(train.__file__)
 TIMES = ("seconds", "examples_per_second")
@@ -59,24 +59,21 @@ def whole(config, tmp_path_factory):
     "looks",
     [0, pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, stop_after, looks):
-    stop_after(looks)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, signal_after, looks):
     with pytest.raises(signals.Interrupted, match="SIGTERM"):
-        train_run.train(config, tmp_path)
+        train_run.train(config, tmp_path, came=signal_after(looks))
     assert not (tmp_path / "summary.json").exists()
     assert "not finished" in (tmp_path / "report.html").read_text()
-    stop_after(1000)
     train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_stopped_at_every_step_it_gets_there(config, whole, tmp_path, stop_after):
-    stop_after(0)
+def test_stopped_at_every_step_it_gets_there(config, whole, tmp_path, signal_after):
     stops = 0
     while not (tmp_path / "summary.json").exists():
         with contextlib.suppress(signals.Interrupted):
-            train_run.train(config, tmp_path)
+            train_run.train(config, tmp_path, came=signal_after(0))
         stops += 1
         assert stops < 30
     assert stops > 5
@@ -84,30 +81,26 @@ def test_stopped_at_every_step_it_gets_there(config, whole, tmp_path, stop_after
 
 
 def test_rows_of_steps_to_be_taken_again_and_half_a_line_are_dropped(
-    config, whole, tmp_path, stop_after
+    config, whole, tmp_path, signal_after
 ):
-    stop_after(4)
     with pytest.raises(signals.Interrupted):
-        train_run.train(config, tmp_path)
+        train_run.train(config, tmp_path, came=signal_after(4))
     path = tmp_path / "metrics.jsonl"
     row = json.loads(path.read_text().splitlines()[-1]) | {"step": 20}
     with path.open("a") as file:
         file.write(json.dumps(row) + '\n{"epoch": 2, "st')
-    stop_after(1000)
     train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
-def test_a_damaged_checkpoint_costs_some_steps_only(config, whole, tmp_path, stop_after):
-    stop_after(6)
+def test_a_damaged_checkpoint_costs_some_steps_only(config, whole, tmp_path, signal_after):
     with pytest.raises(signals.Interrupted):
-        train_run.train(config, tmp_path)
+        train_run.train(config, tmp_path, came=signal_after(6))
     folder = tmp_path / "checkpoints"
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     for path in (folder / str(steps[-1])).rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    stop_after(1000)
     with pytest.warns(UserWarning, match=f"step {steps[-1]} .* damaged"):
         train_run.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
@@ -265,21 +258,17 @@ def test_results_that_are_gone_are_made_again(config, whole, tmp_path, name):
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_other_data_of_the_same_shape_are_refused(config, whole, tmp_path, monkeypatch):
-    shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    load = datasets.load
-
-    def load_others(source):
-        dataset = load(source)
-        x, targets = dataset.train[:2]
-        return dataset._replace(train=dataset.train._replace(x=x[::-1], targets=targets[::-1]))
-
-    monkeypatch.setattr(datasets, "load", load_others)
-    with pytest.raises(ValueError, match="the data are not those that"):
-        train_run.train(config, tmp_path / "run")
-    shutil.copy(whole / "summary.json", tmp_path / "run")
+def test_other_data_of_the_same_shape_are_refused(tmp_path):
+    file = tmp_path / "table.npz"
+    x, ids = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    config = settings.Train(data=settings.Data(name=str(file)), duration="1 epoch")
+    np.savez(file, x_train=x, y_train=ids, x_test=x, y_test=ids)
+    train_run.train(config, tmp_path / "run")
+    np.savez(file, x_train=x[::-1], y_train=ids[::-1], x_test=x, y_test=ids)
     with pytest.raises(ValueError, match="the data are not those of the finished run"):
+        train_run.train(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="the data are not those that"):
         train_run.train(config, tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -144,22 +145,16 @@ def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path, monkeypatch):
+def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path):
     small = dataclasses.replace(config.sweep, memory=0.004)
     config = dataclasses.replace(config, sweep=small, save_every="5 steps")
     expected = train_run.train(config, tmp_path / "whole")
-    measured = train_run.run_group
-    calls = []
 
-    def stop_in_the_second(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            arguments = (*arguments[:-1], lambda: 15)
-        return measured(*arguments)
+    def in_the_second_group():
+        return signal.SIGTERM if (tmp_path / "stopped" / "checkpoints" / "1").exists() else 0
 
-    monkeypatch.setattr(train_run, "run_group", stop_in_the_second)
     with pytest.raises(signals.Interrupted):
-        train_run.train(config, tmp_path / "stopped")
+        train_run.train(config, tmp_path / "stopped", came=in_the_second_group)
     summary = train_run.train(config, tmp_path / "stopped")
     assert summary["members"] == expected["members"]
     keys = ("member", "step", "train_loss", "test_loss")

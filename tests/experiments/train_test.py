@@ -36,11 +36,9 @@ def rows_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, digits):
+def run(digits_run):
     """The settings of a short run, its folder and what it returned."""
-    config = digits()
-    workdir = tmp_path_factory.mktemp("train") / "new" / "folder"
-    return config, workdir, train_run.train(config, workdir)
+    return digits_run
 
 
 def files_of(workdir):

@@ -176,13 +176,11 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(config, tmp_p
 
 @pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
-    config, stopped, tmp_path, stop_after, looks
+    config, stopped, tmp_path, signal_after, looks
 ):
     workdir, expected = stopped
-    stop_after(looks)
     with pytest.raises(signals.Interrupted):
-        train_run.train(config, tmp_path)
-    stop_after(10_000)
+        train_run.train(config, tmp_path, came=signal_after(looks))
     summary = train_run.train(config, tmp_path)
     for key in (*scores.STOPPING, "train", "test", "steps"):
         assert summary[key] == expected[key]
@@ -229,17 +227,15 @@ def test_members_of_a_sweep_stop_by_themselves(config, stopped, tmp_path):
 
 @pytest.mark.slow
 def test_groups_of_a_sweep_that_was_interrupted_stop_as_if_nothing_had_been(
-    config, tmp_path, stop_after
+    config, tmp_path, signal_after
 ):
     # A member a group.
     sweep = settings.Sweep(learning_rate=(0.1, 1.0), memory=1e-9)
     config = dataclasses.replace(config, sweep=sweep, duration="20 epochs")
     expected = train_run.train(config, tmp_path / "whole")
-    stop_after(12)
     with pytest.raises(signals.Interrupted):
-        train_run.train(config, tmp_path / "stopped")
+        train_run.train(config, tmp_path / "stopped", came=signal_after(12))
     assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 2
-    stop_after(10_000)
     assert train_run.train(config, tmp_path / "stopped")["members"] == expected["members"]
 
 
