@@ -1,4 +1,4 @@
-r"""What labels cost in bits: in a compressed file, and online, while the model is learned.
+r"""Measures labels in bits: in a compressed file, and online, while the model is learned.
 
     python experiments/codelength.py
     python experiments/codelength.py --config=experiments/configs/codelength_fashion_mnist.py \

@@ -18,7 +18,7 @@ from runs import comparison, datasets, files, output
 from softmax_jax import figures
 
 TITLE = "softmax_jax comparison of runs"
-"""Of the picture, by which it is known as one."""
+"""Title in the metadata of the picture, by which it is known as a comparison."""
 
 
 def refuse_other_files(path: pathlib.Path) -> None:

@@ -1,1 +1,1 @@
-"""What the scripts of `experiments` are made of: settings, folders, logs, reports."""
+"""Parts of the scripts in `experiments`: settings, folders, training, logs, reports."""

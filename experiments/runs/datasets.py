@@ -15,7 +15,7 @@ from softmax_jax.model import Params
 
 
 def load(source: settings.Data) -> data.Dataset:
-    """The data set, with a line that says what it is, and names that can be written and drawn."""
+    """Loads the data set, prints what it is, and makes its names such that they can be drawn."""
     dataset = data.load(
         source.name,
         folder=source.folder,
@@ -32,14 +32,14 @@ def load(source: settings.Data) -> data.Dataset:
 
 
 def printable(name: str) -> str:
-    """The name with halves of characters and what cannot be seen as escapes."""
+    """Returns the name with halves of characters and what cannot be seen as escapes."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
     )
 
 
 def digest(dataset: data.Dataset) -> str:
-    """Of all features and targets."""
+    """Returns the SHA-256 of all features and targets."""
     found = hashlib.sha256(repr(dataset.train.scale).encode())
     for array in (*dataset.train[:2], *dataset.test[:2]):
         found.update(f"{array.dtype} {array.shape}".encode())
@@ -48,12 +48,12 @@ def digest(dataset: data.Dataset) -> str:
 
 
 def batches(dataset: data.Dataset) -> tuple[Data, Data]:
-    """Training and test data on the device."""
+    """Puts training and test data on the device."""
     return batch(dataset.train), batch(dataset.test)
 
 
 def batch(split: Data) -> Data:
-    """A split of a data set on the device."""
+    """Puts a split of a data set on the device."""
     return jax.device_put(split._replace(scale=jnp.float32(split.scale)))
 
 

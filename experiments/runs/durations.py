@@ -1,4 +1,4 @@
-"""How long: "30 epochs", "500 steps", "1e6 examples", "10%" of the run, or "60 seconds"."""
+"""Durations: "30 epochs", "500 steps", "1e6 examples", "10%" of the run, or "60 seconds"."""
 
 import math
 import re
@@ -7,7 +7,7 @@ UNITS = ("steps", "epochs", "examples", "%", "seconds")
 
 
 def parse(text: str) -> tuple[float, str]:
-    """Number and unit, in the plural.
+    """Returns number and unit, in the plural.
 
     Raises:
       ValueError: says what there is to choose.
@@ -28,7 +28,7 @@ def parse(text: str) -> tuple[float, str]:
 
 
 def steps(text: str, *, batch_size: int, num_examples: int, total_steps: int | None = None) -> int:
-    """In steps, rounded to the nearest one.
+    """Returns a duration in steps, rounded to the nearest one.
 
     Raises:
       ValueError: if the unit is seconds, or percent with no ``total_steps``; or if there are more

@@ -38,11 +38,12 @@ def write_picture(path: pathlib.Path, figure: Figure, **options: Any) -> None:
 
 
 def to_json(value: Any) -> bytes:
+    """Returns a value as indented JSON."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What a file holds.
+    """Reads a JSON file.
 
     Raises:
       ValueError: if it is no JSON, or nested too deeply.
@@ -54,7 +55,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as ``outer.inner``."""
+    """Returns nested items with keys like ``outer.inner``."""
     items: dict[str, Any] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"

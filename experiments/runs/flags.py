@@ -75,7 +75,7 @@ def vary(config: ConfigDict, variant: str, **variants: Mapping[str, Any]) -> Con
 
 
 def parse(argv: list[str], *, default: str) -> list[str]:
-    """For `absl.app.run`: without ``--config`` takes the config of the ``default`` name.
+    """Parses flags for `absl.app.run`; without ``--config`` takes the config named ``default``.
 
     An unknown ``--config.key`` ends in a line with the likeliest key, not in a traceback.
     """

@@ -23,8 +23,8 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 
-# What a run that did not get to its config.json may leave in a folder.
 LEFT = (".lock", "config.json.*.tmp")
+"""Files that a run may leave which did not get to its config.json."""
 
 
 ABSENT = object()
@@ -32,7 +32,7 @@ ABSENT = object()
 
 @contextlib.contextmanager
 def new_folder(name: str) -> Iterator[pathlib.Path]:
-    """An empty folder NAME-TIME, of no other run; removed if an error leaves it empty."""
+    """Makes an empty folder NAME-TIME, of no other run; removes it if an error leaves it empty."""
     stamped = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for again in itertools.count(1):
         folder = pathlib.Path(stamped if again == 1 else f"{stamped}-{again}")
@@ -50,7 +50,7 @@ def new_folder(name: str) -> Iterator[pathlib.Path]:
 
 
 def make_workdir(config: Any, workdir: pathlib.Path) -> None:
-    """With config.json."""
+    """Makes the folder, and writes config.json, which must not be there."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "config.json").open("xb") as file:  # x: of two runs at once, one fails here
         file.write(files.to_json(dataclasses.asdict(config)))
@@ -58,7 +58,7 @@ def make_workdir(config: Any, workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def claimed(config: settings.Train, workdir: pathlib.Path) -> Iterator[None]:
-    """The folder with config.json, for this process alone; a run of it may have been here before.
+    """Takes the folder for this process alone; a run of the same config may have been here before.
 
     Raises:
       ValueError: if the folder holds a run of another config: says what differs; or if it holds
@@ -75,7 +75,7 @@ def claimed(config: settings.Train, workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Two locks: a file, and, where the system has such, the folder itself.
+    """Takes two locks: a file, and, where the system has such, the folder itself.
 
     The second one holds when the file is deleted or the folder renamed, the first one where a
     network's file system knows no other.
@@ -93,7 +93,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder_lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Raises BlockingIOError if another process has it; none where the file system knows none."""
+    """Locks the folder, if the file system can; raises BlockingIOError if another has it."""
     if fcntl is None:
         yield
         return
@@ -159,7 +159,7 @@ def refuse_what_is_no_run(workdir: pathlib.Path) -> None:
 
 
 def refuse_earlier_run(workdir: pathlib.Path) -> None:
-    """Early, before the data are loaded."""
+    """Raises if the folder holds a run or other things; before the data are loaded."""
     refuse_what_is_no_run(workdir)
     if (workdir / "config.json").exists():
         raise FileExistsError(

@@ -185,7 +185,7 @@ LOGIT_GRADIENTS = (
 
 
 def logit_errors(problem: Problem) -> dict[str, float]:
-    """Of ``dl/do`` and ``d²l/do²`` by autodiff, in ulps: the largest of all ways to evaluate."""
+    """Returns the largest errors of ``dl/do`` and ``d²l/do²`` by autodiff, in ulps."""
     scores, targets = model.logits(problem.params, problem.x), problem.targets
     scores = scores.astype(problem.x.dtype)  # they are float32 for bfloat16 features
     closed = losses.cross_entropy_gradient(scores, targets)
@@ -199,7 +199,7 @@ def logit_errors(problem: Problem) -> dict[str, float]:
 
 
 def finite_difference_error(problem: Problem, size: str) -> float:
-    """Of the closed gradient of the objective, relative; in float64."""
+    """Returns the relative error of the closed gradient of the objective, in float64."""
     closed, scale = closed_gradient(problem), terms(problem)
     # Logits of 1e30 do not see a step of 1e-5; there the loss is linear and any step will do.
     step = STEP * SIZES[size] if SIZES[size] > 1e6 else STEP

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard.
+"""The log of a run as it goes: metrics.jsonl, and the same for TensorBoard.
 
 Beside metrics.jsonl there is a digest of each of its lines, so that a changed one is noticed.
 """
@@ -40,7 +40,7 @@ class Log:
         self._files = contextlib.ExitStack()
 
     def number(self, members: Sequence[int], *, up_to_step: int) -> int:
-        """Of rows that there are of some members."""
+        """Returns how many rows of some members there are."""
         return sum(row["member"] in members and row["step"] <= up_to_step for row in self.rows)
 
     def require(self, members: Sequence[int], *, up_to_step: int, number: int) -> None:
@@ -74,7 +74,7 @@ class Log:
             self._show(row)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows of one evaluation."""
+        """Writes the rows of one evaluation."""
         self.rows += rows
         lines = list(map(files.json_line, rows))
         self._file.write(b"".join(lines))
@@ -94,25 +94,25 @@ class Log:
                 self._board.write_event(event)
 
     def flush(self) -> None:
-        """To disk, before a checkpoint that says that these steps are done."""
+        """Brings rows to disk, before a checkpoint that says that these steps are done."""
         for file in (self._file, self._digests):
             file.flush()
             os.fsync(file.fileno())
         self._board.flush()
 
     def close(self) -> None:
-        """What is open."""
+        """Closes all files."""
         self._files.close()
 
     def lowest_loss(self, members: Sequence[int], step: int) -> float:
-        """Of some members at a step, see `loss`; inf if they were not evaluated there."""
+        """Returns the lowest loss of some members at a step; inf if they have no row there."""
         rows = [row for row in self.rows if row["step"] == step and row["member"] in members]
         return min(map(loss, rows), default=float("inf"))
 
 
 @contextlib.contextmanager
 def open_log(workdir: pathlib.Path, *, alone: bool) -> Iterator[Log]:
-    """The log of a run, with what it has from before."""
+    """Opens the log of a run, with the rows that it has from before."""
     log = Log(workdir, alone)
     try:
         yield log
@@ -121,17 +121,17 @@ def open_log(workdir: pathlib.Path, *, alone: bool) -> Iterator[Log]:
 
 
 def digest(line: bytes) -> bytes:
-    """The line of `digests_of` for one of metrics.jsonl."""
+    """Returns the line of `digests_of` for one of metrics.jsonl."""
     return hashlib.sha256(line).hexdigest().encode() + b"\n"
 
 
 def digests_of(path: pathlib.Path) -> pathlib.Path:
-    """The file with a digest a line of metrics.jsonl, in order."""
+    """Returns the file with a digest a line of metrics.jsonl, in order."""
     return path.with_name(f".{path.name}.sha256")
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a file, less what a killed process did not write to the end.
+    """Reads the rows of a file, less what a killed process did not write to the end.
 
     Raises:
       ValueError: names the line that is no row, or is not as it was written. Lines that are not
@@ -164,21 +164,21 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def split(row: Mapping[str, Any]) -> str:
-    """The data by which steps and members are compared: validation data where there are such."""
+    """Returns what steps and members are compared by: validation data if there are such."""
     return "validation" if "validation_loss" in row else "test"
 
 
 def loss(row: Mapping[str, Any]) -> float:
-    """On the data of `split`; infinite where it is no number, and of a member that diverged."""
+    """Returns the loss on the data of `split`; infinite if it is no number or diverged."""
     value = row[f"{split(row)}_loss"]
     is_good = value is not None and row["diverged_at_step"] is None
     return value if is_good else float("inf")
 
 
 def standings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The row of each member that stands for it, the lowest loss first.
+    """Returns the row of each member that stands for it, the lowest loss first.
 
-    The last one, or where there are validation data the one with the lowest loss on them.
+    It is the last one, or the one with the lowest validation loss if there are such data.
     """
     of_member: dict[int, dict[str, Any]] = {}
     for row in rows:

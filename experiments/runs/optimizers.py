@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 
 
 def _sm3(learning_rate: optax.Schedule, momentum: float = 0.9) -> optax.GradientTransformation:
-    """With a schedule, which that of optax does not take."""
+    """Adds a schedule to SM3, which optax gives none."""
     return optax.chain(optax.sm3(1.0, momentum), optax.scale_by_schedule(learning_rate))
 
 

@@ -18,16 +18,16 @@ from softmax_jax.calibration import Bins, scaling, selective
 EDGES: Any = calibration.equal_width_edges(15)
 DRAWS = 500
 LEAST = 20
-"""Examples, of which nothing is said below."""
+"""Number of examples below which nothing is said."""
 MOST_LOGITS = 2**26
 RISK = 0.01
-"""Of which the report gives the coverage."""
+"""Share of wrong answers for which the report gives the coverage."""
 
 Pair = tuple[jax.Array, jax.Array]
 
 
 class Calibration(NamedTuple):
-    """For the summary and the report; nothing of either of too few examples, or wild logits."""
+    """Scores and pictures; both are empty for too few examples or logits that are not finite."""
 
     scores: dict[str, Any]
     pictures: dict[str, Figure]
@@ -70,7 +70,7 @@ def calibrated(logits: Any, targets: Any) -> Calibration:
 
 
 def judged(logits: Any, targets: Any, title: str) -> tuple[dict[str, Any], Figure]:
-    """Scores of the predicted class, and of all classes, and the diagram."""
+    """Returns scores of the predicted class and of all classes, and the diagram."""
     nats, (confidence, outcome), bins, each = measured(logits, targets)
     band = calibration.bootstrap_band(jax.random.key(0), confidence, outcome, EDGES, draws=DRAWS)
     chance, p_value = None, None
@@ -95,7 +95,7 @@ def judged(logits: Any, targets: Any, title: str) -> tuple[dict[str, Any], Figur
 
 @jax.jit
 def measured(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Pair, Bins, Bins]:
-    """Mean loss; confidence and outcome of the predicted class, their bins and those of each."""
+    """Returns mean loss; confidence and outcome of the predicted class, their bins, all bins."""
     top = calibration.top_label(logits, targets)
     return (
         jnp.mean(losses.cross_entropy(logits, targets)),
@@ -106,13 +106,13 @@ def measured(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Pair, Bi
 
 
 def diagnosis(scores: dict[str, Any]) -> str:
-    """Why the temperature is none to trust; empty if it is."""
+    """Says why the temperature is none to trust; empty if it is."""
     reason = scores["temperature_reason"]
     return f"{scores['temperature_status']}: {reason}" if reason else ""
 
 
 def answers(scores: dict[str, Any]) -> str:
-    """What abstaining below a threshold is good for."""
+    """Says how many answers are left if those below a threshold are withheld."""
     risk, threshold = scores["risk"], scores["threshold_of_risk"]
     if threshold is None:
         return f"No threshold of confidence has {risk:.0%} of wrong answers at most."
@@ -123,7 +123,7 @@ def answers(scores: dict[str, Any]) -> str:
 
 
 def table(scores: dict[str, Any]) -> list[list[str]]:
-    """Heads and lines."""
+    """Returns the scores as a table, heads first."""
     names = {
         "nats": "loss (nats)",
         "expected_error": "expected error",

@@ -26,7 +26,7 @@ class Trained(NamedTuple):
 
     dataset: data.Dataset
     test_data: Data
-    """On the device."""
+    """Test data on the device."""
     rows: Sequence[dict[str, Any]]
     """Rows of metrics.jsonl, of the best member."""
     members: Sequence[settings.Member]
@@ -41,7 +41,7 @@ class Section(NamedTuple):
     title: str
     caption: str = ""
     pictures: Mapping[str, Figure] = {}
-    """By name, which is that of the PNG in the workdir."""
+    """Figures by name, which is that of the PNG in the workdir."""
     name: str = ""
     """Key of the scores in summary.json."""
     scores: Mapping[str, Any] | None = None
@@ -174,4 +174,4 @@ def in_blocks(batch: Data) -> list[Data]:
 
 
 SECTIONS: tuple[Run, ...] = (sweep, curves, weights, confusion, calibration, surprising)
-"""In the order of the report."""
+"""Sections in the order of the report."""

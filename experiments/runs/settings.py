@@ -18,14 +18,14 @@ from softmax_jax.codelength import online
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What to train on; see `softmax_jax.data.load`."""
+    """A data set to train on; see `softmax_jax.data.load`."""
 
     name: str = "digits"
     folder: str = ""
     data_dir: str = ""
     validation: str = ""
-    """Of `Train` only: a share like ``10%``, or a number like ``500 rows``, of the training
-    examples, drawn by the seed of the run, that are not trained on; see ``patience``."""
+    """Training examples that are held out: a share like ``10%``, or a number like ``500 rows``.
+    They are drawn by the seed of the run; see ``patience``. Only `Train` knows it."""
     memory: float = 4.0
     """GiB that a compressed file may unpack to; one that is not may always be read."""
 
@@ -35,21 +35,21 @@ class Data:
 
     @property
     def title(self) -> str:
-        """In a word."""
+        """Name in a word."""
         return pathlib.Path(self.name).stem
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the members of a sweep differ in; where it is empty, all have the value of the run."""
+    """Settings in which members differ; where one is empty, all have the value of the run."""
 
     learning_rate: tuple[float, ...] = ()
     l2: tuple[float, ...] = ()
     label_smoothing: tuple[float, ...] = ()
     init_seed: tuple[int, ...] = ()
-    """Of the initial parameters."""
+    """Seed of the initial parameters."""
     order_seed: tuple[int, ...] = ()
-    """Of the order of the examples; members that share it are trained faster."""
+    """Seed of the order of the examples; members that share it are trained faster."""
     mode: str = "product"
     """``product``: a member for each combination; ``zip``: the first values, the second, ..."""
     memory: float = 2.0
@@ -83,9 +83,9 @@ class Train:
 
     data: Data = dataclasses.field(default_factory=Data)
     seed: int = 0
-    """Of the initial parameters and of the order of the examples."""
+    """Seed of the initial parameters and of the order of the examples."""
     duration: str = "30 epochs"
-    """In epochs, steps or examples, as all durations are; those below may also be like ``10%``."""
+    """Length in epochs, steps or examples; the durations below may also be like ``10%``."""
     batch_size: int = 256
     optimizer: str = "sgd"
     """One of `optimizers.OPTIMIZERS`, as in ``adam`` or ``adamw(weight_decay=1e-4)``."""
@@ -96,11 +96,11 @@ class Train:
     label_smoothing: float = 0.0
     evaluate_every: str = "1 epoch"
     save_every: str = "30 seconds"
-    """For a run that is killed to go on from."""
+    """Time between checkpoints, from which a run that is killed goes on."""
     keep_last: int = 2
     keep_best: int = 1
-    """How many checkpoints stay: the latest, and those with the lowest validation loss, or test
-    loss if nothing is held out."""
+    """Number of checkpoints with the lowest validation loss that stay beside the ``keep_last``
+    latest; test loss counts if nothing is held out."""
     patience: int = 0
     """Evaluations in a row without a lower validation loss, after which a member stops; 0: never.
     The result is always the step with the lowest one, where data are held out."""
@@ -108,7 +108,7 @@ class Train:
 
     @property
     def title(self) -> str:
-        """For the name of the workdir."""
+        """Name that the workdir begins with."""
         return self.data.title
 
     def __post_init__(self):
@@ -149,7 +149,7 @@ class Train:
 
 
 def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
-    """The runs of a sweep, by default that of the config; one, if nothing is swept."""
+    """Returns the runs of a sweep, by default that of the config; one, if nothing is swept."""
     sweep = config.sweep if sweep is None else sweep
     own = Member(config.learning_rate, config.l2, config.label_smoothing, config.seed, config.seed)
     axes = [getattr(sweep, key) for key in Member._fields]
@@ -193,7 +193,7 @@ class Fit:
 
     @property
     def title(self) -> str:
-        """For the name of the workdir."""
+        """Name that the workdir begins with."""
         return self.data.title
 
     def __post_init__(self):
@@ -216,23 +216,23 @@ class Codelength:
 
     data: Data = dataclasses.field(default_factory=Data)
     seed: int = 0
-    """Of the order in which labels are sent, and of that of the control task."""
+    """Seed of the order in which labels are sent, and of the control task."""
     l2: float = 1e-4
-    """Of the model that compresses the test labels, fitted to all training data."""
+    """Penalty of the model that compresses the test labels, fitted to all training data."""
     tol: float = 1e-2
     """The certified gap of each fit, relative to its objective."""
     precision: float = 1.0
-    """Of the prior on the weights of the models that are refitted: their l2 times their labels."""
+    """Precision of the prior on weights that are refitted: their l2 times their labels."""
     percent: tuple[float, ...] = online.PERCENT
-    """Of the training labels: after which of them the model is refitted, or has sent all."""
+    """Shares of the training labels after which the model is refitted; the last one is all."""
     optimizer: str = "adam"
-    """Of the model that takes one pass; one of `optimizers.OPTIMIZERS`."""
+    """Optimiser of the model that takes one pass; one of `optimizers.OPTIMIZERS`."""
     learning_rate: float = 0.01
     batch_size: int = 32
 
     @property
     def title(self) -> str:
-        """For the name of the workdir."""
+        """Name that the workdir begins with."""
         return f"codelength-{self.data.title}"
 
     def __post_init__(self):
@@ -256,9 +256,9 @@ class Head:
     features: int = 3
     """There are ``levels ** features`` classes."""
     sharpness: float = 4.0
-    """How far the features move the logits."""
+    """Size of the logits for a feature of one."""
     seed: int = 0
-    """Of all that is drawn."""
+    """Seed of all that is drawn."""
     steps: int = 400
     batch_size: int = 128
     draws: int = 1024
@@ -267,7 +267,7 @@ class Head:
     learning_rate: float = 0.2
     schedule: str = "cosine"
     evaluate_every: int = 20
-    """In steps."""
+    """Steps from one evaluation to the next."""
     test_rows: int = 512
 
     def __post_init__(self):
@@ -283,11 +283,11 @@ class Head:
 
     @property
     def title(self) -> str:
-        """For the name of the workdir."""
+        """Name that the workdir begins with."""
         return f"head-{self.levels**self.features}"
 
     def steps_of(self, duration: str) -> int:
-        """From a duration, as in the options of a schedule."""
+        """Returns a duration in steps, as the options of a schedule need it."""
         return durations.steps(
             duration,
             batch_size=self.batch_size,
@@ -297,7 +297,7 @@ class Head:
 
 
 def log_grid(first: float, last: float, number: int) -> tuple[float, ...]:
-    """Strengths with a constant ratio from one to the next."""
+    """Returns strengths with a constant ratio from one to the next."""
     return tuple(np.geomspace(first, last, number).tolist())
 
 

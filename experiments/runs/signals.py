@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# By which systems and schedulers say that a process will be ended, where there are such.
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -15,7 +14,7 @@ SIGNALS = [
 
 
 class Interrupted(Exception):
-    """By a signal, after which all that is needed to go on was saved."""
+    """A signal ended the run, and all that is needed to go on was saved."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -24,9 +23,10 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[Callable[[], int]]:
-    """Ctrl-C, SIGTERM and warnings of a scheduler end nothing at first.
+    """Notes Ctrl-C, SIGTERM and warnings of a scheduler, instead of ending the process.
 
-    The function tells which came, or 0. A second Ctrl-C or SIGTERM ends the process, as usual.
+    The function that it yields returns which signal came, or 0. A second Ctrl-C or SIGTERM ends the
+    process, as usual.
     """
     came = 0
     usual: dict[int, Any] = {}
