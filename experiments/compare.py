@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from runs import comparison, datasets, files, output
+from runs import comparison, datasets, files, output, row_plots
 from softmax_jax import figures
 
 TITLE = "softmax_jax comparison of runs"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         if path.suffix != ".png":
             raise ValueError(f"--figure={path}: give the name of a PNG")
         refuse_other_files(path)
-        figure = figures.compared_curves({datasets.printable(run.name): run.rows for run in runs})
+        figure = row_plots.compared_curves({datasets.printable(run.name): run.rows for run in runs})
         files.write_atomically(path, figures.to_png(figure, title=TITLE))
     except (ValueError, OSError) as e:
         sys.exit(f"error: {e}")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from runs import datasets, files, folders, settings, table
+from runs import datasets, files, folders, row_plots, settings, table
 from softmax_jax import data, evaluation, figures, metrics, solvers
 from softmax_jax.data import Data
 from softmax_jax.model import Params
@@ -173,7 +173,7 @@ def write_results(
     datasets.save_params(workdir, dataset, params, best=best, about=strengths)
     files.write_rows(workdir / "path.jsonl", rows)
     if len(rows) > 1:
-        files.write_picture(workdir / "path.png", figures.path_curves(rows))
+        files.write_picture(workdir / "path.png", row_plots.path_curves(rows))
     elif dataset.image_shape is not None:
         images = figures.weight_images(params.w[0], dataset.image_shape, dataset.class_names)
         files.write_picture(workdir / "weights.png", images)

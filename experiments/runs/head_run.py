@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from runs import files, folders, optimizers, settings
-from softmax_jax import figures, io, training
+from runs import files, folders, optimizers, row_plots, settings
+from softmax_jax import io, training
 from softmax_jax.data import Data
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
@@ -134,7 +134,7 @@ def write(
     """Writes all files, the summary last: where it is, the run is whole."""
     files.write_rows(workdir / "metrics.jsonl", rows)
     io.save(workdir / io.PARAMS, params, dtype=np.float32)
-    curve = figures.excess_curve(
+    curve = row_plots.excess_curve(
         [row["step"] for row in rows], [row["excess"] for row in rows], summary["bayes_loss"]
     )
     files.write_picture(workdir / "curve.png", curve)

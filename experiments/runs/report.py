@@ -72,7 +72,7 @@ def so_far(
             [
                 f"{row['member']}",
                 f"{row['step']:,}",
-                *(figures.brief(getattr(member, key)) for key in keys),
+                *(table.brief(getattr(member, key)) for key in keys),
                 *(table.digits(row[name]) for name in names),
                 "" if at is None else f"diverged at step {at:,}",
             ]

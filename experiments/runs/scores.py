@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runs import files, settings, table
-from softmax_jax import evaluation, figures, metrics
+from softmax_jax import evaluation, metrics
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -100,7 +100,7 @@ def cells(members: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         lines.append(
             [
                 f"{member['member']}",
-                *(figures.brief(member[key]) for key in keys),
+                *(table.brief(member[key]) for key in keys),
                 table.digits(member["train"]["nats"]),
                 *(
                     [table.digits(member["validation"]["nats"]), f"{member['best_step']}"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from runs import reliability, scores, settings
+from runs import reliability, row_plots, scores, settings
 from softmax_jax import data, evaluation, figures, losses, model
 from softmax_jax.data import Data, blocks, features
 from softmax_jax.model import Params
@@ -66,7 +66,7 @@ def sweep(params: Params, trained: Trained) -> Section | None:
         "Sweep",
         "Test loss; of more than two settings, the lowest over the others. A cross is what "
         "diverged.",
-        {"sweep": figures.sweep_map(trained.scores, scores.swept(trained.members))},
+        {"sweep": row_plots.sweep_map(trained.scores, scores.swept(trained.members))},
         cells=scores.cells(trained.scores),
         of_one_member=False,
     )
@@ -83,7 +83,7 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> Section:
         "Curves",
         "Training scores are means over the steps before; those on test data are of the "
         "parameters at that time.",
-        {score: figures.learning_curve(rows, score) for score in ("loss", "accuracy")},
+        {score: row_plots.learning_curve(rows, score) for score in ("loss", "accuracy")},
     )
 
 

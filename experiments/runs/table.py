@@ -54,3 +54,8 @@ def pairs_as_html(items: Mapping[str, Any]) -> str:
 def digits(value: float | None, missing: str = "none") -> str:
     """Returns a score to four digits, or ``missing`` where there is none."""
     return missing if value is None else f"{value:.4f}"
+
+
+def brief(value: Any) -> str:
+    """Returns a setting in few characters; seeds in full."""
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import softmax_jax
-from runs import sections, settings, train_run
-from softmax_jax import figures
+from runs import row_plots, sections, settings, train_run
 
 CONFIG = settings.Train(data=settings.Data(name="classroom"), duration="1 epoch")
 
@@ -18,7 +17,7 @@ def largest_weight(params, trained):
     return sections.Section(
         "Largest weight",
         "Of all classes.",
-        {"largest": figures.learning_curve(trained.rows, "loss")},
+        {"largest": row_plots.learning_curve(trained.rows, "loss")},
         name="largest_weight",
         scores={"largest": largest},
         cells=[["weight", "rows"], [f"{largest:.3f}", f"{len(trained.test_data.x)}"]],
