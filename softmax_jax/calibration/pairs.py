@@ -28,8 +28,8 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
 
     Example:
       >>> confidence, outcome = top_label([[2.0, 0.0], [1.0, 0.0]], [0, 1])
-      >>> confidence.round(3).tolist(), outcome.tolist()
-      ([0.8809999823570251, 0.7310000061988831], [1.0, 0.0])
+      >>> [f"{c:.3f}" for c in confidence], outcome.tolist()
+      (['0.881', '0.731'], [1.0, 0.0])
     """
     logits, parsed = _checked(logits, targets)
     confidence = model.confidence(logits)
