@@ -40,6 +40,18 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class OnData:
+    """Settings that all experiments on a data set have."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+
+    @property
+    def title(self) -> str:
+        """Name that the workdir begins with."""
+        return self.data.title
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """Settings in which members differ; where one is empty, all have the value of the run."""
 
@@ -78,10 +90,9 @@ class Member(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(OnData):
     """Settings of `experiments/train.py`."""
 
-    data: Data = dataclasses.field(default_factory=Data)
     seed: int = 0
     """Seed of the initial parameters and of the order of the examples."""
     duration: str = "30 epochs"
@@ -105,11 +116,6 @@ class Train:
     """Evaluations in a row without a lower validation loss, after which a member stops; 0: never.
     The result is always the step with the lowest one, where data are held out."""
     sweep: Sweep = dataclasses.field(default_factory=Sweep)
-
-    @property
-    def title(self) -> str:
-        """Name that the workdir begins with."""
-        return self.data.title
 
     def __post_init__(self):
         _require_count("batch_size", self.batch_size)
@@ -177,10 +183,9 @@ def _check_member(member: Member, prefix: str = "") -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(OnData):
     """Settings of `experiments/fit.py`. There is no seed, as an optimum depends on none."""
 
-    data: Data = dataclasses.field(default_factory=Data)
     l2: tuple[float, ...] = (1e-4,)
     l1: tuple[float, ...] = (0.0,)
     """Each is paired with every ``l2``."""
@@ -190,11 +195,6 @@ class Fit:
     """The certified gap to stop at, relative to the objective."""
     max_passes: int = 2000
     """Over the training data, for each pair of strengths."""
-
-    @property
-    def title(self) -> str:
-        """Name that the workdir begins with."""
-        return self.data.title
 
     def __post_init__(self):
         for key in ("l2", "l1"):
@@ -211,10 +211,9 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Codelength:
+class Codelength(OnData):
     """Settings of `experiments/codelength.py`."""
 
-    data: Data = dataclasses.field(default_factory=Data)
     seed: int = 0
     """Seed of the order in which labels are sent, and of the control task."""
     l2: float = 1e-4

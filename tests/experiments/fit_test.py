@@ -9,7 +9,7 @@ import pytest
 
 import fit
 import softmax_jax
-from runs import datasets, files, fit_run, flags, settings
+from runs import datasets, fit_run, flags, settings
 from softmax_jax import data, solvers
 
 SCRIPT = pathlib.Path(fit.__file__)
@@ -277,12 +277,6 @@ def test_a_class_never_trained_on_has_an_infinite_test_loss(table, tmp_path):
     assert "       inf " in fit_run.report(results)
     # Nor is there a picture, as the features are no pixels.
     assert names_in(tmp_path) == FILES
-
-
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_json_has_null_for_what_is_not_finite(value):
-    assert files.finite_or_none(value) is None
-    assert files.finite_or_none(np.float64(0.5)) == 0.5
 
 
 def test_scores_of_many_compile_as_much_as_of_one(digits, count_compilations):

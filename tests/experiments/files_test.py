@@ -3,7 +3,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from runs import datasets, files, settings
+from runs import datasets, files, hints, settings
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -36,3 +36,15 @@ def test_compressed_data_are_unpacked_as_far_as_config_data_memory_says(tmp_path
         datasets.load(settings.Data(name=str(path), memory=1e-3))
     assert len(datasets.load(settings.Data(name=str(path))).train.x) == 1000
     assert "1,000 training and 1,000 test examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_json_has_null_for_what_is_not_finite(value):
+    assert files.finite_or_none(value) is None
+    assert files.finite_or_none(np.float64(0.5)) == 0.5
+
+
+def test_a_misspelt_name_is_guessed():
+    assert hints.closest("learning_rat", ["seed", "learning_rate"]) == "learning_rate"
+    assert hints.did_you_mean("adm", ["adam", "sgd"]) == " (did you mean 'adam'?)"
+    assert hints.did_you_mean("xyz", ["adam", "sgd"]) == ""
