@@ -1,4 +1,4 @@
-r"""How far an objective can be above its minimum: a bound, in float64.
+r"""Certificates: a bound, in float64, of how far an objective is above its minimum.
 
 Fenchel duality. With the penalty :math:`\Omega(W) = \frac{l_2}{2} |W|^2 + l_1 \|W\|_1`, any rows of
 distributions :math:`P` such that :math:`R = S (P - Y)` sums to zero over the rows (``S`` being the
@@ -31,20 +31,20 @@ from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 
 class Certificate(NamedTuple):
-    """Of ``k`` problems."""
+    """Certified parameters of ``k`` problems."""
 
     theta: jax.Array
-    """With the bias that is best for its weights."""
+    """``[k, q, 1 + d]``, with the bias that is best for its weights."""
     value: jax.Array
     """``[k]`` objectives, in nats."""
     gap: jax.Array
     """``[k]``: the minimum is not below ``value - gap``."""
     slope: jax.Array
-    """``[k]``: the largest entry of the gradient of a smooth objective; NaN if a dual was given."""
+    """``[k]`` largest entries of the gradient of a smooth objective; NaN if a dual was given."""
 
 
 def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certificate:
-    """The best bias for the weights of ``theta``, and a bound for the result: about a pass.
+    """Finds the best bias for the weights of ``theta``, and a bound for the result: about a pass.
 
     Args:
       problem: in float64; with one weighting.
@@ -101,7 +101,7 @@ def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certi
 def _divergence(
     problem: Problem, logits: jax.Array, probabilities: jax.Array, c: jax.Array
 ) -> jax.Array:
-    """Mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
+    """Returns the mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
     _, k, q, _ = logits.shape
     mass = passes.mass(problem)
 

@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     """Rows as the solvers take them, and facts about them."""
 
     problem: Problem
-    """In float64, with weights ``[blocks, m, rows]`` for ``m`` weightings, and no strengths."""
+    """Rows in float64, with weights ``[blocks, m, rows]`` of ``m`` weightings; no strengths."""
     classes: np.ndarray
     """``[q]``: ids of the classes that have weight under some weighting; the problem has no other.
     """
@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
     baseline: np.ndarray
     """``[m]``, in nats: the loss without features and offsets, the entropy of the classes."""
     units: Units
-    """Those of the problem's features."""
+    """Units of the problem's features."""
     initial: np.ndarray | None
     """``[q, 1 + d]``: the bias as a column in front of the weights, for the features as given."""
     one_hot: bool
@@ -189,7 +189,7 @@ def _stored(
 
 
 def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
-    """Whether the work must be in float64."""
+    """Returns whether the work must be in float64."""
     factor = np.asarray(problem.factor)
     return bool(
         factor.max() > _UNEVEN * factor.min()
@@ -199,7 +199,7 @@ def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
 
 
 def _of_classes(y: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Targets with the classes numbered anew; of no meaning for rows that weigh nothing."""
+    """Numbers the classes anew; rows that weigh nothing get any number."""
     if y.ndim == 2:
         return y[:, classes]
     number = np.zeros(num_classes, np.int32)

@@ -1,4 +1,4 @@
-"""The JAX settings that solvers run under, whatever their caller has set."""
+"""JAX settings that solvers run under, whatever their caller has set."""
 
 import contextlib
 import functools

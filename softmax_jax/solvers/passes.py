@@ -1,4 +1,4 @@
-"""What a pass over the rows of a `Problem` is made of: features, logits, losses, gradients."""
+"""Parts of a pass over the rows of a `Problem`: features, logits, losses, gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, is_wide
 
 
 def features(problem: Problem, j: jax.Array) -> jax.Array:
-    """``[rows, d]``: block ``j`` as the model sees it."""
+    """Returns ``[rows, d]``: block ``j`` as the model sees it."""
     dtype = problem.dtype
     if isinstance(problem.x, SparseBlocks):
         row, column, value = (block_of(a, j) for a in problem.x)
@@ -27,7 +27,7 @@ def features(problem: Problem, j: jax.Array) -> jax.Array:
 
 
 def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
-    """``[1, q, rows]``: the target probabilities of block ``j``."""
+    """Returns ``[1, q, rows]``: the target probabilities of block ``j``."""
     y = block_of(problem.targets, j)
     if problem.targets.ndim == 2:
         y = (jnp.arange(q)[:, None] == y[None, :]).astype(problem.dtype)
@@ -35,19 +35,19 @@ def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
 
 
 def weights(problem: Problem, j: jax.Array, mass: jax.Array) -> jax.Array:
-    """``[1 or k, rows]``: the weights of block ``j`` as a share of `mass`."""
+    """Returns ``[1 or k, rows]``: the weights of block ``j`` as a share of `mass`."""
     return block_of(problem.weights, j) / mass[:, None]
 
 
 def mass(problem: Problem) -> jax.Array:
-    """``[1 or k]``: the weight of all active rows; 1 if they have none."""
+    """Returns ``[1 or k]``: the weight of all active rows; 1 if they have none."""
     is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
     total = jnp.einsum("jkr,j->k", problem.weights, is_active, precision="highest")
     return jnp.where(total > 0, total, 1)
 
 
 def linear(problem: Problem, theta: jax.Array) -> jax.Array:
-    """``X W + b``: ``[blocks, k, q, rows]``, zero in blocks that are not active."""
+    """Returns ``X W + b``: ``[blocks, k, q, rows]``, zero in blocks that are not active."""
     k, q, _ = theta.shape
 
     def fill(j, o):
@@ -58,13 +58,13 @@ def linear(problem: Problem, theta: jax.Array) -> jax.Array:
 
 
 def logits(problem: Problem, theta: jax.Array) -> jax.Array:
-    """`linear` and the offset."""
+    """Returns `linear` and the offset."""
     o = linear(problem, theta)
     return o if problem.offset is None else o + problem.offset[:, None]
 
 
 def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
-    """``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``.
+    """Returns ``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``.
 
     Zero in the bias where that is held.
     """
@@ -82,7 +82,7 @@ def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
 
 
 def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean loss ``[k]``, eq. 3.4.9, and the softmax of the logits."""
+    """Returns the mean loss ``[k]``, eq. 3.4.9, and the softmax of the logits."""
     _, k, q, _ = logits.shape
     total = mass(problem)
 
@@ -98,7 +98,7 @@ def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Arr
 
 
 def product(theta: jax.Array, x: jax.Array) -> jax.Array:
-    """``W^T x + b`` for a block of features ``[rows, d]``: ``[k, q, rows]``."""
+    """Returns ``W^T x + b`` for a block of features ``[rows, d]``: ``[k, q, rows]``."""
     k, q, columns = theta.shape
     w = theta[..., 1:].reshape(k * q, columns - 1)
     # Full precision, as accelerators would otherwise round float32 factors to 10 bits.
@@ -107,16 +107,16 @@ def product(theta: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def transposed_product(residual: jax.Array, x: jax.Array) -> jax.Array:
-    """``[R 1, R X]``, ``[k, q, 1 + d]``, for residuals ``[k, q, rows]`` and a block of features."""
+    """Returns ``[R 1, R X]: [k, q, 1 + d]`` for residuals ``[k, q, rows]`` and a block of rows."""
     k, q, rows = residual.shape
     g = jnp.matmul(residual.reshape(k * q, rows), x, precision="highest").reshape(k, q, -1)
     return jnp.concatenate([jnp.sum(residual, axis=-1, keepdims=True), g], axis=-1)
 
 
 def over_classes(a: jax.Array) -> jax.Array:
-    """Sum over the classes, ``[k, q, rows]`` to ``[k, rows]``.
+    """Sums over the classes, ``[k, q, rows]`` to ``[k, rows]``, as one product with ones.
 
-    As one product with ones. XLA's CPU backend fuses several sums over the same exponentials into
+    XLA's CPU backend fuses several sums over the same exponentials into
     loops that compute them anew for each sum, and has no fast product with a batch of vectors:
     either takes five to ten times as long.
     """
@@ -126,7 +126,7 @@ def over_classes(a: jax.Array) -> jax.Array:
 
 
 def mean_and_variance(p: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of ``a`` under the probabilities: ``[k, rows]`` each.
+    """Returns mean and variance of ``a`` under the probabilities: ``[k, rows]`` each.
 
     Along ``a``, the loss has the slope mean minus ``y . a``, and the variance as second derivative.
     """
@@ -140,19 +140,19 @@ def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Inner products of parameters, for each problem: ``[k]``."""
+    """Returns inner products of parameters, for each problem: ``[k]``."""
     return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
 
 
 def wide(a: jax.Array) -> jax.Array:
-    """``[k]`` as ``[k, 1, 1]``."""
+    """Reshapes ``[k]`` to ``[k, 1, 1]``."""
     return a[:, None, None]
 
 
 def steps_until_done(
     step: Callable[[Any], Any], state: Any, limit: jax.Array, stop_at_first: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """``step(state)`` up to ``limit`` times, until all problems are done, or the first new one is.
+    """Takes up to ``limit`` steps, until all problems are done, or the first new one is.
 
     Returns:
       The state, and ``[k]`` steps that each problem took before it was done.

@@ -36,7 +36,7 @@ class SparseBlocks(NamedTuple):
 
 
 class Strengths(Protocol):
-    """Whatever has the strengths of a penalty."""
+    """Anything with the strengths of a penalty."""
 
     @property
     def l2(self) -> float:
@@ -48,10 +48,10 @@ class Strengths(Protocol):
 
 
 class Problem(NamedTuple):
-    """The data and strengths of ``k`` problems."""
+    """Rows and penalties of ``k`` problems."""
 
     x: Any
-    """As stored: ``[blocks, rows, d]``, or `SparseBlocks`. Features: ``(x - center) * scale``."""
+    """``[blocks, rows, d]`` as stored, or `SparseBlocks`; features are ``(x - center) * scale``."""
     center: jax.Array
     """``[d]``, float64."""
     scale: jax.Array
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     It is in the type that the work is done in.
     """
     active: Any
-    """How many blocks count, from the first."""
+    """Number of blocks that count, from the first."""
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
 
 
 def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
-    """The same problem for work in another type; the rows stay as they are stored."""
+    """Converts a problem for work in another type; the rows stay as they are stored."""
     soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
     return problem._replace(
         intercept=problem.intercept.astype(dtype),
@@ -123,20 +123,20 @@ def with_strengths(problem: Problem, jobs: Sequence[Strengths], dtype: Any) -> P
 
 
 def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-    """The carry after ``step(j, carry)`` for each active block ``j``."""
+    """Returns the carry after ``step(j, carry)`` for each active block ``j``."""
     return jax.lax.fori_loop(0, problem.active, step, start)
 
 
 def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
-    """``array[j]``."""
+    """Returns ``array[j]``."""
     return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
 
 
 def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
-    """``array`` with ``array[j]`` replaced."""
+    """Returns ``array`` with ``array[j]`` replaced."""
     return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
 
 
 def is_wide(stored: jnp.dtype) -> bool:
-    """Whether float32 does not hold all numbers of a type."""
+    """Returns whether float32 does not hold all numbers of a type."""
     return stored.itemsize >= 4 and stored != jnp.float32

@@ -134,7 +134,7 @@ class Slots:
     """Weightings of the problem, by number."""
     setup: Setup
     problem: Problem
-    """With the strengths of the jobs."""
+    """Rows in working precision, with the strengths of the jobs."""
     state: Any
     patience: int
     solved: dict[tuple[int, ...], tuple[Solution, Job]] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Whether a model tells the classes apart without error, so that its loss has no minimum."""
+"""Separated classes, for which the loss without a penalty has no minimum."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
 def margin(problem: Problem, theta: jax.Array) -> jax.Array:
-    """By how much a row's class leads in ``W x + b`` at least: above zero, they are separated.
+    """Returns ``[k]`` margins: the least lead of a row's class in ``W x + b``.
 
-    Half a pass: ``[k]``.
+    The classes are separated where it is above zero. It takes half a pass.
     """
     k, q, _ = theta.shape
 

@@ -55,7 +55,7 @@ class Solution(NamedTuple):
     objective: Any
     """F in nats, in float64, of `centered`; that of `params` is larger by rounding, up to `gap`."""
     gap: Any
-    """In nats: the minimum is not below ``objective - gap``; the objective, if nothing is known."""
+    """Gap in nats: no minimum is below ``objective - gap``. `objective` where nothing is known."""
     relative_gap: Any
     """``gap / max(objective, m)``, with a millionth m of the loss without features."""
     slope: Any

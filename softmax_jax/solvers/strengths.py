@@ -38,7 +38,7 @@ _MARGIN = 1e-6
 
 
 def checked(l2: Any, l1: Any) -> tuple[np.ndarray | str, np.ndarray | str]:
-    """Each as non-negative and finite float64 of any shape, or ``auto``, if only one is.
+    """Checks strengths: non-negative and finite numbers of any shape, or ``auto`` for one of them.
 
     Raises:
       ValueError: if they are something else.
@@ -64,9 +64,9 @@ def _checked(value: Any, name: str) -> np.ndarray | str:
 def grid(
     l2: np.ndarray | str, l1: np.ndarray | str, inputs: Inputs
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both with the shape of the grid; ``auto`` is its last axis, from strong to weak.
+    """Returns l2 and l1 with the shape of the grid; ``auto`` is its last axis, from strong to weak.
 
-    For several weightings, that of the one with the largest.
+    Several weightings share the path of the one with the largest strengths.
     """
     if isinstance(l2, str) or isinstance(l1, str):
         largest_l2, largest_l1 = _largest(inputs)
@@ -86,7 +86,7 @@ def _path(largest: float, weakest: float) -> np.ndarray:
 
 
 def _largest(inputs: Inputs) -> tuple[float, float]:
-    """Of l2 and of l1, the largest over the weightings."""
+    """Returns the largest l2 and l1 over the weightings."""
     largest = []
     for m, absent in enumerate(inputs.absent):
         problem = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
@@ -100,7 +100,7 @@ def _largest(inputs: Inputs) -> tuple[float, float]:
 
 @jax.jit
 def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The loss and the gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
+    """Returns loss and gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
     q = absent.size
     total = passes.mass(problem)
     never = jnp.where(absent, NEVER, 0.0)[None]

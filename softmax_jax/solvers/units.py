@@ -23,7 +23,7 @@ _SMALLEST, _LARGEST = 1e-100, 1e100
 
 
 class Units(NamedTuple):
-    """Of the features that the solvers see, in those that users have."""
+    """Units of the features that the solvers see, in those that users have."""
 
     mean: np.ndarray
     """``[d]``: a user's feature where the solvers' is zero."""
@@ -41,7 +41,7 @@ def of_their_own(
     *,
     standardize: bool,
 ) -> tuple[Problem, Units]:
-    """The problem in its own units, and what these are.
+    """Puts a problem into units of its own.
 
     Args:
       stored: with features as they are stored, in float64.
@@ -49,6 +49,9 @@ def of_their_own(
       shift: ``[d]``.
       largest: the largest stored number in size.
       standardize: penalise the weights of features divided by their standard deviations.
+
+    Returns:
+      The problem in its own units, and these.
     """
     fits_float32 = not isinstance(stored.x, SparseBlocks) and not is_wide(stored.x.dtype)
     dtype = jnp.float32 if fits_float32 and largest < 1e30 else jnp.float64
@@ -82,7 +85,7 @@ def of_their_own(
 
 @jax.jit
 def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first row as stored, and of the differences from it the mean and the largest."""
+    """Returns the first row as stored, and the mean and the largest difference from it."""
     first = passes.features(problem, jnp.int32(0))[0]
     problem = problem._replace(center=first)
 
@@ -98,9 +101,9 @@ def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @jax.jit
 def _deviations(problem: Problem) -> jax.Array:
-    """``[d]``: the standard deviations of the features, over all weightings together.
+    """Returns ``[d]`` standard deviations of the features, over all weightings together.
 
-    Of differences from the first row, which are zero to the last digit where nothing varies.
+    They are formed from differences to the first row, which are exactly zero where nothing varies.
     """
     first = passes.features(problem, jnp.int32(0))[:1]
     total = over_blocks(
@@ -121,7 +124,7 @@ def _deviations(problem: Problem) -> jax.Array:
 
 
 def centered(problem: Problem, units: Units, mean: jax.Array) -> tuple[Problem, Units]:
-    """With features of mean zero, where there is a bias to make up for it; given their mean."""
+    """Centers the features at their ``mean``, where there is a bias to make up for it."""
     if not problem.intercept > 0:
         return problem, units
     moved = np.where(units.varies, mean, 0)
@@ -133,7 +136,7 @@ def centered(problem: Problem, units: Units, mean: jax.Array) -> tuple[Problem, 
 
 
 def to_solver(units: Units, theta: np.ndarray) -> np.ndarray:
-    """``[q, 1 + d]``, biases first, from the features that users have."""
+    """Converts ``[q, 1 + d]``, biases first, from the features that users have."""
     w = theta[:, 1:] / units.size
     bias = theta[:, :1] + (theta[:, 1:] @ units.mean)[:, None]
     return np.concatenate([bias, np.where(units.varies, w, 0)], axis=1)
@@ -142,7 +145,7 @@ def to_solver(units: Units, theta: np.ndarray) -> np.ndarray:
 def to_users(
     units: Units, theta: np.ndarray, counts: np.ndarray, *, fit_intercept: bool, centered: bool
 ) -> tuple[Params, Params, float]:
-    """Parameters for the features that users have, for those less their mean, and an error.
+    """Converts parameters to the features that users have, and to those less their mean.
 
     Args:
       units: those of ``theta``.

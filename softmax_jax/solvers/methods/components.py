@@ -12,7 +12,7 @@ from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much of the Hessian is formed, and from how many rows."""
+    """Sizes of what stands for the Hessian: components, and rows that they are estimated from."""
 
     core: int = 1000
     """Order of the inverse that is formed exactly."""

@@ -1,4 +1,4 @@
-r"""Where logits are too many to hold: L-BFGS on passes that form a tile of them at a time.
+r"""L-BFGS on passes that form a tile of logits at a time, where they are too many to hold.
 
 The other methods keep the n q logits of each problem, to move along them for free. Here a pass is
 `head.linear_cross_entropy` on a block of rows, the method `optax.lbfgs` without a preconditioner,
@@ -80,7 +80,7 @@ class _Pass(NamedTuple):
 
     loss: jax.Array
     gradient: Params
-    """Of the loss: ``Xᵀ S (P - Y)`` and ``mean p - mean y``."""
+    """Gradient of the loss: ``Xᵀ S (P - Y)`` and ``mean p - mean y``."""
     entropy: jax.Array
     """``Σ s_i H(p_i)``."""
 

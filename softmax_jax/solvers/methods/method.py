@@ -48,9 +48,9 @@ class Setup(NamedTuple):
     """Problems on the same rows, laid out for a method."""
 
     exact: Problem
-    """In float64, for certificates; with the chosen weightings, and no strengths."""
+    """Rows in float64, for certificates; with the chosen weightings, and no strengths."""
     working: Problem
-    """In the type that the work is done in."""
+    """Rows in the type that the work is done in."""
     units: Units
     """Units of their features."""
     aids: Any
@@ -88,7 +88,7 @@ class Method(abc.ABC):
     tightening: float = 2.0
     """Divides the target where the gap estimated in working precision proved too small."""
     large_offset: float = 30.0
-    """Where offsets of a row differ by more, a third of them is solved for first."""
+    """Difference of offsets within a row above which a third of them is solved for first."""
     passes_to_begin: ClassVar[int] = 1
     """Passes of `init`."""
     watches_separation: ClassVar[bool] = True

@@ -72,7 +72,7 @@ def sample(
 
 
 def hessian(z: jax.Array, p: jax.Array, s: jax.Array) -> jax.Array:
-    """``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class: ``[q c, q c]``.
+    """Returns ``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class: ``[q c, q c]``.
 
     Args:
       z: ``[n, c]``.
