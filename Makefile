@@ -1,6 +1,7 @@
 # make train   trains on handwritten digits and shows what came of it
 # make test    runs the tests
 # make lint    checks style and types
+# make docs    builds the documentation into docs/_build
 # Each makes what it needs of a virtual environment first, in .venv, with the versions that CI ran.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # pip installs into an environment without pip, so nothing but Python and pip need be there.
 INSTALL = $(PYTHON) -m pip --python $(VENV) install --quiet --constraint constraints.txt
 
-.PHONY: train test lint clean
+.PHONY: train test lint docs clean
 train: $(VENV)/experiments.done
 	$(BIN)/python experiments/train.py
 
@@ -20,6 +21,9 @@ lint: $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs.done
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
 
 clean:
 	rm -rf $(VENV)

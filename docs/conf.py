@@ -1,0 +1,22 @@
+"""Sphinx, without a network: every page, figure and example is in the repository."""
+
+import softmax_jax
+
+project = "softmax_jax"
+author = "The softmax_jax authors"
+version = release = softmax_jax.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "softmax_jax"
+# Single backquotes in docstrings are names of functions and types.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+myst_heading_anchors = 3
