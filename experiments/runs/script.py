@@ -1,6 +1,7 @@
 """The command line of a script: flags to settings, and errors to a line and an exit code."""
 
 import contextlib
+import gc
 import pathlib
 import shlex
 import sys
@@ -63,6 +64,10 @@ def run(
         output.outlast_readers()
         if cache.value:
             compilation.use_cache()
+        # What was imported stays, and tracing makes many objects. To look through all of them for
+        # garbage, again and again, takes half of the time in which programs are traced.
+        gc.freeze()
+        gc.set_threshold(50_000)
         with errors_in_a_line(traceback.value), contextlib.ExitStack() as stack:
             made = flags.from_config(config.value, cls)
             folder = given_folder(workdir.value)
