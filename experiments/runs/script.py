@@ -61,13 +61,7 @@ def run(
             raise app.UsageError(
                 f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE"
             )
-        output.outlast_readers()
-        if cache.value:
-            compilation.use_cache()
-        # What was imported stays, and tracing makes many objects. To look through all of them for
-        # garbage, again and again, takes half of the time in which programs are traced.
-        gc.freeze()
-        gc.set_threshold(50_000)
+        prepare(cache=cache.value)
         with errors_in_a_line(traceback.value), contextlib.ExitStack() as stack:
             made = flags.from_config(config.value, cls)
             folder = given_folder(workdir.value)
@@ -83,6 +77,17 @@ def run(
     logging.set_verbosity(logging.FATAL)
     sys.excepthook = print_unless_loop_is_closed
     app.run(main, flags_parser=partial(flags.parse, default=default))
+
+
+def prepare(*, cache: bool) -> None:
+    """Makes output outlast its readers, and compilation quick."""
+    output.outlast_readers()
+    if cache:
+        compilation.use_cache()
+    # What was imported stays, and tracing makes many objects. To look through all of them for
+    # garbage, again and again, takes half of the time in which programs are traced.
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def given_folder(workdir: str) -> pathlib.Path | None:
