@@ -112,7 +112,7 @@ def test_the_coder_takes_the_frequencies_as_they_are():
 def test_the_product_is_exact():
     rng = np.random.default_rng(0)
     params, x = model_of(0, 50, 6, 1.0), rng.integers(0, 256, (9, 50), np.uint8)
-    model, _ = coding._Quantized.of(params, x, 1 / 255)
+    model, _ = coding._Quantized.of(params, x, 1 / 255, None)
     exact = [
         [sum(int(a) * int(b) for a, b in zip(row, column, strict=True)) for column in model.w.T]
         for row in x
@@ -263,7 +263,7 @@ def test_features_of_any_kind_are_coded_alike(given):
 
 DECODE = """
 import sys, numpy as np
-from softmax_jax import coding
+from softmax_jax.codelength import coding
 from softmax_jax.model import Params
 with np.load(sys.argv[1]) as a:
     labels = coding.decompress(

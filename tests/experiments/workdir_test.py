@@ -174,6 +174,19 @@ def test_where_folders_cannot_be_locked_the_file_is(tmp_path, monkeypatch):
         pass
 
 
+@pytest.fixture
+def usual_handlers():
+    """Python's own handlers, whatever started the tests: nohup has some signals ignored."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    for number in before:
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_handlers")
 @pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda number: number.name)
 def test_signals_that_announce_the_end_are_noted(number):
     usual = signal.getsignal(number)
