@@ -1,4 +1,4 @@
-"""Sphinx, without a network: every page, figure and example is in the repository."""
+"""Sphinx settings. The build needs no network; browsers fetch MathJax to show formulas."""
 
 import softmax_jax
 

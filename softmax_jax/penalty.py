@@ -32,8 +32,8 @@ class Penalty:
       >>> float(penalty.value(w))  # (1 + 4 + 9) + 0.5 * (1 + 2 + 3)
       17.0
       >>> penalty.prox(w, 2.0)  # of 0.5 |u - w|² + Ω(u) / 2
-      Array([[0.375, -0.875],
-             [0.   ,  1.375]], dtype=float32)
+      Array([[ 0.375, -0.875],
+             [ 0.   ,  1.375]], dtype=float32)
     """
 
     l2: jax.typing.ArrayLike

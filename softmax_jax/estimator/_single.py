@@ -67,7 +67,7 @@ class SoftmaxRegression(LinearClassifier):
       >>> from sklearn.datasets import load_iris
       >>> x, y = load_iris(return_X_y=True)
       >>> round(SoftmaxRegression(l2=1e-3).fit(x, y).score(x, y), 2)
-      0.98
+      0.99
     """
 
     def __init__(

@@ -63,7 +63,8 @@ def fit(
       >>> solution = fit(x, y, l2=0.1)
       >>> print(solution.status)
       certified
-      >>> probabilities = model.probabilities(solution.params, x)
+      >>> solution.params.w.shape  # one feature, two classes
+      (1, 2)
 
     Args:
       x: ``[n, d]`` features as they are stored: uint8, bfloat16, floats, of any byte order; NumPy,

@@ -1,0 +1,21 @@
+"""The examples in the library's docstrings run, and print what they say."""
+
+import doctest
+import importlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "softmax_jax").rglob("*.py"))
+    if ">>>" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_print_what_they_say(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0  # An example that no docstring holds would never run.
+    assert result.failed == 0
