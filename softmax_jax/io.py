@@ -254,7 +254,7 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
 
 
 def _in_numpy(a: Any) -> np.ndarray:
-    """As files can hold it: they know no bfloat16, every number of which is a float32."""
+    """Returns a NumPy array that files can hold: bfloat16, which they do not know, as float32."""
     array = np.asarray(a)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

@@ -28,7 +28,7 @@ import optax
 from softmax_jax.head import linear_cross_entropy
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Of x, w and labels."""
+"""Function of x, w and labels."""
 
 
 class Compiled(NamedTuple):
@@ -204,7 +204,7 @@ def reference(x: jax.Array, w: jax.Array, labels: jax.Array) -> tuple[Any, ...]:
 
 
 def errors(actual: Any, exact: tuple[Any, ...]) -> list[str]:
-    """Of the loss, and the larger one of the gradients."""
+    """Returns the error of the loss, and the larger one of the gradients."""
     value, gradients = actual
     flat = [value, *gradients]
     relative = [
@@ -215,7 +215,7 @@ def errors(actual: Any, exact: tuple[Any, ...]) -> list[str]:
 
 
 def peak_flops(dtype: str) -> float:
-    """What a large product reaches."""
+    """Returns the FLOP a second of a large product."""
     a = jax.random.normal(jax.random.key(0), (8192, 8192)).astype(dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     jax.block_until_ready(product(a))

@@ -156,7 +156,7 @@ class Memory:
         self.peak = self._read("VmHWM")
 
     def _read(self, key: str) -> float:
-        """In MiB."""
+        """Memory in MiB."""
         try:
             status = pathlib.Path("/proc/self/status").read_text()
         except OSError:
@@ -171,7 +171,7 @@ def read_data(task: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """What the call returns, its seconds and its memory."""
+    """Returns the result of a call, its seconds and its memory."""
     with Memory() as memory:
         start = time.perf_counter()
         result = call()
@@ -335,10 +335,10 @@ class Row:
 
     name: str
     seconds: dict[float, float] = dataclasses.field(default_factory=dict)
-    """By target, of those that were met."""
+    """Seconds by target, for the targets that were met."""
     trials: list[Trial] = dataclasses.field(default_factory=list)
     missing: str = "not met"
-    """What to show for a target that was not."""
+    """Text for a target that was not met."""
 
     def memory(self, key: str) -> str:
         """The most of all trials."""
@@ -875,7 +875,7 @@ def machine() -> str:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: keys as text, and None for what is not finite."""
+    """Returns what JSON can hold: keys as text, and None for numbers that are not finite."""
     if isinstance(value, Trial):
         value = value._asdict()
     if isinstance(value, Mapping):

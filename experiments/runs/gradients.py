@@ -144,7 +144,7 @@ def check_model(
 
 
 def parameter_errors(problem: Problem, *, eager: bool = True) -> dict[str, float]:
-    """Of ``dF/dW`` and ``dF/db`` by autodiff, in ulps: the largest of all ways to evaluate.
+    """Returns errors of ``dF/dW`` and ``dF/db`` by autodiff, in ulps: the largest of all ways.
 
     Without jit, too, which compiles every operation by itself, if ``eager``.
     """
@@ -220,7 +220,7 @@ def finite_difference_error(problem: Problem, size: str) -> float:
 
 
 def check(dtype: str, size: str, soft: bool) -> dict[str, Check]:
-    """All comparisons on problems of one kind, with weights and without."""
+    """Makes all comparisons on problems of one kind, with weights and without."""
     worst: dict[str, Check] = {}
     with jax.enable_x64(dtype == "float64"):
         for weighted in (False, True):

@@ -59,7 +59,7 @@ Run = Callable[[Params, Trained], Section | None]
 
 
 def sweep(params: Params, trained: Trained) -> Section | None:
-    """All members, by their settings."""
+    """Makes a section of all members by their settings."""
     if len(trained.members) == 1:
         return None
     return Section(

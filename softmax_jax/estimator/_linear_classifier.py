@@ -210,7 +210,7 @@ def model_params(coef: Any, intercept: Any) -> Params:
 
 
 def warn_unless_certified(tol: float, *solutions: Solution) -> None:
-    """For each a solution, or arrays of them.
+    """Returns, for each, a solution or arrays of them.
 
     Without a penalty nothing bounds the gap: there the gradient says whether it is small.
     """

@@ -116,7 +116,7 @@ def _through_loss(values: Values, smoothing: Smoothing, cotangent: Out) -> Value
 
 
 class _Saved(NamedTuple):
-    """What `_backward` needs from `_forward`."""
+    """Arrays that `_backward` needs from `_forward`."""
 
     operands: Operands
     targets: TargetWeights

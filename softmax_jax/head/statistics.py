@@ -74,7 +74,7 @@ class Normalizer(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """What is known of the rows when all classes have been seen."""
+    """Numbers of the rows that are known when all classes have been seen."""
 
     normalizer: Normalizer
     total: jax.Array

@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
     normalizer: Normalizer
     saved: dict[str, State]
-    """What each statistic keeps, by its name."""
+    """States of the statistics, by name."""
 
 
 class _Seen(NamedTuple):

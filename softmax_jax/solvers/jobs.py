@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Where a job stood when the host looked; see `softmax_jax.solvers.History`."""
+    """State of a job when the host looked; see `softmax_jax.solvers.History`."""
 
     seconds: float
     passes: float

@@ -1,4 +1,4 @@
-"""Where jobs stand: fetched from the device, recorded, and told to a callback."""
+"""Reports of where jobs stand: fetched from the device, recorded, and told to a callback."""
 
 import dataclasses
 import math

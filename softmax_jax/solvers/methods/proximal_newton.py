@@ -240,7 +240,7 @@ class _Model(NamedTuple):
     """The quadratic model: the parameters are ``[q (1 + d)]``, class by class, bias first."""
 
     h: jax.Array
-    """With the ridge."""
+    """Hessian with the ridge."""
     g: jax.Array
     """The gradient at ``origin``, that of the ridge included."""
     origin: jax.Array

@@ -99,7 +99,7 @@ class QuasiNewton(Method):
     handed_over_exact: int = 8
     """The same where it was the Hessian itself."""
     most_logits: int = 2**28
-    """From so many logits on, n q, which are a gigabyte of float32, `beyond` takes over."""
+    """Number of logits, n q, from which on `beyond` takes over: a gigabyte of float32."""
     beyond: LogitsFree = LogitsFree()  # noqa: RUF009  (frozen)
     """Method for more logits, if there is no offset."""
     patience: int = 60
