@@ -148,10 +148,14 @@ def _numbers_of_objects(a: np.ndarray, where: str) -> np.ndarray:
     return found.astype(np.float64) if found.dtype.kind == "O" else found
 
 
-def exceeds_float32(dtype: np.dtype) -> bool:
+def is_wide(dtype: np.dtype) -> bool:
+    """Whether float32 does not hold all numbers of a type."""
+    return dtype.kind in "iuf" and dtype.itemsize >= 4 and dtype != np.float32
+
+
+def exceeds_jax(dtype: np.dtype) -> bool:
     """Whether numbers of a type lose digits in the widest floats that JAX is set to."""
-    is_wide = dtype.kind in "iuf" and dtype.itemsize >= 4 and dtype != np.float32
-    return is_wide and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+    return is_wide(dtype) and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
 
 
 def checked_count(value: Any, name: str, at_least: int = 1) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from softmax_jax import model
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_array, as_real, exceeds_float32
+from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.data.dataset import stored_features
 from softmax_jax.data.targets import Ids, Targets, distribution, parse, parse_counted
 from softmax_jax.loss_options import (
@@ -313,7 +313,7 @@ def objective_gradient(
         see `data.from_arrays`. The gradient in the centered features of a fit has them.
     """
     x = as_array(x, "x")
-    if not isinstance(x, jax.Array) and exceeds_float32(x.dtype):
+    if not isinstance(x, jax.Array) and exceeds_jax(x.dtype):
         x = stored_features(x, "x")
     scores = model.logits(params, x)
     x = as_real(x, "x")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._dtypes import accumulation_type, at_least_float32
-from softmax_jax.checks import as_array, as_real, exceeds_float32
+from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.normalizer import log_normalizer, softmax
 
 ABSTAIN = -1
@@ -98,7 +98,7 @@ def centred(params: Params, x: Any) -> tuple[Params, Any]:
     x = as_array(x, "x")
     if any(isinstance(a, jax.Array) for a in (w, b, x)):
         return params, x
-    if not exceeds_float32(x.dtype) or x.size == 0 or w.shape != (x.shape[-1:] + b.shape):
+    if not exceeds_jax(x.dtype) or x.size == 0 or w.shape != (x.shape[-1:] + b.shape):
         return params, x
     rows = x.reshape(-1, x.shape[-1])
     # A few rows tell where the others are.

@@ -28,8 +28,9 @@ def test_solutions_are_what_they_were():
     for name, was in recorded.items():
         now = found[name]
         assert now["status"] == was["status"], name + RENEW
-        # Those of float32 stop somewhere within their gap.
-        slack = np.maximum(1e-12, was["relative_gap"])
+        # What is certified stops somewhere within its gap; the others go on to rounding.
+        is_certified = np.equal(was["status"], "certified")
+        slack = np.where(is_certified, np.maximum(1e-12, was["relative_gap"]), 1e-9)
         off = np.abs(np.divide(now["objective"], was["objective"]) - 1)
         assert (off <= (1e-12 if IS_SAME_MACHINE else slack)).all(), name + RENEW
         if IS_SAME_MACHINE:

@@ -27,6 +27,7 @@ from softmax_jax.checks import (
     checked_count,
     checked_features,
     dense_rows,
+    exceeds_jax,
     per_feature,
 )
 from softmax_jax.data import Data, blocks
@@ -229,7 +230,7 @@ def stream(
       FloatingPointError: if training diverges.
     """
     x = checked_features(as_array(x, "x"))
-    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+    if exceeds_jax(x.dtype):
         x = stored_features(x, "x")
     num_classes = checked_count(num_classes, "num_classes")
     labels = checked_labels(labels, len(x), num_classes)

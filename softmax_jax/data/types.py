@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_array, as_real, is_known, per_feature
+from softmax_jax.checks import as_array, as_real, is_known, is_wide, per_feature
 from softmax_jax.model import Params
 
 
@@ -91,8 +91,7 @@ def formed_on_host(batch: Data) -> Data:
     if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
         return batch
     x = as_array(batch.x, "x")
-    is_wide = x.dtype.kind in "iuf" and x.dtype.itemsize >= 4 and x.dtype != np.float32
-    if not is_wide or (scale is None and shift is None):
+    if not is_wide(x.dtype) or (scale is None and shift is None):
         return batch._replace(x=x)
     formed = x.astype(np.float64)
     if scale is not None:

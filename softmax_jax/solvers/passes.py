@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from softmax_jax.checks import is_wide
 from softmax_jax.normalizer import softmax_and_normalizer
-from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, is_wide, over_blocks, put
+from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, over_blocks, put
 
 
 def features(problem: Problem, j: jax.Array) -> jax.Array:

@@ -135,8 +135,3 @@ def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
 def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
     """Returns ``array`` with ``array[j]`` replaced."""
     return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)
-
-
-def is_wide(stored: jnp.dtype) -> bool:
-    """Returns whether float32 does not hold all numbers of a type."""
-    return stored.itemsize >= 4 and stored != jnp.float32

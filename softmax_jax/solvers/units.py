@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax.checks import is_wide
 from softmax_jax.model import Params
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, cast, is_wide, over_blocks
+from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, cast, over_blocks
 
 # Between these, squares of factors are numbers.
 _SMALLEST, _LARGEST = 1e-100, 1e100

@@ -43,7 +43,6 @@ def test_a_second_run_compiles_nothing_anew(run, tmp_path):
     second = run()
     assert programs(tmp_path / "cache" / "softmax_jax" / "compiled") == kept
     assert second["test"] == first["test"]
-    assert second["compile_seconds"] < first["compile_seconds"]
 
 
 def test_the_cache_can_be_switched_off(run, tmp_path):

@@ -165,7 +165,7 @@ def test_names_of_folds_do_not_matter_and_negative_ones_are_never_held_out(iris)
     np.testing.assert_array_equal(by_ids.fold_weight, [40, 40, 40])
 
 
-def test_folds_aredealt_out_by_class():
+def test_folds_are_dealt_out_by_class():
     rng = np.random.default_rng(0)
     y = rng.choice(4, 103, p=[0.6, 0.3, 0.08, 0.02])
     y[y == 3] = 2
