@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import Array, ArrayLike, Float, Integer, Num
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.normalizer import log_normalizer, softmax
@@ -53,7 +54,7 @@ def init(
 
 
 @jax.transfer_guard("allow")
-def logits(params: Params, x: jax.Array) -> jax.Array:
+def logits(params: Params, x: Num[ArrayLike, "*batch d"]) -> Float[Array, "*batch q"]:
     """Affine scores ``o = x W + b``, eqs. 3.4.2 (one example) and 3.4.5 (a minibatch).
 
     Args:
@@ -138,7 +139,9 @@ def probabilities(params: Params, x: jax.Array) -> jax.Array:
 
 
 @jax.transfer_guard("allow")
-def predict(params: Params, x: jax.Array, *, threshold: float | jax.Array = 0.0) -> jax.Array:
+def predict(
+    params: Params, x: Num[ArrayLike, "*batch d"], *, threshold: ArrayLike = 0.0
+) -> Integer[Array, "*batch"]:
     """The most probable class, or `ABSTAIN` where its probability is below ``threshold``.
 
     ``argmax_j ŷ_j = argmax_j o_j`` (eq. 3.4.4): softmax keeps the order. Of equally probable
@@ -189,7 +192,11 @@ def _(primals, tangents):
     return _confidence(logits), slope
 
 
-def committed(classes: jax.Array, confidence: jax.Array, threshold: float | jax.Array) -> jax.Array:
+def committed(
+    classes: Integer[Array, "*batch"],
+    confidence: Float[Array, "*batch"],
+    threshold: ArrayLike,
+) -> Integer[Array, "*batch"]:
     r"""The ``classes`` where the confidence reaches the threshold, `ABSTAIN` elsewhere: ``[...]``.
 
     Logits are known up to rounding, which depends on the order of their sums, and so on the number

@@ -5,7 +5,13 @@ import os
 import pathlib
 
 import jax
+import jaxtyping
 import pytest
+
+CHECKED = [
+    "softmax_jax.model",
+]
+jaxtyping.install_import_hook(CHECKED, "checked_annotations.checked_on_return")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

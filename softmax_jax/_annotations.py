@@ -1,0 +1,45 @@
+"""Shapes and dtypes in annotations: those of jaxtyping, which only tests and tools need.
+
+``Float[Array, "*batch q"]`` is a `jax.Array` of floats with any leading axes and ``q`` classes.
+Axes of one name have one size within a call. Without jaxtyping an annotation is the type of the
+array alone. The tests check all of them with beartype, on each call that returns.
+"""
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from jax import Array
+from jax.typing import ArrayLike
+from numpy import ndarray as NDArray
+
+AnyArray: TypeAlias = Any
+"""Whatever a user has that can be read as an array: JAX, NumPy, lists, frames, SciPy sparse."""
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Integer, Num, PyTree, Real, Shaped, UInt8
+else:
+    try:
+        from jaxtyping import Bool, Float, Int, Integer, Num, PyTree, Real, Shaped, UInt8
+    except ImportError:
+
+        class _ArrayAlone:
+            def __class_getitem__(cls, item):
+                return item[0]
+
+        Bool = Float = Int = Integer = Num = Real = Shaped = UInt8 = _ArrayAlone
+        PyTree = Any
+
+__all__ = [
+    "AnyArray",
+    "Array",
+    "ArrayLike",
+    "Bool",
+    "Float",
+    "Int",
+    "Integer",
+    "NDArray",
+    "Num",
+    "PyTree",
+    "Real",
+    "Shaped",
+    "UInt8",
+]
