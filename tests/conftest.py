@@ -10,6 +10,11 @@ import pytest
 
 CHECKED = [
     "softmax_jax.model",
+    "softmax_jax.solvers.bias",
+    "softmax_jax.solvers.certificate",
+    "softmax_jax.solvers.passes",
+    "softmax_jax.solvers.problem",
+    "softmax_jax.solvers.separation",
 ]
 jaxtyping.install_import_hook(CHECKED, "checked_annotations.checked_on_return")
 

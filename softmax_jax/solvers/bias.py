@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 
 
-def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
-    """Returns ``[k, q]`` to add to the bias, by damped Newton on the loss in b alone, to rounding.
+def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Float[Array, "k q"]:
+    """Returns numbers to add to the bias, by damped Newton on the loss in b alone, to rounding.
 
     The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
     p), which never overshoots, and gets there from however far where offsets or weights are large.
@@ -70,8 +71,10 @@ def best_bias(problem: Problem, logits: jax.Array) -> jax.Array:
     return jax.lax.while_loop(go_on, newton, start)[0]
 
 
-def _iterative_scaling(problem: Problem, logits: jax.Array) -> jax.Array:
-    """Returns ``[k, q]``: log(mean y / mean p), a step that never overshoots."""
+def _iterative_scaling(
+    problem: Problem, logits: Float[Array, "blocks k q rows"]
+) -> Float[Array, "k q"]:
+    """Returns log(mean y / mean p), a step that never overshoots."""
     q, mass = logits.shape[2], passes.mass(problem)
 
     def add_target(j, total):

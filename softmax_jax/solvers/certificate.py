@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.passes import over_classes, wide
@@ -33,23 +34,27 @@ from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
 class Certificate(NamedTuple):
     """Certified parameters of ``k`` problems."""
 
-    theta: jax.Array
-    """``[k, q, 1 + d]``, with the bias that is best for its weights."""
-    value: jax.Array
-    """``[k]`` objectives, in nats."""
-    gap: jax.Array
-    """``[k]``: the minimum is not below ``value - gap``."""
-    slope: jax.Array
-    """``[k]`` largest entries of the gradient of a smooth objective; NaN if a dual was given."""
+    theta: Float[Array, "k q columns"]
+    """Parameters, with the bias that is best for its weights."""
+    value: Float[Array, " k"]
+    """Objectives, in nats."""
+    gap: Float[Array, " k"]
+    """Gaps: the minimum is not below ``value - gap``."""
+    slope: Float[Array, " k"]
+    """Largest entries of the gradient of a smooth objective; NaN if a dual was given."""
 
 
-def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certificate:
+def certify(
+    problem: Problem,
+    theta: Float[Array, "k q columns"],
+    dual: Float[Array, "blocks k q rows"] | None,
+) -> Certificate:
     """Finds the best bias for the weights of ``theta``, and a bound for the result: about a pass.
 
     Args:
       problem: in float64; with one weighting.
-      theta: ``[k, q, 1 + d]``.
-      dual: ``[blocks, k, q, rows]`` distributions for the bound, which are tilted until their
+      theta: ``[k, q, 1 + d]`` parameters.
+      dual: distributions for the bound, which are tilted until their
         residuals sum to zero; by default those of ``theta`` with its best bias.
     """
     k, penalty = len(theta), problem.penalty
@@ -99,8 +104,11 @@ def certify(problem: Problem, theta: jax.Array, dual: jax.Array | None) -> Certi
 
 
 def _divergence(
-    problem: Problem, logits: jax.Array, probabilities: jax.Array, c: jax.Array
-) -> jax.Array:
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    probabilities: Float[Array, "blocks k q rows"],
+    c: Float[Array, " k"],
+) -> Float[Array, " k"]:
     """Returns the mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
     _, k, q, _ = logits.shape
     mass = passes.mass(problem)

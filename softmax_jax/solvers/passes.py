@@ -1,18 +1,19 @@
 """Parts of a pass over the rows of a `Problem`: features, logits, losses, gradients."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Bool, Float, Int, Integer, Shaped
 from softmax_jax.checks import is_wide
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, over_blocks, put
 
 
-def features(problem: Problem, j: jax.Array) -> jax.Array:
-    """Returns ``[rows, d]``: block ``j`` as the model sees it."""
+def features(problem: Problem, j: Integer[Array, ""]) -> Float[Array, "rows d"]:
+    """Returns block ``j`` as the model sees it."""
     dtype = problem.dtype
     if isinstance(problem.x, SparseBlocks):
         row, column, value = (block_of(a, j) for a in problem.x)
@@ -27,28 +28,30 @@ def features(problem: Problem, j: jax.Array) -> jax.Array:
     return ((x - center) * scale).astype(dtype)
 
 
-def targets(problem: Problem, j: jax.Array, q: int) -> jax.Array:
-    """Returns ``[1, q, rows]``: the target probabilities of block ``j``."""
+def targets(problem: Problem, j: Integer[Array, ""], q: int) -> Float[Array, "1 {q} rows"]:
+    """Returns the target probabilities of block ``j``."""
     y = block_of(problem.targets, j)
     if problem.targets.ndim == 2:
         y = (jnp.arange(q)[:, None] == y[None, :]).astype(problem.dtype)
     return y[None]
 
 
-def weights(problem: Problem, j: jax.Array, mass: jax.Array) -> jax.Array:
-    """Returns ``[1 or k, rows]``: the weights of block ``j`` as a share of `mass`."""
+def weights(
+    problem: Problem, j: Integer[Array, ""], mass: Float[Array, " m"]
+) -> Float[Array, "m rows"]:
+    """Returns the weights of block ``j`` as a share of `mass`."""
     return block_of(problem.weights, j) / mass[:, None]
 
 
-def mass(problem: Problem) -> jax.Array:
-    """Returns ``[1 or k]``: the weight of all active rows; 1 if they have none."""
+def mass(problem: Problem) -> Float[Array, " m"]:
+    """Returns the weight of all active rows; 1 if they have none."""
     is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
     total = jnp.einsum("jkr,j->k", problem.weights, is_active, precision="highest")
     return jnp.where(total > 0, total, 1)
 
 
-def linear(problem: Problem, theta: jax.Array) -> jax.Array:
-    """Returns ``X W + b``: ``[blocks, k, q, rows]``, zero in blocks that are not active."""
+def linear(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Array, "blocks k q rows"]:
+    """Returns ``X W + b``, zero in blocks that are not active."""
     k, q, _ = theta.shape
 
     def fill(j, o):
@@ -58,14 +61,16 @@ def linear(problem: Problem, theta: jax.Array) -> jax.Array:
     return over_blocks(problem, fill, empty)
 
 
-def logits(problem: Problem, theta: jax.Array) -> jax.Array:
+def logits(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Array, "blocks k q rows"]:
     """Returns `linear` and the offset."""
     o = linear(problem, theta)
     return o if problem.offset is None else o + problem.offset[:, None]
 
 
-def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
-    """Returns ``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10: ``[k, q, 1 + d]``.
+def gradient(
+    problem: Problem, probabilities: Float[Array, "blocks k q rows"]
+) -> Float[Array, "k q columns"]:
+    """Returns ``[R 1, R X]`` for ``R = S (P - Y)``, eq. 3.4.10.
 
     Zero in the bias where that is held.
     """
@@ -82,8 +87,10 @@ def gradient(problem: Problem, probabilities: jax.Array) -> jax.Array:
     return g.at[..., 0].multiply(problem.intercept)
 
 
-def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss ``[k]``, eq. 3.4.9, and the softmax of the logits."""
+def loss_and_probabilities(
+    problem: Problem, logits: Float[Array, "blocks k q rows"]
+) -> tuple[Float[Array, " k"], Float[Array, "blocks k q rows"]]:
+    """Returns the mean loss, eq. 3.4.9, and the softmax of the logits."""
     _, k, q, _ = logits.shape
     total = mass(problem)
 
@@ -98,8 +105,10 @@ def loss_and_probabilities(problem: Problem, logits: jax.Array) -> tuple[jax.Arr
     return over_blocks(problem, add, (zero, jnp.zeros_like(logits)))
 
 
-def product(theta: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns ``W^T x + b`` for a block of features ``[rows, d]``: ``[k, q, rows]``."""
+def product(
+    theta: Float[Array, "k q columns"], x: Float[Array, "rows d"]
+) -> Float[Array, "k q rows"]:
+    """Returns ``W^T x + b`` for a block of features."""
     k, q, columns = theta.shape
     w = theta[..., 1:].reshape(k * q, columns - 1)
     # Full precision, as accelerators would otherwise round float32 factors to 10 bits.
@@ -107,15 +116,17 @@ def product(theta: jax.Array, x: jax.Array) -> jax.Array:
     return o.reshape(k, q, len(x)) + jnp.broadcast_to(theta[..., :1], (k, q, len(x)))
 
 
-def transposed_product(residual: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns ``[R 1, R X]: [k, q, 1 + d]`` for residuals ``[k, q, rows]`` and a block of rows."""
+def transposed_product(
+    residual: Float[Array, "k q rows"], x: Float[Array, "rows d"]
+) -> Float[Array, "k q 1+d"]:
+    """Returns ``[R 1, R X]`` for residuals and a block of rows."""
     k, q, rows = residual.shape
     g = jnp.matmul(residual.reshape(k * q, rows), x, precision="highest").reshape(k, q, -1)
     return jnp.concatenate([jnp.sum(residual, axis=-1, keepdims=True), g], axis=-1)
 
 
-def over_classes(a: jax.Array) -> jax.Array:
-    """Sums over the classes, ``[k, q, rows]`` to ``[k, rows]``, as one product with ones.
+def over_classes(a: Float[Array, "k q rows"]) -> Float[Array, "k rows"]:
+    """Sums over the classes, as one product with ones.
 
     XLA's CPU backend fuses several sums over the same exponentials into
     loops that compute them anew for each sum, and has no fast product with a batch of vectors:
@@ -126,8 +137,10 @@ def over_classes(a: jax.Array) -> jax.Array:
     return jnp.matmul(ones, a.reshape(k * q, rows), precision="highest")
 
 
-def mean_and_variance(p: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance of ``a`` under the probabilities: ``[k, rows]`` each.
+def mean_and_variance(
+    p: Float[Array, "k q rows"], a: Float[Array, "k q rows"]
+) -> tuple[Float[Array, "k rows"], Float[Array, "k rows"]]:
+    """Returns mean and variance of ``a`` under the probabilities.
 
     Along ``a``, the loss has the slope mean minus ``y . a``, and the variance as second derivative.
     """
@@ -135,28 +148,45 @@ def mean_and_variance(p: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]
     return mean, over_classes(p * a * a) - mean * mean
 
 
-def softmax(o: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns `normalizer.softmax_and_normalizer` of logits ``[k, q, rows]``."""
+def softmax(
+    o: Float[Array, "k q rows"],
+) -> tuple[Float[Array, "k q rows"], Float[Array, "k q rows"], Float[Array, "k rows"]]:
+    """Returns `normalizer.softmax_and_normalizer` of logits."""
     return softmax_and_normalizer(o, axis=1, total=over_classes)
 
 
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns inner products of parameters, for each problem: ``[k]``."""
+def dot(a: Float[Array, "k q columns"], b: Float[Array, "k q columns"]) -> Float[Array, " k"]:
+    """Returns inner products of parameters, for each problem."""
     return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
 
 
-def wide(a: jax.Array) -> jax.Array:
+def wide(a: Shaped[Array, " k"]) -> Shaped[Array, "k 1 1"]:
     """Reshapes ``[k]`` to ``[k, 1, 1]``."""
     return a[:, None, None]
 
 
+@runtime_checkable
+class WithDone(Protocol):
+    """State that says which problems are done."""
+
+    @property
+    def done(self) -> Bool[Array, " k"]:
+        """Problems that are done."""
+
+
+State = TypeVar("State", bound=WithDone)
+
+
 def steps_until_done(
-    step: Callable[[Any], Any], state: Any, limit: jax.Array, stop_at_first: jax.Array
-) -> tuple[Any, jax.Array]:
+    step: Callable[[State], State],
+    state: State,
+    limit: Integer[Array, ""],
+    stop_at_first: Bool[Array, ""],
+) -> tuple[State, Int[Array, " k"]]:
     """Takes up to ``limit`` steps, until all problems are done, or the first new one is.
 
     Returns:
-      The state, and ``[k]`` steps that each problem took before it was done.
+      The state, and the steps that each problem took before it was done.
     """
     idle = state.done
 

@@ -10,16 +10,21 @@ the type that the work is done in one block at a time, in units of their own: se
 shuffled, so that the first blocks are a fair sample of all: `Problem.active` says how many count.
 Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields
 them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
+
+A loop over these blocks fills and reads arrays of all problems, of as many blocks as count in this
+call; `softmax_jax.data.blocks` cuts rows of one problem into blocks, all of which count.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from softmax_jax._annotations import Array, Float, Integer, NDArray, Num, Shaped
 from softmax_jax.penalty import Penalty
 
 NEVER = -1e30
@@ -29,12 +34,13 @@ NEVER = -1e30
 class SparseBlocks(NamedTuple):
     """Blocks of sparse rows as coordinates; the padding has the value zero."""
 
-    row: jax.Array
-    """``[blocks, entries]``: the row within the block."""
-    column: jax.Array
-    value: jax.Array
+    row: Integer[Array, "blocks entries"]
+    """Row within the block."""
+    column: Integer[Array, "blocks entries"]
+    value: Num[Array, "blocks entries"]
 
 
+@runtime_checkable
 class Strengths(Protocol):
     """Anything with the strengths of a penalty."""
 
@@ -50,26 +56,26 @@ class Strengths(Protocol):
 class Problem(NamedTuple):
     """Rows and penalties of ``k`` problems."""
 
-    x: Any
-    """``[blocks, rows, d]`` as stored, or `SparseBlocks`; features are ``(x - center) * scale``."""
-    center: jax.Array
-    """``[d]``, float64."""
-    scale: jax.Array
-    """``[d]``, float64."""
-    intercept: jax.Array
+    x: Num[Array, "blocks rows d"] | SparseBlocks
+    """Numbers as stored; features are ``(x - center) * scale``."""
+    center: Float[Array, " d"]
+    """In float64."""
+    scale: Float[Array, " d"]
+    """In float64."""
+    intercept: Float[Array, ""]
     """1, or 0 where the bias is held at zero."""
-    targets: jax.Array
-    """Class ids ``[blocks, rows]``, or probabilities ``[blocks, q, rows]``."""
-    weights: jax.Array
-    """``[blocks, 1 or k, rows]``; rows of padding weigh nothing."""
-    offset: jax.Array | None
-    """``[blocks, q, rows]``, added to the logits."""
+    targets: Integer[Array, "blocks rows"] | Float[Array, "blocks q rows"]
+    """Class ids, or probabilities."""
+    weights: Float[Array, "blocks m rows"]
+    """Weights of the one weighting that all problems share, or of ``m = k``; padding has zeros."""
+    offset: Float[Array, "blocks q rows"] | None
+    """Terms added to the logits."""
     penalty: Penalty
     """Strengths ``[k]``, and factors ``[d]`` that turn weights into those of the users' features.
 
     It is in the type that the work is done in.
     """
-    active: Any
+    active: Integer[Array | NDArray, ""]
     """Number of blocks that count, from the first."""
 
     @property
@@ -78,14 +84,14 @@ class Problem(NamedTuple):
         return self.factor.dtype
 
     @property
-    def factor(self) -> jax.Array:
-        """``[d]``: the factors of the penalty."""
+    def factor(self) -> Float[Array, " d"]:
+        """Factors of the penalty."""
         assert self.penalty.factor is not None
         return self.penalty.factor
 
     @property
-    def l2(self) -> jax.Array:
-        """``[k]``."""
+    def l2(self) -> Float[Array, " k"]:
+        """Strengths of the squared part."""
         return jnp.asarray(self.penalty.l2)
 
     @property
@@ -104,7 +110,7 @@ class Problem(NamedTuple):
         return self.factor.shape[0]
 
 
-def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
+def cast(problem: Problem, dtype: DTypeLike) -> Problem:
     """Converts a problem for work in another type; the rows stay as they are stored."""
     soft = jnp.issubdtype(problem.targets.dtype, jnp.floating)
     return problem._replace(
@@ -116,22 +122,31 @@ def cast(problem: Problem, dtype: jnp.dtype) -> Problem:
     )
 
 
-def with_strengths(problem: Problem, jobs: Sequence[Strengths], dtype: Any) -> Problem:
+def with_strengths(
+    problem: Problem, jobs: Sequence[Strengths], dtype: jax.typing.DTypeLike
+) -> Problem:
     """Returns the problem with the strengths of ``jobs``, one for each slot."""
     l2, l1 = (np.array([getattr(job, name) for job in jobs], dtype) for name in ("l2", "l1"))
     return problem._replace(penalty=dataclasses.replace(problem.penalty, l2=l2, l1=l1))
 
 
-def over_blocks(problem: Problem, step: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+Carry = TypeVar("Carry")
+
+
+def over_blocks(
+    problem: Problem, step: Callable[[Integer[Array, ""], Carry], Carry], start: Carry
+) -> Carry:
     """Returns the carry after ``step(j, carry)`` for each active block ``j``."""
     return jax.lax.fori_loop(0, problem.active, step, start)
 
 
-def block_of(array: jax.Array, j: jax.Array) -> jax.Array:
+def block_of(array: Shaped[Array, "blocks ..."], j: Integer[Array, ""]) -> Shaped[Array, "..."]:
     """Returns ``array[j]``."""
     return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
 
 
-def put(array: jax.Array, block: jax.Array, j: jax.Array) -> jax.Array:
+def put(
+    array: Shaped[Array, "blocks ..."], block: Shaped[Array, "..."], j: Integer[Array, ""]
+) -> Shaped[Array, "blocks ..."]:
     """Returns ``array`` with ``array[j]`` replaced."""
     return jax.lax.dynamic_update_index_in_dim(array, block, j, 0)

@@ -1,14 +1,14 @@
 """Separated classes, for which the loss without a penalty has no minimum."""
 
-import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
-def margin(problem: Problem, theta: jax.Array) -> jax.Array:
-    """Returns ``[k]`` margins: the least lead of a row's class in ``W x + b``.
+def margin(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Array, " k"]:
+    """Returns margins: the least lead of a row's class in ``W x + b``.
 
     The classes are separated where it is above zero. It takes half a pass.
     """

@@ -239,7 +239,9 @@ def _prepared(
     exact = problem._replace(weights=problem.weights[:, chosen])
     working = cast(exact, dtype)
     aids = method.aids(working, factor.astype(dtype), q)
-    return exact._replace(x=None), working._replace(x=None), aids
+    # The caller puts the rows back, of which no program returns a copy.
+    none: Any = None
+    return exact._replace(x=none), working._replace(x=none), aids
 
 
 @compiled
