@@ -264,7 +264,8 @@ def fit_path(
         solved = _solved(inputs, smooth, smooth_method, stop, report, slots)
         solved |= _solved(inputs, sharp, sharp_method, stop, report, slots)
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
-    solution = _with_all_classes(stacked(solved, shape), inputs.classes, inputs.num_classes)
+    solution = _without_padding(stacked(solved, shape), inputs.d)
+    solution = _with_all_classes(solution, inputs.classes, inputs.num_classes)
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
 
 
@@ -309,6 +310,17 @@ def _solved(
             )
         solved[job.place] = second
     return solved
+
+
+def _without_padding(solution: Solution, d: int) -> Solution:
+    """Returns the solution for the first ``d`` features; there are no weights of others."""
+
+    def cut(params):
+        return params._replace(w=params.w[..., :d, :])
+
+    return solution._replace(
+        params=cut(solution.params), centered=cut(solution.centered), mean=solution.mean[..., :d]
+    )
 
 
 def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Solution:

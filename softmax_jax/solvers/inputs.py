@@ -26,6 +26,9 @@ _WIDE = 1e15
 # Where penalties of equal gradients differ by more than the square of this, float32 gradients of
 # the least penalised feature are too coarse for a certificate.
 _UNEVEN = 2.0**12
+# So few features are filled up to a power of two in number, with zeros. Loops over numbers of
+# features, as in recursive elimination, then share programs. A pass takes some microseconds anyway.
+_SMALL = 2**14
 
 
 class Inputs(NamedTuple):
@@ -54,6 +57,8 @@ class Inputs(NamedTuple):
     q: int
     num_classes: int
     """Number of classes, with those of no weight."""
+    d: int
+    """Number of features, without those of padding."""
 
 
 def arrange(
@@ -85,6 +90,11 @@ def arrange(
     offset = _checked_offset(offset, n, q)
     scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
     start = None if initial is None else _checked_initial(initial, d, q)
+    padding = _power_of_two(d) - d if n * d <= _SMALL else 0
+    if padding:
+        x = _widened(x, padding)
+        scale, shift = np.pad(scale, (0, padding), constant_values=1), np.pad(shift, (0, padding))
+        start = None if start is None else np.pad(start, ((0, 0), (0, padding)))
     num_classes, classes = q, np.flatnonzero((class_mass > 0).any(axis=0) | (not fit_intercept))
     if classes.size < num_classes:
         q = classes.size
@@ -111,7 +121,17 @@ def arrange(
         n=n,
         q=q,
         num_classes=num_classes,
+        d=d,
     )
+
+
+def _widened(x: Any, padding: int) -> Any:
+    """Appends features that are zero."""
+    n, d = x.shape
+    if _is_sparse(x):
+        return type(x)((x.data, x.indices, x.indptr), shape=(n, d + padding))
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, ((0, 0), (0, padding)))
 
 
 def _checked_offset(offset: Any, n: int, q: int) -> np.ndarray | None:
@@ -205,6 +225,11 @@ def _of_classes(y: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndar
     number = np.zeros(num_classes, np.int32)
     number[classes] = np.arange(classes.size)
     return number[y]
+
+
+def _power_of_two(n: int) -> int:
+    """Returns the least one from ``n`` on."""
+    return 2 ** (n - 1).bit_length()
 
 
 def _rounded_up(n: int) -> int:
@@ -309,7 +334,8 @@ def _sparse_blocks(x: Any, layout: _Layout) -> SparseBlocks:
     blocks, rows = layout.blocks, layout.rows
     x = x[layout.order]
     parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
-    entries = _rounded_up(max(max(part.nnz for part in parts), 1))
+    entries = max(max(part.nnz for part in parts), 1)
+    entries = _power_of_two(entries) if entries <= _SMALL else _rounded_up(entries)
 
     def padded(arrays, dtype):
         out = np.zeros((blocks, entries), dtype)

@@ -73,7 +73,7 @@ def grid(
         if isinstance(l2, str):
             l2, l1 = _path(largest_l2, _WEAKEST_L2), np.asarray(l1)[..., None]
         else:
-            few = inputs.n < inputs.problem.d
+            few = inputs.n < inputs.d
             weakest = _WEAKEST_L1_OF_FEW_ROWS if few else _WEAKEST_L1
             l2, l1 = np.asarray(l2)[..., None], _path(largest_l1, weakest)
     l2, l1 = np.broadcast_arrays(l2, l1)

@@ -11,7 +11,7 @@ from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import arrange
 from softmax_jax.solvers.separation import margin
 
-N, D, Q = 60, 3, 4
+N, D, Q = 60, 4, 3
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, D)), RNG.integers(Q, size=N)
 

@@ -183,3 +183,28 @@ def test_the_doors_share_their_keywords():
     assert fit.keys() <= path.keys() <= validate.keys()
     for name in path.keys() & fit.keys() - {"l2"}:
         assert fit[name].default == path[name].default == validate[name].default, name
+
+
+@pytest.mark.parametrize(
+    "stored", [np.asarray, scipy.sparse.csr_array, jnp.asarray], ids=["dense", "sparse", "jax"]
+)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_few_features_share_programs_with_a_few_more(count_compilations, stored, fit_intercept):
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(60, 8)).astype(np.float32), rng.integers(3, size=60)
+    options = dict(l2=1e-2, fit_intercept=fit_intercept, standardize=True)
+    eight = solvers.fit(stored(x), y, **options)
+    for d in (7, 5):
+        found = []
+        shared = count_compilations(
+            lambda: found.append(solvers.fit(stored(x[:, :d]), y, **options))
+        )
+        # The dimensions of what is handed over differ: a program to put it on the device.
+        assert shared <= (2 if stored is jnp.asarray else 0)
+        same = solvers.fit(np.where(np.arange(8) < d, x, 0), y, **options)
+        (solution,) = found
+        assert solution.params.w.shape == solution.centered.w.shape == (d, 3)
+        assert solution.mean.shape == (d,)
+        assert solution.objective == pytest.approx(same.objective, rel=1e-13)
+        assert solution.objective > eight.objective
+        np.testing.assert_allclose(solution.params.w, same.params.w[:d], atol=1e-7)
