@@ -12,9 +12,15 @@ CHECKED = [
     "softmax_jax.model",
     "softmax_jax.solvers.bias",
     "softmax_jax.solvers.certificate",
+    "softmax_jax.solvers.methods.components",
+    "softmax_jax.solvers.methods.dual",
+    "softmax_jax.solvers.methods.line_search",
+    "softmax_jax.solvers.methods.preconditioner",
     "softmax_jax.solvers.passes",
     "softmax_jax.solvers.problem",
     "softmax_jax.solvers.separation",
+    "softmax_jax.solvers.strengths",
+    "softmax_jax.solvers.units",
 ]
 jaxtyping.install_import_hook(CHECKED, "checked_annotations.checked_on_return")
 

@@ -13,12 +13,11 @@ enough for that, but the objective is at least :math:`F_0 - \|G\|^2 / (2 l_2)`: 
 :math:`\epsilon` of the loss. Both keep their meaning if features come in other units.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import Inputs
@@ -37,7 +36,9 @@ _WEAKEST_L1_OF_FEW_ROWS = 1e-2
 _MARGIN = 1e-6
 
 
-def checked(l2: Any, l1: Any) -> tuple[np.ndarray | str, np.ndarray | str]:
+def checked(
+    l2: AnyArray, l1: AnyArray
+) -> tuple[Float[NDArray, "..."] | str, Float[NDArray, "..."] | str]:
     """Checks strengths: non-negative and finite numbers of any shape, or ``auto`` for one of them.
 
     Raises:
@@ -49,7 +50,7 @@ def checked(l2: Any, l1: Any) -> tuple[np.ndarray | str, np.ndarray | str]:
     return l2, l1
 
 
-def _checked(value: Any, name: str) -> np.ndarray | str:
+def _checked(value: AnyArray, name: str) -> Float[NDArray, "..."] | str:
     if isinstance(value, str) and value == AUTO:
         return AUTO
     try:
@@ -62,8 +63,8 @@ def _checked(value: Any, name: str) -> np.ndarray | str:
 
 
 def grid(
-    l2: np.ndarray | str, l1: np.ndarray | str, inputs: Inputs
-) -> tuple[np.ndarray, np.ndarray]:
+    l2: Float[NDArray, "..."] | str, l1: Float[NDArray, "..."] | str, inputs: Inputs
+) -> tuple[Float[NDArray, "*grid"], Float[NDArray, "*grid"]]:
     """Returns l2 and l1 with the shape of the grid; ``auto`` is its last axis, from strong to weak.
 
     Several weightings share the path of the one with the largest strengths.
@@ -80,7 +81,7 @@ def grid(
     return l2, l1
 
 
-def _path(largest: float, weakest: float) -> np.ndarray:
+def _path(largest: float, weakest: float) -> Float[NDArray, " strengths"]:
     # Where no feature has to do with the classes, any strength will do.
     return np.geomspace(1, weakest, NUMBER) * (largest if 0 < largest < np.inf else 1)
 
@@ -99,8 +100,10 @@ def _largest(inputs: Inputs) -> tuple[float, float]:
 
 
 @jax.jit
-def _without_weights(problem: Problem, absent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns loss and gradient ``[1, q, d]`` at ``W = 0`` with its best bias: half a pass."""
+def _without_weights(
+    problem: Problem, absent: Bool[Array, " q"]
+) -> tuple[Float[Array, ""], Float[Array, "1 q d"]]:
+    """Returns loss and gradient at ``W = 0`` with its best bias: half a pass."""
     q = absent.size
     total = passes.mass(problem)
     never = jnp.where(absent, NEVER, 0.0)[None]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.checks import is_wide
 from softmax_jax.model import Params
 from softmax_jax.solvers import passes
@@ -26,18 +27,18 @@ _SMALLEST, _LARGEST = 1e-100, 1e100
 class Units(NamedTuple):
     """Units of the features that the solvers see, in those that users have."""
 
-    mean: np.ndarray
-    """``[d]``: a user's feature where the solvers' is zero."""
-    size: np.ndarray
-    """``[d]``, powers of two: a user's weight is the solvers' times ``size``."""
-    varies: np.ndarray
-    """``[d]``: whether a feature has more than one value among the rows with weight."""
+    mean: Float[Array | NDArray, " d"]
+    """Users' features where the solvers' are zero."""
+    size: Float[NDArray, " d"]
+    """Powers of two: a user's weight is the solvers' times ``size``."""
+    varies: Bool[NDArray, " d"]
+    """Features that have more than one value among the rows with weight."""
 
 
 def of_their_own(
     stored: Problem,
-    scale: np.ndarray,
-    shift: np.ndarray,
+    scale: Float[NDArray, " d"],
+    shift: Float[NDArray, " d"],
     largest: float,
     *,
     standardize: bool,
@@ -46,8 +47,8 @@ def of_their_own(
 
     Args:
       stored: with features as they are stored, in float64.
-      scale: ``[d]``: users' features are ``x * scale + shift``.
-      shift: ``[d]``.
+      scale: users' features are ``x * scale + shift``.
+      shift: see there.
       largest: the largest stored number in size.
       standardize: penalise the weights of features divided by their standard deviations.
 
@@ -85,7 +86,9 @@ def of_their_own(
 
 
 @jax.jit
-def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _statistics(
+    problem: Problem,
+) -> tuple[Float[Array, " d"], Float[Array, " d"], Float[Array, " d"]]:
     """Returns the first row as stored, and the mean and the largest difference from it."""
     first = passes.features(problem, jnp.int32(0))[0]
     problem = problem._replace(center=first)
@@ -101,8 +104,8 @@ def _statistics(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 @jax.jit
-def _deviations(problem: Problem) -> jax.Array:
-    """Returns ``[d]`` standard deviations of the features, over all weightings together.
+def _deviations(problem: Problem) -> Float[Array, " d"]:
+    """Returns the standard deviations of the features, over all weightings together.
 
     They are formed from differences to the first row, which are exactly zero where nothing varies.
     """
@@ -124,7 +127,9 @@ def _deviations(problem: Problem) -> jax.Array:
     return jnp.sqrt(jnp.maximum(square - mean**2, 0))
 
 
-def centered(problem: Problem, units: Units, mean: jax.Array) -> tuple[Problem, Units]:
+def centered(
+    problem: Problem, units: Units, mean: Float[Array | NDArray, " d"]
+) -> tuple[Problem, Units]:
     """Centers the features at their ``mean``, where there is a bias to make up for it."""
     if not problem.intercept > 0:
         return problem, units
@@ -136,22 +141,27 @@ def centered(problem: Problem, units: Units, mean: jax.Array) -> tuple[Problem, 
     )
 
 
-def to_solver(units: Units, theta: np.ndarray) -> np.ndarray:
-    """Converts ``[q, 1 + d]``, biases first, from the features that users have."""
+def to_solver(units: Units, theta: Float[NDArray, "q columns"]) -> Float[NDArray, "q columns"]:
+    """Converts parameters, biases first, from the features that users have."""
     w = theta[:, 1:] / units.size
     bias = theta[:, :1] + (theta[:, 1:] @ units.mean)[:, None]
     return np.concatenate([bias, np.where(units.varies, w, 0)], axis=1)
 
 
 def to_users(
-    units: Units, theta: np.ndarray, counts: np.ndarray, *, fit_intercept: bool, centered: bool
+    units: Units,
+    theta: Float[NDArray, "q columns"],
+    counts: Bool[NDArray, " q"],
+    *,
+    fit_intercept: bool,
+    centered: bool,
 ) -> tuple[Params, Params, float]:
     """Converts parameters to the features that users have, and to those less their mean.
 
     Args:
       units: those of ``theta``.
-      theta: ``[q, 1 + d]``.
-      counts: ``[q]``: which classes have weight. The bias of another is -inf.
+      theta: ``[q, 1 + d]`` parameters.
+      counts: which classes have weight. The bias of another is -inf.
       fit_intercept: whether there is a bias.
       centered: let the weights of a feature sum to zero over the classes, where nothing but a
         squared penalty chooses among equal predictions.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
@@ -43,21 +44,21 @@ class Basis(NamedTuple):
     \mathrm{diag}(v)` and :math:`U^\top F^2 U = I` for the factors F.
     """
 
-    components: jax.Array
-    """``U: [d, p]``: orthonormal once multiplied by the factors."""
-    variances: jax.Array
-    """``v: [p]``."""
-    ridge: jax.Array
-    """``[p]``: the penalty of the components, times l2: 1, or the squares of the factors."""
-    rest: jax.Array
-    """The mean variance of the directions outside."""
-    factor: jax.Array
-    """``F: [d]``."""
-    second_moments: jax.Array
-    """``[d]``: of the features, which are centered."""
+    components: Float[Array, "d p"]
+    """Directions ``U``, orthonormal once multiplied by the factors."""
+    variances: Float[Array, " p"]
+    """Variances ``v`` of the components."""
+    ridge: Float[Array, " p"]
+    """Penalty of the components, as a multiple of l2: 1, or the squares of the factors."""
+    rest: Float[Array, ""]
+    """Mean variance of the directions outside."""
+    factor: Float[Array, " d"]
+    """Factors ``F``."""
+    second_moments: Float[Array, " d"]
+    """Second moments of the features, which are centered."""
 
 
-def basis(sizes: Sizes, problem: Problem, factor: jax.Array, q: int) -> Basis:
+def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) -> Basis:
     """Computes the components from a sample of the rows, for ``q`` classes.
 
     Args:
@@ -120,15 +121,17 @@ def basis(sizes: Sizes, problem: Problem, factor: jax.Array, q: int) -> Basis:
     return Basis(u, values, jnp.ones(sizes.leading, dtype), rest, factor, moments * factor**2)
 
 
-def scores(sizes: Sizes, problem: Problem, components: jax.Array) -> jax.Array:
-    """Returns ``[blocks, rows, 1 + r]``: a one and component scores of the first rows.
+def scores(
+    sizes: Sizes, problem: Problem, components: Float[Array, "d r"]
+) -> Float[Array, "blocks rows 1+r"]:
+    """Returns a one and component scores of the first rows.
 
     The one is zero where the bias is held at zero.
 
     Args:
       sizes: how many rows.
       problem: with ``d`` features.
-      components: ``[d, r]``.
+      components: ``r`` directions.
     """
     blocks = min(problem.blocks, -(-sizes.pool // problem.rows))
 

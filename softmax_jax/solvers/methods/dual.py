@@ -12,9 +12,9 @@ the share that raises the bound the most, a Frank-Wolfe step with exact line sea
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem
 
@@ -22,17 +22,19 @@ from softmax_jax.solvers.problem import Problem
 class Dual(NamedTuple):
     """A mean of distributions met on the way, and its terms of the bound."""
 
-    probabilities: jax.Array
-    """``[blocks, k, q, rows]``."""
-    gradient: jax.Array
-    """``[k, q, 1 + d]``: [R 1, R X] for its residuals R."""
-    entropy: jax.Array
-    """``[k]``: at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
+    probabilities: Float[Array, "blocks k q rows"]
+    gradient: Float[Array, "k q columns"]
+    """Gradient [R 1, R X] for its residuals R."""
+    entropy: Float[Array, " k"]
+    """Number that is at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
 
 
 def penalised(
-    problem: Problem, theta: jax.Array, loss: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    problem: Problem,
+    theta: Float[Array, "k q columns"],
+    loss: Float[Array, " k"],
+    gradient: Float[Array, "k q columns"],
+) -> tuple[Float[Array, " k"], Float[Array, "k q columns"]]:
     """Returns the objective and its gradient, from those of the mean loss."""
     w, penalty = theta[..., 1:], problem.penalty
     return loss + penalty.smooth_value(w), gradient.at[..., 1:].add(penalty.gradient(w))
@@ -40,13 +42,13 @@ def penalised(
 
 def bound(
     problem: Problem,
-    theta: jax.Array,
-    loss: jax.Array,
+    theta: Float[Array, "k q columns"],
+    loss: Float[Array, " k"],
     here: Dual,
     dual: Dual,
-    decrement: jax.Array,
-) -> tuple[jax.Array, Dual]:
-    """Returns the gap ``[k]``, and the dual with the distributions at ``theta`` mixed in.
+    decrement: Float[Array, " k"],
+) -> tuple[Float[Array, " k"], Dual]:
+    """Returns the gap, and the dual with the distributions at ``theta`` mixed in.
 
     With the gradients G of the mean loss, the bound is ``entropy - |G_W|^2 / (2 ridge)``, and a
     mixture has at least the mixed entropy. Where l2 = 0 there is no bound, and the gap is what the
@@ -55,10 +57,10 @@ def bound(
     Args:
       problem: with strengths ``l2``.
       theta: where the primal stands.
-      loss: ``[k]``, there.
+      loss: mean loss there.
       here: probabilities and gradient there; its entropy follows from the loss.
       dual: the mixture so far; entropy -inf if there is none.
-      decrement: ``[k]``.
+      decrement: what the last step promised.
     """
     bounded = problem.l2 > 0
     here = here._replace(entropy=loss - dot(here.gradient, theta))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import dot, over_classes, wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
@@ -16,26 +17,27 @@ from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 class Line(NamedTuple):
     """A line through the parameters of each of ``k`` problems."""
 
-    theta: jax.Array
-    """``[k, q, 1 + d]`` at its start."""
-    logits: jax.Array
-    """``[blocks, k, q, rows]`` there, with the offset."""
-    value: jax.Array
-    """``[k]`` objectives there."""
-    gradient: jax.Array
-    direction: jax.Array
-    """``[k, q, 1 + d]``, as is the gradient."""
-    ahead: jax.Array
-    """``[blocks, k, q, rows]``: logits of the direction."""
-    step: jax.Array
-    """``[k]`` lengths at which the search begins."""
-    is_fixed: jax.Array
-    """``[k]``: whether to take that length as it is."""
-    is_done: jax.Array
-    """``[k]``: whether to stay at the start."""
+    theta: Float[Array, "k q columns"]
+    """Parameters at its start."""
+    logits: Float[Array, "blocks k q rows"]
+    """Logits there, with the offset."""
+    value: Float[Array, " k"]
+    """Objectives there."""
+    gradient: Float[Array, "k q columns"]
+    direction: Float[Array, "k q columns"]
+    ahead: Float[Array, "blocks k q rows"]
+    """Logits of the direction."""
+    step: Float[Array, " k"]
+    """Lengths at which the search begins."""
+    is_fixed: Bool[Array, " k"]
+    """Problems that take that length as it is."""
+    is_done: Bool[Array, " k"]
+    """Problems that stay at the start."""
 
 
-def search(problem: Problem, line: Line, *, flat: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def search(
+    problem: Problem, line: Line, *, flat: float
+) -> tuple[Float[Array, " k"], Float[Array, " k"], Float[Array, "blocks k q rows"]]:
     """Finds steps at which the slope is at most the share ``flat`` of the first one, in size.
 
     Newton's method on the slope, which rises with t as the objective is convex, kept between the
@@ -43,7 +45,7 @@ def search(problem: Problem, line: Line, *, flat: float) -> tuple[jax.Array, jax
     the direction does not lead down.
 
     Returns:
-      The steps ``[k]``, and the mean losses ``[k]`` and probabilities there.
+      The steps, and the mean losses and probabilities there.
     """
     w, v = line.theta[..., 1:], line.direction[..., 1:]
     ww, wv, vv = (problem.penalty.smooth_inner(a, b) for a, b in ((w, w), (w, v), (v, v)))
@@ -89,16 +91,19 @@ def search(problem: Problem, line: Line, *, flat: float) -> tuple[jax.Array, jax
 class Probe(NamedTuple):
     """The mean loss at a step, its derivatives in the step, and the probabilities there."""
 
-    loss: jax.Array
-    slope: jax.Array
-    second_derivative: jax.Array
-    """``[k]`` each."""
-    probabilities: jax.Array
-    """``[blocks, k, q, rows]``."""
+    loss: Float[Array, " k"]
+    slope: Float[Array, " k"]
+    second_derivative: Float[Array, " k"]
+    probabilities: Float[Array, "blocks k q rows"]
 
 
-def probe_at(problem: Problem, logits: jax.Array, ahead: jax.Array, t: jax.Array) -> Probe:
-    """Evaluates the loss at ``logits + t ahead``: ``[k]`` each, and ``[blocks, k, q, rows]``."""
+def probe_at(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    ahead: Float[Array, "blocks k q rows"],
+    t: Float[Array, " k"],
+) -> Probe:
+    """Evaluates the loss at ``logits + t ahead``."""
     q = logits.shape[2]
     mass = passes.mass(problem)
 

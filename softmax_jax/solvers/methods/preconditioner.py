@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float
 from softmax_jax.normalizer import softmax
 from softmax_jax.solvers.methods.components import Basis
 
@@ -31,24 +32,27 @@ from softmax_jax.solvers.methods.components import Basis
 class Preconditioner(NamedTuple):
     """Approximate inverse Hessians of ``k`` problems."""
 
-    core: jax.Array
-    """``[k, q (r + 1), q (r + 1)]``: the inverse on the bias and the first components."""
-    class_vectors: jax.Array
-    """``[k, q, q]``: eigenvectors of the mean class covariance."""
-    class_values: jax.Array
-    """``[k, q]``."""
+    core: Float[Array, "k m m"]
+    """Inverse, of order ``m = q (1 + r)``, on the bias and the first components."""
+    class_vectors: Float[Array, "k q q"]
+    """Eigenvectors of the mean class covariance."""
+    class_values: Float[Array, "k q"]
+    """Eigenvalues of the mean class covariance."""
 
 
 def sample(
-    size: int, z: jax.Array, logits: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws rows that stand for all: their ``z``, probabilities ``[n, q]`` and shares ``[n]``.
+    size: int,
+    z: Float[Array, "pool rows c"],
+    logits: Float[Array, "blocks q rows"],
+    weights: Float[Array, "blocks rows"],
+) -> tuple[Float[Array, "n c"], Float[Array, "n q"], Float[Array, " n"]]:
+    """Draws rows that stand for all: their ``z``, probabilities and shares.
 
     Args:
       size: how many, if there are more.
-      z: ``[blocks, rows, 1 + r]``, component scores.
-      logits: ``[blocks, q, rows]``.
-      weights: ``[blocks, rows]``.
+      z: component scores, ``c = 1 + r``.
+      logits: those of the same rows.
+      weights: those of the same rows.
     """
     blocks, q, rows = logits.shape
     dtype = logits.dtype
@@ -71,14 +75,10 @@ def sample(
     return z[block, row], p[block, :, row], s / jnp.maximum(jnp.sum(s), tiny)
 
 
-def hessian(z: jax.Array, p: jax.Array, s: jax.Array) -> jax.Array:
-    """Returns ``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class: ``[q c, q c]``.
-
-    Args:
-      z: ``[n, c]``.
-      p: ``[n, q]``.
-      s: ``[n]``.
-    """
+def hessian(
+    z: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
+) -> Float[Array, "q*c q*c"]:
+    """Returns ``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class."""
     sp = s[:, None] * p
     zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), -1)
     diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
@@ -86,7 +86,12 @@ def hessian(z: jax.Array, p: jax.Array, s: jax.Array) -> jax.Array:
 
 
 def build(
-    size: int, basis: Basis, z: jax.Array, logits: jax.Array, weights: jax.Array, l2: jax.Array
+    size: int,
+    basis: Basis,
+    z: Float[Array, "pool rows c"],
+    logits: Float[Array, "blocks q rows"],
+    weights: Float[Array, "blocks rows"],
+    l2: Float[Array, ""],
 ) -> Preconditioner:
     """Forms the preconditioner of one problem, from a sample of its rows; see `sample`."""
     q, dtype = logits.shape[1], logits.dtype
@@ -110,7 +115,9 @@ def build(
     return Preconditioner(_inverse(h, ridge, blur), vectors, values)
 
 
-def _inverse(h: jax.Array, ridge: jax.Array, blur: jax.Array) -> jax.Array:
+def _inverse(
+    h: Float[Array, "m m"], ridge: Float[Array, " m"], blur: Float[Array, "m m"]
+) -> Float[Array, "m m"]:
     """Inverts ``h`` with the ridge added, and a share of ``blur`` that leaves it definite.
 
     Zero, so that nothing moves, if there is no such share, as ``h`` is not finite.
@@ -141,15 +148,17 @@ def _inverse(h: jax.Array, ridge: jax.Array, blur: jax.Array) -> jax.Array:
     return jnp.where(jnp.all(jnp.isfinite(root)), root.T @ root, 0)
 
 
-def _block_diagonal(blocks: jax.Array) -> jax.Array:
+def _block_diagonal(blocks: Float[Array, "q m m"]) -> Float[Array, "q*m q*m"]:
     q, m, _ = blocks.shape
     full = jnp.zeros((q, m, q, m), blocks.dtype)
     c = jnp.arange(q)
     return full.at[c, :, c, :].set(blocks).reshape(q * m, q * m)
 
 
-def apply(pre: Preconditioner, basis: Basis, l2: jax.Array, g: jax.Array) -> jax.Array:
-    r"""Multiplies ``g: [k, q, 1 + d]`` by the approximate inverse, for strengths ``l2: [k]``.
+def apply(
+    pre: Preconditioner, basis: Basis, l2: Float[Array, " k"], g: Float[Array, "k q columns"]
+) -> Float[Array, "k q columns"]:
+    r"""Multiplies ``g`` by the approximate inverse, for strengths ``l2``.
 
     With the components :math:`U`, the core :math:`M^{-1}` on the bias and the first ``r`` of them,
     and the eigenvectors and eigenvalues :math:`V, a` of the mean class covariance,
