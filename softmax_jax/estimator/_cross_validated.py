@@ -20,6 +20,7 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import _check_method_params
 
 from softmax_jax import solvers
+from softmax_jax._annotations import AnyArray
 from softmax_jax.estimator._arrays import dtype_of_weights, for_solvers, place_of, to_numpy
 from softmax_jax.estimator._linear_classifier import LinearClassifier, warn_unless_certified
 from softmax_jax.estimator._single import SoftmaxRegression
@@ -72,8 +73,8 @@ class SoftmaxRegressionCV(LinearClassifier):
     def __init__(
         self,
         *,
-        l2: Any = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        l1: Any = 0.0,
+        l2: AnyArray = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        l1: AnyArray = 0.0,
         cv: Any = 5,
         scoring: Any = None,
         choice: str = "best",
@@ -82,7 +83,7 @@ class SoftmaxRegressionCV(LinearClassifier):
         grouped: bool = False,
         fit_intercept: bool = True,
         standardize: bool = False,
-        class_weight: Any = None,
+        class_weight: AnyArray = None,
         tol: float = 1e-6,
         max_passes: float = 2000,
     ):
@@ -105,7 +106,7 @@ class SoftmaxRegressionCV(LinearClassifier):
         """See `SoftmaxRegression`; of the strength that was chosen, once there is one."""
         return "l1" if np.any(np.asarray(getattr(self, "l1_", self.l1)) > 0) else "l2"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
+    def fit(self, X: AnyArray, y: AnyArray, sample_weight: AnyArray = None, **params: Any) -> Self:
         """Chooses strengths and minimises the objective with them.
 
         Args:
@@ -165,7 +166,9 @@ class SoftmaxRegressionCV(LinearClassifier):
         self.cross_validation_ = found
         return self
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> float:
+    def score(
+        self, X: AnyArray, y: AnyArray, sample_weight: AnyArray = None, **params: Any
+    ) -> float:
         """Returns what ``scoring`` makes of predictions for ``X``; without it their accuracy."""
         _raise_for_params(params, self, "score")
         if sample_weight is not None:
@@ -195,13 +198,13 @@ class SoftmaxRegressionCV(LinearClassifier):
     def _scorer(self) -> Callable[..., float]:
         return get_scorer("accuracy" if self.scoring is None else self.scoring)
 
-    def _folds(self, X: Any, labels: np.ndarray, params: dict[str, Any]) -> Any:
+    def _folds(self, X: AnyArray, labels: np.ndarray, params: dict[str, Any]) -> Any:
         if hasattr(self.cv, "split"):
             return self.cv.split(to_numpy(X), labels, **params)
         return 5 if self.cv is None else self.cv
 
     def _scores_of(
-        self, X: Any, labels: np.ndarray, params: dict[str, Any]
+        self, X: AnyArray, labels: np.ndarray, params: dict[str, Any]
     ) -> Callable[[Params, np.ndarray], float] | None:
         """The scorer as `solvers.cross_validate` calls it."""
         if self.scoring is None:

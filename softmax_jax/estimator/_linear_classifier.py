@@ -11,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from softmax_jax._annotations import AnyArray
 from softmax_jax.data import blocks
 from softmax_jax.estimator._arrays import (
     Place,
@@ -30,13 +31,13 @@ from softmax_jax.solvers.inputs import checked_weights
 class LinearClassifier(ClassifierMixin, BaseEstimator):
     """``classes_``, ``coef_`` and ``intercept_``, and what is predicted with them."""
 
-    class_weight: Any
+    class_weight: AnyArray
     grouped: bool
     standardize: bool
     tol: float
-    classes_: Any
-    coef_: Any
-    intercept_: Any
+    classes_: AnyArray
+    coef_: AnyArray
+    intercept_: AnyArray
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -44,13 +45,13 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         tags.array_api_support = True
         return tags
 
-    def decision_function(self, X: Any) -> Any:
+    def decision_function(self, X: AnyArray) -> AnyArray:
         """``[n, q]`` logits; for two classes ``[n]``, the log odds of ``classes_[1]``."""
         logits = self._logits(X, "decision_function")
         logits = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
         return self._in_the_type_of_the_weights(logits)
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: AnyArray) -> AnyArray:
         """``[n]``: the most probable labels."""
         logits = self._logits(X, "predict")
         place = place_of(logits)
@@ -58,13 +59,13 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         labels = to_numpy(self.classes_)[best]
         return labels if labels.dtype.kind in "OUS" else place.put(labels)
 
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: AnyArray) -> AnyArray:
         """``[n, q]`` probabilities, with the classes in the order of ``classes_``."""
         log_probabilities = self._log_probabilities(X, "predict_proba")
         probabilities = place_of(log_probabilities).namespace.exp(log_probabilities)
         return self._in_the_type_of_the_weights(probabilities)
 
-    def predict_log_proba(self, X: Any) -> Any:
+    def predict_log_proba(self, X: AnyArray) -> AnyArray:
         """``[n, q]``: their logarithms, in nats."""
         return self._in_the_type_of_the_weights(self._log_probabilities(X, "predict_log_proba"))
 
@@ -81,7 +82,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             self.coef_ = self.coef_.toarray()
         return self
 
-    def _checked(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _checked(self, X: AnyArray, y: AnyArray) -> tuple[AnyArray, np.ndarray]:
         """Features, and class ids for NumPy; sets ``classes_``."""
         X, y = validate_data(self, without_bfloat16(X), y, accept_sparse="csr", dtype="numeric")
         check_classification_targets(y)
@@ -89,7 +90,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = place_of(y).put(classes)
         return X, ids
 
-    def _weights(self, ids: np.ndarray, sample_weight: Any) -> dict[str, Any]:
+    def _weights(self, ids: np.ndarray, sample_weight: AnyArray) -> dict[str, Any]:
         """Both kinds of weights as the solvers take them."""
         if sample_weight is not None:
             sample_weight = _check_sample_weight(to_numpy(sample_weight), ids, dtype=np.float64)
@@ -99,7 +100,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             class_weight = compute_class_weight(class_weight, classes=classes, y=classes[ids])
         return {"sample_weight": sample_weight, "class_weight": class_weight}
 
-    def _set_weights(self, params: Params, X: Any) -> None:
+    def _set_weights(self, params: Params, X: AnyArray) -> None:
         """Sets weights in the type that belongs to features ``X``, and where those lie."""
         place, dtype = place_of(X), dtype_of_weights(X)
         self.coef_ = place.put(np.ascontiguousarray(params.w.T, dtype))
@@ -110,7 +111,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         solution: Solution,
         l2: float,
         l1: float,
-        X: Any,
+        X: AnyArray,
         ids: np.ndarray,
         weights: dict[str, Any],
     ) -> Solution:
@@ -139,7 +140,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return solution
 
     def _objective(
-        self, l2: float, l1: float, X: Any, ids: np.ndarray, weights: dict[str, Any]
+        self, l2: float, l1: float, X: AnyArray, ids: np.ndarray, weights: dict[str, Any]
     ) -> float:
         """F of the weights as they are, in float64."""
         w, b = model_params(self.coef_, self.intercept_)
@@ -152,7 +153,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         penalty = Penalty(l2, l1, grouped=self.grouped).value(w)
         return float(np.average(losses, weights=share[rows]) + penalty)
 
-    def _logits(self, X: Any, method: str) -> Any:
+    def _logits(self, X: AnyArray, method: str) -> AnyArray:
         """``[n, q]`` in the widest floats, as products with large features lose digits."""
         check_is_fitted(self)
         X = validate_data(
@@ -163,19 +164,19 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         intercept = place.namespace.astype(self.intercept_, place.widest_float)
         return _products(X, self.coef_.T, place) + intercept[None, :]
 
-    def _log_probabilities(self, X: Any, method: str) -> Any:
+    def _log_probabilities(self, X: AnyArray, method: str) -> AnyArray:
         logits = self._logits(X, method)
         return log_softmax(logits, place_of(logits).namespace)
 
-    def _in_the_type_of_the_weights(self, a: Any) -> Any:
+    def _in_the_type_of_the_weights(self, a: AnyArray) -> AnyArray:
         return place_of(a).namespace.astype(a, self.intercept_.dtype, copy=False)
 
 
-def _products(x: Any, w: Any, place: Place) -> Any:
+def _products(x: AnyArray, w: AnyArray, place: Place) -> AnyArray:
     """``x w`` in the widest floats and dense, where either may be sparse; a block at a time."""
     n, dtype = x.shape[0], place.widest_float
 
-    def wide(a: Any) -> Any:
+    def wide(a: AnyArray) -> AnyArray:
         if scipy.sparse.issparse(a):
             return a.astype(dtype)
         return place.namespace.astype(a, dtype, copy=False)
@@ -186,11 +187,11 @@ def _products(x: Any, w: Any, place: Place) -> Any:
     return place.namespace.concat([_dense(part) for part in products])
 
 
-def _dense(a: Any) -> Any:
+def _dense(a: AnyArray) -> AnyArray:
     return a.toarray() if scipy.sparse.issparse(a) else a
 
 
-def _refuse_another_place(place: Place, weights: Any, method: str) -> None:
+def _refuse_another_place(place: Place, weights: AnyArray, method: str) -> None:
     fitted = place_of(weights)
     # Without array_api_dispatch all places are NumPy's, even where the weights are not.
     is_numpys = scipy.sparse.issparse(weights) or isinstance(weights, np.ndarray)
@@ -202,7 +203,7 @@ def _refuse_another_place(place: Place, weights: Any, method: str) -> None:
         )
 
 
-def model_params(coef: Any, intercept: Any) -> Params:
+def model_params(coef: AnyArray, intercept: AnyArray) -> Params:
     """``coef_`` and ``intercept_`` as float64 parameters of the model."""
     w: Any = np.asarray(to_numpy(_dense(coef))).T
     b: Any = to_numpy(intercept)

@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import validate_data
 
 from softmax_jax import solvers, training
+from softmax_jax._annotations import AnyArray
 from softmax_jax._fork import refuse_broken_process
 from softmax_jax.data import Data
 from softmax_jax.data.dataset import stored_features
@@ -78,7 +79,7 @@ class SoftmaxRegression(LinearClassifier):
         grouped: bool = False,
         fit_intercept: bool = True,
         standardize: bool = False,
-        class_weight: Any = None,
+        class_weight: AnyArray = None,
         tol: float = 1e-6,
         max_passes: float = 2000,
         warm_start: bool = False,
@@ -105,7 +106,7 @@ class SoftmaxRegression(LinearClassifier):
         """
         return "l1" if self.l1 > 0 else "l2"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: AnyArray, y: AnyArray, sample_weight: AnyArray = None) -> Self:
         """Minimises the objective.
 
         Args:
@@ -146,7 +147,9 @@ class SoftmaxRegression(LinearClassifier):
         warn_unless_certified(self.tol, self._keep(solution, self.l2, self.l1, X, ids, weights))
         return self
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+    def partial_fit(
+        self, X: AnyArray, y: AnyArray, classes: AnyArray = None, sample_weight: AnyArray = None
+    ) -> Self:
         """Takes one pass of Adam over the rows given, in minibatches, from where the weights stand.
 
         This is `softmax_jax.training`, in float32: the steps descend the mean loss of their
@@ -225,7 +228,9 @@ class SoftmaxRegression(LinearClassifier):
         return np.searchsorted(classes, y)
 
     @jax.transfer_guard("allow")
-    def _take_a_pass(self, X: Any, ids: np.ndarray, weights: np.ndarray) -> training.TrainState:
+    def _take_a_pass(
+        self, X: AnyArray, ids: np.ndarray, weights: np.ndarray
+    ) -> training.TrainState:
         refuse_broken_process()
         w, b = model_params(self.coef_, self.intercept_)
         b = jnp.asarray(b, jnp.float32)

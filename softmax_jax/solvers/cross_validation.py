@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
+from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import dense_rows, per_feature
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
@@ -55,21 +56,21 @@ class CrossValidation(NamedTuple):
 
 
 def cross_validate(
-    x: Any,
-    y: Any,
+    x: AnyArray,
+    y: AnyArray,
     *,
-    l2: Any,
-    l1: Any = 0.0,
-    folds: int | np.ndarray | Iterable[tuple[Any, Any]] = 5,
+    l2: AnyArray,
+    l1: AnyArray = 0.0,
+    folds: int | np.ndarray | Iterable[tuple[AnyArray, AnyArray]] = 5,
     seed: int = 0,
     score: Callable[[Params, np.ndarray], float] | None = None,
     refit: bool = True,
     num_classes: int | None = None,
-    sample_weight: Any = None,
-    class_weight: Any = None,
-    offset: Any = None,
-    scale: Any = None,
-    shift: Any = None,
+    sample_weight: AnyArray = None,
+    class_weight: AnyArray = None,
+    offset: AnyArray = None,
+    scale: AnyArray = None,
+    shift: AnyArray = None,
     fit_intercept: bool = True,
     standardize: bool = False,
     initial: Params | None = None,
@@ -237,7 +238,7 @@ def cross_validate(
     )
 
 
-def standard_deviations(x: Any, weights: np.ndarray) -> np.ndarray:
+def standard_deviations(x: AnyArray, weights: np.ndarray) -> np.ndarray:
     """Returns ``[d]`` weighted standard deviations of features, in float64, a block at a time."""
     share = weights / weights.sum()
 
@@ -269,9 +270,9 @@ def _scored(
 
 
 def measured(
-    x: Any,
+    x: AnyArray,
     y: np.ndarray,
-    offset: Any,
+    offset: AnyArray,
     size: int,
     weights: np.ndarray,
     w: np.ndarray,

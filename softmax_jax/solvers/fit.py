@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from softmax_jax import _fork, checks
+from softmax_jax._annotations import AnyArray
 from softmax_jax.model import Params
 from softmax_jax.solvers import jax_settings, schedule, strengths
 from softmax_jax.solvers.inputs import Inputs, arrange
@@ -22,18 +23,18 @@ MARGIN = 0.7
 
 
 def fit(
-    x: Any,
-    y: Any,
+    x: AnyArray,
+    y: AnyArray,
     *,
     l2: float,
     l1: float = 0.0,
     grouped: bool = False,
     num_classes: int | None = None,
-    sample_weight: Any = None,
-    class_weight: Any = None,
-    offset: Any = None,
-    scale: Any = None,
-    shift: Any = None,
+    sample_weight: AnyArray = None,
+    class_weight: AnyArray = None,
+    offset: AnyArray = None,
+    scale: AnyArray = None,
+    shift: AnyArray = None,
     fit_intercept: bool = True,
     standardize: bool = False,
     initial: Params | None = None,
@@ -143,18 +144,18 @@ def fit(
 
 
 def fit_path(
-    x: Any,
-    y: Any,
+    x: AnyArray,
+    y: AnyArray,
     *,
-    l2: Any,
-    l1: Any = 0.0,
+    l2: AnyArray,
+    l1: AnyArray = 0.0,
     grouped: bool = False,
     num_classes: int | None = None,
-    sample_weight: Any = None,
-    class_weight: Any = None,
-    offset: Any = None,
-    scale: Any = None,
-    shift: Any = None,
+    sample_weight: AnyArray = None,
+    class_weight: AnyArray = None,
+    offset: AnyArray = None,
+    scale: AnyArray = None,
+    shift: AnyArray = None,
     fit_intercept: bool = True,
     standardize: bool = False,
     initial: Params | None = None,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks
+from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import per_feature, refuse_not_finite
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.targets import (
@@ -62,15 +63,15 @@ class Inputs(NamedTuple):
 
 
 def arrange(
-    x: Any,
-    y: Any,
+    x: AnyArray,
+    y: AnyArray,
     *,
     num_classes: int | None,
-    sample_weight: Any,
-    class_weight: Any,
-    offset: Any,
-    scale: Any,
-    shift: Any,
+    sample_weight: AnyArray,
+    class_weight: AnyArray,
+    offset: AnyArray,
+    scale: AnyArray,
+    shift: AnyArray,
     initial: Params | None,
     block_size: int | None,
     fit_intercept: bool,
@@ -125,7 +126,7 @@ def arrange(
     )
 
 
-def _widened(x: Any, padding: int) -> Any:
+def _widened(x: AnyArray, padding: int) -> AnyArray:
     """Appends features that are zero."""
     n, d = x.shape
     if _is_sparse(x):
@@ -134,7 +135,7 @@ def _widened(x: Any, padding: int) -> Any:
     return pad(x, ((0, 0), (0, padding)))
 
 
-def _checked_offset(offset: Any, n: int, q: int) -> np.ndarray | None:
+def _checked_offset(offset: AnyArray, n: int, q: int) -> np.ndarray | None:
     if offset is None:
         return None
     offset = np.asarray(offset, np.float64)
@@ -156,7 +157,7 @@ class _Layout(NamedTuple):
     active: int
     """Blocks that have a row of positive weight."""
 
-    def of(self, a: Any) -> Any:
+    def of(self, a: AnyArray) -> AnyArray:
         """Returns an array over rows as ``[blocks, rows, ...]``."""
         a = a if np.array_equal(self.order, np.arange(len(a))) else a[self.order]
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
@@ -181,7 +182,7 @@ def _layout(weights: np.ndarray, width: int, block_size: int | None) -> _Layout:
 
 
 def _stored(
-    x: Any,
+    x: AnyArray,
     y: np.ndarray,
     weights: np.ndarray,
     offset: np.ndarray | None,
@@ -238,11 +239,11 @@ def _rounded_up(n: int) -> int:
     return -(-n // step) * step
 
 
-def _is_sparse(x: Any) -> bool:
+def _is_sparse(x: AnyArray) -> bool:
     return hasattr(x, "tocsr")
 
 
-def checked_x(x: Any) -> tuple[Any, float]:
+def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
     """Returns features as CSR, JAX or NumPy array, and the largest of them in size."""
     x = checks.as_rows(x, "x")
     if 0 in x.shape:
@@ -267,14 +268,14 @@ def checked_x(x: Any) -> tuple[Any, float]:
     return x, largest
 
 
-def _largest(a: Any, numpy: Any) -> float:
+def _largest(a: AnyArray, numpy: Any) -> float:
     """Returns the largest number in size; NaN if there is one."""
     if a.size == 0:
         return 0.0
     return float(np.maximum(np.abs(float(numpy.min(a))), np.abs(float(numpy.max(a)))))
 
 
-def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
+def checked_y(y: AnyArray, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Returns class ids as int32, or probabilities as float64; and the number of classes."""
     y = checked_targets(y, n, "y", np.float64)
     q = number_of_classes(y, num_classes, "y")
@@ -287,7 +288,7 @@ def checked_y(y: Any, n: int, num_classes: int | None) -> tuple[np.ndarray, int]
 
 
 def checked_weights(
-    sample_weight: Any, class_weight: Any, y: np.ndarray, n: int, q: int
+    sample_weight: AnyArray, class_weight: AnyArray, y: np.ndarray, n: int, q: int
 ) -> np.ndarray:
     """Returns ``[m, n]``: both kinds of weights multiplied, for each weighting."""
     weights = checks.checked_weights(sample_weight, n, "sample_weight", several=True)
@@ -297,7 +298,9 @@ def checked_weights(
     return weights
 
 
-def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray, q: int) -> np.ndarray:
+def _class_weights(
+    class_weight: AnyArray, y: np.ndarray, weights: np.ndarray, q: int
+) -> np.ndarray:
     """Returns factors ``[m, n]`` or ``[1, n]``."""
     if isinstance(class_weight, str):
         if class_weight != "balanced":
@@ -330,7 +333,7 @@ def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:
     return np.concatenate([b[:, None], w.T], axis=1)
 
 
-def _sparse_blocks(x: Any, layout: _Layout) -> SparseBlocks:
+def _sparse_blocks(x: AnyArray, layout: _Layout) -> SparseBlocks:
     blocks, rows = layout.blocks, layout.rows
     x = x[layout.order]
     parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
