@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from softmax_jax.solvers import offsets, separation, warm_up
 from softmax_jax.solvers.certificate import Certificate
@@ -35,7 +36,7 @@ class Plan(NamedTuple):
 
     queues: Sequence[collections.deque[Job]]
     """A queue for each slot; slots may share one."""
-    dtype: Any
+    dtype: DTypeLike
     initial: np.ndarray | None
     """``[q, 1 + d]`` parameters to begin with, in the solvers' units; None means those of a sample.
     """
@@ -125,7 +126,7 @@ class Slots:
     stop: Stop
     report: Report
     queues: Sequence[collections.deque[Job]]
-    dtype: Any
+    dtype: DTypeLike
     jobs: list[Job]
     """Job of each slot, the last one where it is idle."""
     busy: np.ndarray

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softmax_jax._annotations import Float, NDArray
 from softmax_jax.model import Params
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
@@ -20,14 +21,14 @@ NEGLIGIBLE = 1e-6
 class History(NamedTuple):
     """Progress of a problem to its solution: a row each time that the host looked at it."""
 
-    seconds: np.ndarray
+    seconds: Float[NDArray, " looks"]
     """Seconds since the call, compilation included."""
-    passes: np.ndarray
-    objective: np.ndarray
+    passes: Float[NDArray, " looks"]
+    objective: Float[NDArray, " looks"]
     """Objective in working precision; where ``rows`` is less than all, of those rows."""
-    gap: np.ndarray
+    gap: Float[NDArray, " looks"]
     """Estimate of the duality gap in working precision, absolute."""
-    rows: np.ndarray
+    rows: Float[NDArray, " looks"]
     """Share of the rows that was worked on."""
 
 
@@ -50,8 +51,8 @@ class Solution(NamedTuple):
     """``w: [d, q]``, ``b: [q]``: NumPy float64, which is what the certificate is about."""
     centered: Params
     """Parameters for ``x - mean``, for float32 to evaluate however far features are from zero."""
-    mean: Any
-    """``[d]`` means of the features."""
+    mean: Float[NDArray, "*grid d"]
+    """Means of the features."""
     objective: Any
     """F in nats, in float64, of `centered`; that of `params` is larger by rounding, up to `gap`."""
     gap: Any

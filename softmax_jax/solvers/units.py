@@ -27,7 +27,7 @@ _SMALLEST, _LARGEST = 1e-100, 1e100
 class Units(NamedTuple):
     """Units of the features that the solvers see, in those that users have."""
 
-    mean: Float[Array | NDArray, " d"]
+    mean: Float[NDArray, " d"]
     """Users' features where the solvers' are zero."""
     size: Float[NDArray, " d"]
     """Powers of two: a user's weight is the solvers' times ``size``."""

@@ -10,12 +10,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float
 from softmax_jax.solvers import certificate as certificates
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
@@ -24,24 +26,25 @@ from softmax_jax.solvers.problem import Problem, cast
 from softmax_jax.solvers.units import Units
 
 
+@runtime_checkable
 class State(Protocol):
     """Parts that the state of every method has, for ``k`` problems; a NamedTuple."""
 
     @property
-    def theta(self) -> Any:
-        """``[k, q, 1 + d]`` parameters, the bias in front."""
+    def theta(self) -> Float[Array, "k q columns"]:
+        """Parameters, the bias in front."""
 
     @property
-    def value(self) -> Any:
-        """``[k]`` objectives in working precision; inf before the first step."""
+    def value(self) -> Float[Array, " k"]:
+        """Objectives in working precision; inf before the first step."""
 
     @property
-    def gap(self) -> Any:
-        """``[k]`` estimates of the duality gap."""
+    def gap(self) -> Float[Array, " k"]:
+        """Estimates of the duality gap."""
 
     @property
-    def done(self) -> Any:
-        """``[k]``: whether a problem has reached its target, or can make no step."""
+    def done(self) -> Bool[Array, " k"]:
+        """Problems that have reached their target, or can make no step."""
 
 
 class Setup(NamedTuple):
@@ -124,7 +127,7 @@ class Method(abc.ABC):
         return self.patience
 
     def prepare(
-        self, inputs: Inputs, weightings: Sequence[int], dtype: Any, *, penalised: bool
+        self, inputs: Inputs, weightings: Sequence[int], dtype: DTypeLike, *, penalised: bool
     ) -> Setup:
         """Returns the problems with the chosen weightings, and what the method has to know of them.
 
@@ -158,7 +161,7 @@ class Method(abc.ABC):
         return ()
 
     @abc.abstractmethod
-    def init(self, problem: Problem, aids: Any, theta: jax.typing.ArrayLike) -> State:
+    def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
         """Returns the state at ``theta: [k, q, 1 + d]``, after `passes_to_begin` passes."""
 
     @abc.abstractmethod
@@ -234,7 +237,13 @@ class Method(abc.ABC):
 
 @partial(compiled, static_argnames=("method", "dtype", "q"))
 def _prepared(
-    method: Method, problem: Problem, chosen: np.ndarray, factor: jax.Array, *, dtype: Any, q: int
+    method: Method,
+    problem: Problem,
+    chosen: np.ndarray,
+    factor: jax.Array,
+    *,
+    dtype: DTypeLike,
+    q: int,
 ) -> tuple[Problem, Problem, Any]:
     exact = problem._replace(weights=problem.weights[:, chosen])
     working = cast(exact, dtype)
@@ -257,6 +266,6 @@ def _certified(
     return certificates.certify(alone, of_slot(theta, slot, 0), dual)
 
 
-def of_slot(array: jax.Array, slot: jax.typing.ArrayLike, axis: int) -> jax.Array:
+def of_slot(array: jax.Array, slot: ArrayLike, axis: int) -> jax.Array:
     """Returns one entry along ``axis``, which stays, in float64."""
     return jax.lax.dynamic_slice_in_dim(array, slot, 1, axis).astype(jnp.float64)
