@@ -7,6 +7,7 @@ array alone. The tests check all of them with beartype, on each call that return
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpy import ndarray as NDArray
@@ -28,6 +29,9 @@ else:
         Bool = Float = Int = Integer = Num = Real = Shaped = UInt8 = _ArrayAlone
         PyTree = Any
 
+Scalar: TypeAlias = float | int | np.floating | np.integer | Real[Array | NDArray, ""]
+"""One real number, of Python, NumPy or JAX; under a transformation it may be traced."""
+
 __all__ = [
     "AnyArray",
     "Array",
@@ -40,6 +44,7 @@ __all__ = [
     "Num",
     "PyTree",
     "Real",
+    "Scalar",
     "Shaped",
     "UInt8",
 ]

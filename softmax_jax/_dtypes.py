@@ -5,12 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Float, Shaped
+
 
 def accumulation_type(*arrays: jax.Array | jax.ShapeDtypeStruct) -> Any:
-    """The type of sums over ``arrays``: float64 if any of them is of it, float32 else."""
+    """Returns the type of sums over ``arrays``: float64 if any of them is of it, float32 else."""
     return jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32
 
 
-def at_least_float32(a: jax.Array) -> jax.Array:
-    """``a`` itself if it is float32 or float64; narrower types and integers as float32."""
+def at_least_float32(a: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns ``a`` itself if it is float32 or float64; narrower types and integers as float32."""
     return a.astype(accumulation_type(a))

@@ -6,11 +6,12 @@ over ``log 2``: 1 nat = 1.4427 bit.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import as_real
 
@@ -19,27 +20,40 @@ Unit = Literal["nats", "bits"]
 NATS_PER_BIT = math.log(2.0)
 
 
-def to_bits(nats: jax.Array | float) -> jax.Array | float:
-    """``nats / log 2``."""
+Nats = TypeVar("Nats", float, jax.Array)
+"""Information in nats."""
+
+
+def to_bits(nats: Nats) -> Nats:
+    """Returns ``nats / log 2``.
+
+    Example:
+      >>> to_bits(math.log(8.0))
+      3.0
+    """
     return nats / NATS_PER_BIT
 
 
 @jax.transfer_guard("allow")
-def surprisal(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
-    """``-log P(j)``, the information in seeing an event of probability ``p``: elementwise.
+def surprisal(p: AnyArray, *, unit: Unit = "nats") -> Float[Array, "..."]:
+    """Returns ``-log P(j)``, the information in an event of probability ``p``: elementwise.
 
     Infinite for an impossible event. From logits, `softmax_jax.losses.cross_entropy` gives the
     surprisal of a label without forming its probability.
+
+    Example:
+      >>> surprisal([0.5, 0.125], unit="bits").tolist()
+      [1.0, 3.0]
     """
     return _in_unit(-jnp.log(_given(p, "p")), unit)
 
 
 @jax.transfer_guard("allow")
-def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
-    """``H[P] = -Σ_j P(j) log P(j)``, eq. 3.4.11, the expected surprisal: ``[..., q] -> [...]``.
+def entropy(p: AnyArray, *, unit: Unit = "nats") -> Float[Array, "..."]:
+    """Returns ``H[P] = -Σ_j P(j) log P(j)``, eq. 3.4.11, the expected surprisal: ``[...]``.
 
-    Between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to the
-    gradient: derivatives are taken along the support of ``p``.
+    It lies between 0 and ``log q``. A class of probability zero adds nothing to the value, nor to
+    the gradient: derivatives are taken along the support of ``p``.
 
     Example:
       >>> float(entropy([0.5, 0.25, 0.25], unit="bits"))
@@ -50,22 +64,27 @@ def entropy(p: jax.Array, *, unit: Unit = "nats") -> jax.Array:
 
 
 @jax.transfer_guard("allow")
-def cross_entropy(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
-    """``H(P, Q) = -Σ_j P(j) log Q(j)``: the cost of coding draws from P with the code for Q.
+def cross_entropy(p: AnyArray, q: AnyArray, *, unit: Unit = "nats") -> Float[Array, "..."]:
+    """Returns ``H(P, Q) = -Σ_j P(j) log Q(j)``, the cost to code draws from P by the code for Q.
 
-    Never below ``H[P]``, and equal to it only for ``Q = P``; infinite where Q rules out what P
-    allows. ``[..., q] -> [...]``. Classes with ``P(j) = 0`` take no part, in the gradient either.
+    It is never below ``H[P]``, and equal to it only for ``Q = P``; infinite where Q rules out
+    what P allows: ``[..., q] -> [...]``. Classes with ``P(j) = 0`` take no part, in the gradient
+    either.
 
     Raises:
       ValueError: if the shapes differ.
+
+    Example:
+      >>> float(cross_entropy([0.5, 0.5], [0.25, 0.75], unit="bits")).__round__(4)
+      1.2075
     """
     p, q = _pair(p, q)
     return _in_unit(0 - jnp.sum(_xlogy(p, q), axis=-1), unit)
 
 
 @jax.transfer_guard("allow")
-def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Array:
-    """``KL(P, Q) = H(P, Q) - H[P] = Σ_j P(j) log(P(j) / Q(j))``: ``[..., q] -> [...]``.
+def kl_divergence(p: AnyArray, q: AnyArray, *, unit: Unit = "nats") -> Float[Array, "..."]:
+    """Returns ``KL(P, Q) = H(P, Q) - H[P] = Σ_j P(j) log(P(j) / Q(j))``: ``[...]``.
 
     Summed as ``Σ_j P(j) log(P(j) / Q(j)) - P(j) + Q(j)``, the same for distributions, whose terms
     are each non-negative: the result is never below zero by rounding, and nearby distributions
@@ -94,18 +113,18 @@ def kl_divergence(p: jax.Array, q: jax.Array, *, unit: Unit = "nats") -> jax.Arr
     return _in_unit(jnp.sum(jnp.maximum(terms, 0), axis=-1), unit)
 
 
-def _xlogy(p: jax.Array, q: jax.Array) -> jax.Array:
-    """``p log q``, with value and derivatives 0 where ``p = 0``."""
+def _xlogy(p: Float[Array, "*shape"], q: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns ``p log q``, with value and derivatives 0 where ``p = 0``."""
     support = p != 0  # true for NaN, which must not vanish
     # The inner `where` keeps log(0) out of the derivative, the outer one out of the value.
     return jnp.where(support, p * jnp.log(jnp.where(support, q, 1)), 0)
 
 
-def _given(p: Any, name: str) -> jax.Array:
+def _given(p: AnyArray, name: str) -> Float[Array, "..."]:
     return at_least_float32(as_real(p, name))
 
 
-def _pair(p: Any, q: Any) -> tuple[jax.Array, jax.Array]:
+def _pair(p: AnyArray, q: AnyArray) -> tuple[Float[Array, "*batch q"], Float[Array, "*batch q"]]:
     p, q = _given(p, "p"), _given(q, "q")
     if p.shape != q.shape:
         raise ValueError(f"P has shape {p.shape} but Q has shape {q.shape}")
@@ -113,7 +132,7 @@ def _pair(p: Any, q: Any) -> tuple[jax.Array, jax.Array]:
     return p.astype(kind), q.astype(kind)
 
 
-def _in_unit(nats: jax.Array, unit: Unit) -> jax.Array:
+def _in_unit(nats: Float[Array, "*shape"], unit: Unit) -> Float[Array, "*shape"]:
     if unit not in ("nats", "bits"):
         raise ValueError(f"unit must be 'nats' or 'bits', got {unit!r}")
     return nats / NATS_PER_BIT if unit == "bits" else nats

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import AnyArray, Array, Float, Scalar
 from softmax_jax.checks import as_real
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -18,17 +19,17 @@ class LossOptions(NamedTuple):
         \tilde y_j = v_j ((1 - ε) y_j + ε / q)
     """
 
-    class_weights: jax.Array | None = None
+    class_weights: AnyArray | None = None
     """``[q]`` factors ``v_j``; None means 1."""
     ignore_id: int | None = None
     """Class id whose examples get weight 0."""
-    label_smoothing: float | jax.Array = 0.0
+    label_smoothing: Scalar = 0.0
     """``ε`` in [0, 1]."""
-    z_loss: float | jax.Array = 0.0
+    z_loss: Scalar = 0.0
     """``z``, a scalar."""
     soft_cap: float | None = None
     """``c`` of the logits ``c tanh(o / c)``; None means no cap."""
-    temperature: float | jax.Array = 1.0
+    temperature: Scalar = 1.0
     """``T > 0``, by which logits are divided; a scalar."""
 
 
@@ -37,6 +38,10 @@ def checked_options(options: LossOptions, num_classes: int, dtype: jnp.dtype) ->
 
     Raises:
       ValueError: if a value that is known now is out of its range, or a shape does not fit.
+
+    Example:
+      >>> checked_options(LossOptions(class_weights=[1, 2]), 2, jnp.dtype("float32")).class_weights
+      Array([1., 2.], dtype=float32)
     """
     for name in ("label_smoothing", "z_loss", "temperature"):
         shape = jnp.shape(getattr(options, name))
@@ -56,7 +61,7 @@ def checked_options(options: LossOptions, num_classes: int, dtype: jnp.dtype) ->
     return options._replace(class_weights=class_weights)
 
 
-def check_label_smoothing(label_smoothing: float | jax.Array) -> None:
+def check_label_smoothing(label_smoothing: Scalar) -> None:
     """Raises a ValueError for a value, not under a transformation, outside [0, 1]."""
     if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
@@ -68,19 +73,32 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction: choose one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
-def is_zero(value: float | jax.Array) -> bool:
-    """Returns whether a scalar is a zero that is known now."""
+def is_zero(value: Scalar) -> bool:
+    """Returns whether a scalar is a zero that is known now.
+
+    Example:
+      >>> is_zero(0.0), is_zero(jnp.float32(0.5))
+      (True, False)
+    """
     return not isinstance(value, jax.core.Tracer) and float(value) == 0
 
 
-def is_one(value: float | jax.Array) -> bool:
-    """Returns whether a scalar is a one that is known without a look at the device."""
+def is_one(value: Scalar) -> bool:
+    """Returns whether a scalar is a one that is known without a look at the device.
+
+    Example:
+      >>> is_one(1), is_one(jnp.float32(1))
+      (True, False)
+    """
     return not isinstance(value, jax.Array) and float(value) == 1
 
 
 def reduced(
-    loss: jax.Array, weights: jax.Array, mass: jax.Array | None, reduction: str
-) -> jax.Array:
+    loss: Float[Array, "*batch"],
+    weights: Float[Array, "*batch"],
+    mass: Float[Array, "*batch"] | None,
+    reduction: str,
+) -> Float[Array, "..."]:
     r"""Returns losses ``[...]``, which have their weights in them, as `REDUCTIONS` names them.
 
     .. math:: \text{mean} = \sum_i l_i \Big/ \sum_i s_i \sum_j v_j y_{ij},
@@ -92,6 +110,10 @@ def reduced(
       weights: ``[...]`` example weights ``s_i``. What has weight 0 does not count.
       mass: ``[...]`` total class weight of each target, ``Σ_j v_j y_ij``; None for 1.
       reduction: one of `REDUCTIONS`.
+
+    Example:
+      >>> float(reduced(jnp.array([1.0, 6.0]), jnp.array([1.0, 3.0]), None, "mean"))
+      1.75
     """
     if reduction == "none":
         return loss

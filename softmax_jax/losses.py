@@ -8,13 +8,12 @@ The surprisals carry their closed-form derivative as a `jax.custom_jvp`, so that
 the cross-entropy computes ``softmax(o) - y``; higher derivatives in both modes follow from it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import model
+from softmax_jax._annotations import AnyArray, Array, Bool, Float, Real, Scalar
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.data.dataset import stored_features
@@ -35,21 +34,21 @@ from softmax_jax.penalty import Penalty
 
 @jax.transfer_guard("allow")
 def cross_entropy(
-    logits: jax.Array,
-    targets: jax.Array | Targets,
+    logits: AnyArray,
+    targets: AnyArray | Targets,
     *,
-    weights: jax.Array | None = None,
-    class_weights: jax.Array | None = None,
+    weights: AnyArray | None = None,
+    class_weights: AnyArray | None = None,
     ignore_id: int | None = None,
-    label_smoothing: float | jax.Array = 0.0,
-    z_loss: float | jax.Array = 0.0,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
     soft_cap: float | None = None,
-    temperature: float | jax.Array = 1.0,
-    where: jax.Array | None = None,
+    temperature: Scalar = 1.0,
+    where: AnyArray | None = None,
     axis: int = -1,
     reduction: str = "none",
-) -> jax.Array:
-    r"""Cross-entropy of softmax predictions with their targets, in nats.
+) -> Float[Array, "..."]:
+    r"""Returns the cross-entropy of softmax predictions with their targets, in nats.
 
     .. math:: l(y, o) = -\sum_j y_j \log \mathrm{softmax}(o)_j
         = \log\sum_k e^{o_k} - \sum_j y_j o_j,
@@ -102,16 +101,7 @@ def cross_entropy(
     """
     check_reduction(reduction)
     logits = at_least_float32(as_real(logits, "logits"))
-    rank = max(logits.ndim, 1)
-    if not hasattr(axis, "__index__") or not -rank <= axis < rank:
-        raise ValueError(f"axis: {axis!r}; expected an integer in [{-rank}, {rank})")
-    if where is not None and not _broadcasts(jnp.shape(where), logits.shape):
-        raise ValueError(
-            f"where: shape {jnp.shape(where)}; expected one that broadcasts to that of logits, "
-            f"{logits.shape}"
-        )
-    if axis % rank != rank - 1:
-        logits, targets, where = _with_classes_last(logits, targets, where, axis)
+    logits, targets, included = _with_classes_last(logits, targets, where, axis)
     parsed, counts = parse_counted(targets, logits.shape, ignore_id)
     y = distribution(parsed, logits.shape[-1], logits.dtype)
     options = checked_options(
@@ -121,25 +111,14 @@ def cross_entropy(
     )
     if soft_cap is not None or not is_one(temperature):
         logits = _capped(logits, soft_cap, temperature)
-    included = None
-    if where is not None:
-        included = jnp.broadcast_to(where, logits.shape)
+    if included is not None:
         logits = jnp.where(included, logits, -jnp.inf)
         lost = jnp.where(y > 0, jnp.nan, 0) if isinstance(parsed, Ids) else jnp.zeros_like(y)
         y = jnp.where(included, y, lost)
     v = options.class_weights
     if v is not None:
         v = jnp.broadcast_to(v, logits.shape)
-    smoothed = y
-    if not is_zero(label_smoothing):
-        smoothed = _smoothed(y, label_smoothing, included)
-    if v is not None:
-        smoothed = smoothed * v
-    surprisal = surprisals(logits)
-    impossible_and_irrelevant = (smoothed == 0) & jnp.isinf(surprisal)
-    loss = jnp.sum(smoothed * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
-    if not is_zero(z_loss):
-        loss = loss + jnp.asarray(z_loss, logits.dtype) * jax.nn.logsumexp(logits, axis=-1) ** 2
+    loss = _changed_loss(logits, y, v, included, options)
     if weights is None and counts is None and reduction == "none":
         return loss
     s = weights_of(loss, weights)
@@ -147,6 +126,28 @@ def cross_entropy(
     loss = jnp.where(s == 0, 0, s * loss)
     mass = jnp.sum(y if v is None else y * v, axis=-1) if reduction == "mean" else None
     return reduced(loss, s, mass, reduction)
+
+
+def _changed_loss(
+    logits: Float[Array, "*batch q"],
+    y: Float[Array, "*batch q"],
+    v: Float[Array, "*batch q"] | None,
+    included: Bool[Array, "*batch q"] | None,
+    options: LossOptions,
+) -> Float[Array, "*batch"]:
+    """Returns ``-Σ_j ỹ_j log softmax(o)_j + z lse(o)²``, of logits that are capped already."""
+    smoothed = y
+    if not is_zero(options.label_smoothing):
+        smoothed = _smoothed(y, options.label_smoothing, included)
+    if v is not None:
+        smoothed = smoothed * v
+    surprisal = surprisals(logits)
+    impossible_and_irrelevant = (smoothed == 0) & jnp.isinf(surprisal)
+    loss = jnp.sum(smoothed * jnp.where(impossible_and_irrelevant, 0, surprisal), axis=-1)
+    if is_zero(options.z_loss):
+        return loss
+    z = jnp.asarray(options.z_loss, logits.dtype)
+    return loss + z * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -157,16 +158,35 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _with_classes_last(
-    logits: jax.Array, targets: Any, where: Any, axis: int
-) -> tuple[jax.Array, Any, Any]:
+    logits: Float[Array, "..."], targets: AnyArray, where: AnyArray | None, axis: int
+) -> tuple[Float[Array, "..."], AnyArray, Bool[Array, "..."] | None]:
+    """Returns logits, probabilities and ``where``, in the shape of logits, with that axis last.
+
+    Raises:
+      ValueError: if there is no such axis, or ``where`` does not broadcast to the logits.
+    """
+    rank = max(logits.ndim, 1)
+    if not hasattr(axis, "__index__") or not -rank <= axis < rank:
+        raise ValueError(f"axis: {axis!r}; expected an integer in [{-rank}, {rank})")
+    if where is not None:
+        if not _broadcasts(jnp.shape(where), logits.shape):
+            raise ValueError(
+                f"where: shape {jnp.shape(where)}; expected one that broadcasts to that of logits, "
+                f"{logits.shape}"
+            )
+        where = jnp.broadcast_to(where, logits.shape)
+    if axis % rank == rank - 1:
+        return logits, targets, where
     if jnp.shape(targets) == logits.shape:
         targets = jnp.moveaxis(as_real(targets, "targets"), axis, -1)
     if where is not None:
-        where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
+        where = jnp.moveaxis(where, axis, -1)
     return jnp.moveaxis(logits, axis, -1), targets, where
 
 
-def _capped(logits: jax.Array, soft_cap: float | None, temperature: float | jax.Array) -> jax.Array:
+def _capped(
+    logits: Float[Array, "*batch q"], soft_cap: float | None, temperature: Scalar
+) -> Float[Array, "*batch q"]:
     """Returns ``c tanh(o / c) / T``; impossible classes stay so."""
     possible = ~jnp.isneginf(logits)
     changed = jnp.where(possible, logits, 0)
@@ -179,14 +199,18 @@ def _capped(logits: jax.Array, soft_cap: float | None, temperature: float | jax.
 
 @jax.transfer_guard("allow")
 def cross_entropy_gradient(
-    logits: jax.Array, targets: jax.Array | Targets, *, label_smoothing: float | jax.Array = 0.0
-) -> jax.Array:
-    r"""First derivative of `cross_entropy` in the logits, eq. 3.4.10: ``[..., q]``.
+    logits: AnyArray, targets: AnyArray | Targets, *, label_smoothing: Scalar = 0.0
+) -> Float[Array, "*batch q"]:
+    r"""Returns the first derivative of `cross_entropy` in the logits, eq. 3.4.10: ``[..., q]``.
 
     .. math:: \partial l / \partial o_j = \mathrm{softmax}(o)_j - y_j,
 
     the error of the prediction, as in linear regression. (Times ``Σ_k y_k`` on the softmax, for
     targets that do not sum to one.)
+
+    Example:
+      >>> cross_entropy_gradient(jnp.zeros(2), 1).tolist()
+      [0.5, -0.5]
     """
     logits = at_least_float32(as_real(logits, "logits"))
     check_label_smoothing(label_smoothing)
@@ -198,35 +222,47 @@ def cross_entropy_gradient(
 
 
 @jax.transfer_guard("allow")
-def cross_entropy_hessian(logits: jax.Array) -> jax.Array:
-    r"""Second derivative of `cross_entropy` in the logits: ``[..., q, q]``.
+def cross_entropy_hessian(logits: AnyArray) -> Float[Array, "*batch q q"]:
+    r"""Returns the second derivative of `cross_entropy` in the logits: ``[..., q, q]``.
 
     .. math:: \partial^2 l / \partial o_i \partial o_j = p_i \delta_{ij} - p_i p_j,
         \qquad p = \mathrm{softmax}(o),
 
     the covariance of the predicted class: positive semi-definite, so the loss is convex, and the
     same for every target that sums to one, hence no ``targets`` argument.
+
+    Example:
+      >>> cross_entropy_hessian(jnp.zeros(2)).tolist()
+      [[0.25, -0.25], [-0.25, 0.25]]
     """
     p = softmax(at_least_float32(as_real(logits, "logits")), axis=-1)
     identity = jnp.eye(p.shape[-1], dtype=p.dtype)
     return jnp.einsum("...i,ij->...ij", p, identity) - jnp.einsum("...i,...j->...ij", p, p)
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """``Σ_i s_i v_i / Σ_i s_i`` over all axes; rows of weight zero do not count, whatever ``v_i``.
+def weighted_mean(
+    values: Real[Array, "*batch"], weights: AnyArray | None = None
+) -> Float[Array, ""]:
+    """Returns ``Σ_i s_i v_i / Σ_i s_i`` over all axes; weights of zero hide any ``v_i``.
 
     Where every weight is zero there is nothing to average and the mean is 0, so that a batch of
     padding moves no parameter.
 
     Raises:
       ValueError: if there are no values, or the shapes differ.
+
+    Example:
+      >>> float(weighted_mean(jnp.array([1.0, 4.0, jnp.nan]), jnp.array([2.0, 1.0, 0.0])))
+      2.0
     """
     weights, total = _weights_and_total(values, weights)
     return jnp.sum(jnp.where(weights == 0, 0, weights * values)) / total
 
 
-def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Weights in the type of ``values``, and their sum, or 1 where it is 0."""
+def _weights_and_total(
+    values: Real[Array, "*batch"], weights: AnyArray | None
+) -> tuple[Real[Array, "*batch"], Real[Array, ""]]:
+    """Returns weights in the type of ``values``, and their sum, or 1 where it is 0."""
     if values.size == 0:
         raise ValueError(f"there are no examples: an array of shape {values.shape}")
     weights = weights_of(values, weights)
@@ -234,11 +270,17 @@ def _weights_and_total(values: jax.Array, weights: jax.Array | None) -> tuple[ja
     return weights, jnp.where(total == 0, 1, total)
 
 
-def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: Any) -> jax.Array:
-    """The weight of each value, in the type of ``values``; 1 where ``weights`` is None.
+def weights_of(
+    values: Real[Array | jax.ShapeDtypeStruct, "*batch"], weights: AnyArray | None
+) -> Real[Array, "*batch"]:
+    """Returns the weight of each value, in the type of ``values``; 1 where ``weights`` is None.
 
     Raises:
       ValueError: if the shapes differ.
+
+    Example:
+      >>> weights_of(jnp.array([0.5, 0.7]), None).tolist()
+      [1.0, 1.0]
     """
     if weights is None:
         return jnp.ones_like(values)
@@ -253,14 +295,14 @@ def weights_of(values: jax.Array | jax.ShapeDtypeStruct, weights: Any) -> jax.Ar
 @jax.transfer_guard("allow")
 def objective(
     params: Params,
-    x: jax.Array,
-    targets: jax.Array | Targets,
+    x: AnyArray,
+    targets: AnyArray | Targets,
     *,
-    weights: jax.Array | None = None,
-    l2: float | jax.Array = 0.0,
-    l1: float | jax.Array = 0.0,
-    label_smoothing: float | jax.Array = 0.0,
-) -> jax.Array:
+    weights: AnyArray | None = None,
+    l2: Scalar = 0.0,
+    l1: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
+) -> Float[Array, ""]:
     r"""Returns what training minimises: the mean loss plus the penalty, in nats.
 
     .. math:: F(W, b) = \frac{\sum_i s_i l_i}{\sum_i s_i}
@@ -292,15 +334,15 @@ def objective(
 @jax.transfer_guard("allow")
 def objective_gradient(
     params: Params,
-    x: jax.Array,
-    targets: jax.Array | Targets,
+    x: AnyArray,
+    targets: AnyArray | Targets,
     *,
-    weights: jax.Array | None = None,
-    l2: float | jax.Array = 0.0,
-    l1: float | jax.Array = 0.0,
-    label_smoothing: float | jax.Array = 0.0,
+    weights: AnyArray | None = None,
+    l2: Scalar = 0.0,
+    l1: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
 ) -> Params:
-    r"""Gradient of `objective` in closed form; the arguments are the same.
+    r"""Returns the gradient of `objective` in closed form; the arguments are the same.
 
     .. math:: \nabla_W F = X^\top R + l_2 W + l_1 \mathrm{sign}(W), \qquad
         \nabla_b F = \sum_i R_i, \qquad
@@ -311,6 +353,12 @@ def objective_gradient(
     Raises:
       ValueError: as `objective`; or for a feature on the host of which float32 would lose digits,
         see `data.from_arrays`. The gradient in the centered features of a fit has them.
+
+    Example:
+      >>> params = Params(jnp.ones((2, 2)), jnp.zeros(2))
+      >>> objective_gradient(params, jnp.eye(2), jnp.array([0, 1]), l2=1.0)
+      Params(w=Array([[0.75, 1.25],
+             [1.25, 0.75]], dtype=float32), b=Array([0., 0.], dtype=float32))
     """
     x = as_array(x, "x")
     if not isinstance(x, jax.Array) and exceeds_jax(x.dtype):
@@ -324,16 +372,20 @@ def objective_gradient(
     # the barrier its simplifier turns the one into the other.
     data_part = jax.lax.optimization_barrier(residual.T @ x.astype(error.dtype)).T
     w, b = as_real(params.w, "params.w"), as_real(params.b, "params.b")
-    w_gradient = data_part + jnp.asarray(l2, data_part.dtype) * w.astype(data_part.dtype)
+    kind = data_part.dtype
+    penalty = Penalty(jnp.asarray(l2, kind), jnp.asarray(l1, kind))
+    w_gradient = data_part + penalty.gradient(w.astype(kind))
     if not (isinstance(l1, int | float) and l1 == 0):
-        w_gradient += jnp.asarray(l1, data_part.dtype) * jnp.sign(w).astype(data_part.dtype)
+        w_gradient += penalty.subgradient(w.astype(kind))
     return Params(w=w_gradient.astype(w.dtype), b=jnp.sum(residual, axis=0).astype(b.dtype))
 
 
 def _smoothed(
-    y: jax.Array, label_smoothing: float | jax.Array, included: jax.Array | None = None
-) -> jax.Array:
-    """``(1 - ε) y + ε / q``, of the classes that are included."""
+    y: Float[Array, "*batch q"],
+    label_smoothing: Scalar,
+    included: Bool[Array, "*batch q"] | None = None,
+) -> Float[Array, "*batch q"]:
+    """Returns ``(1 - ε) y + ε / q``, of the classes that are included."""
     epsilon = jnp.asarray(label_smoothing, y.dtype)
     if included is None:
         return (1 - epsilon) * y + epsilon / y.shape[-1]

@@ -5,13 +5,13 @@ axes, so each function serves one example, a minibatch, or anything under ``jax.
 Equation numbers are those of *Dive into Deep Learning*, section 3.4.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, ArrayLike, Float, Integer, Num
+from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer, Shaped
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.normalizer import log_normalizer, softmax
@@ -21,15 +21,18 @@ ABSTAIN = -1
 
 
 class Params(NamedTuple):
-    """Weights ``w: [d, q]`` and biases ``b: [q]``; 4 features and 3 classes: 12 and 3 numbers."""
+    """Weights ``w: [d, q]`` and biases ``b: [q]``; 4 features and 3 classes: 12 and 3 numbers.
 
-    w: jax.Array
-    b: jax.Array
+    Several models are stacked along axes in front. On the host they may be arrays of NumPy.
+    """
+
+    w: Float[Array, "*m d q"]
+    b: Float[Array, "*m q"]
 
 
 @jax.transfer_guard("allow")
 def init(
-    key: jax.Array,
+    key: Shaped[Array, "..."],
     *,
     num_features: int,
     num_classes: int,
@@ -43,6 +46,11 @@ def init(
 
     Raises:
       ValueError: if ``num_features`` or ``num_classes`` is not positive.
+
+    Example:
+      >>> params = init(jax.random.key(0), num_features=4, num_classes=3)
+      >>> params.w.shape, params.b.tolist()
+      ((4, 3), [0.0, 0.0, 0.0])
     """
     if num_features < 1 or num_classes < 1:
         raise ValueError(
@@ -54,8 +62,8 @@ def init(
 
 
 @jax.transfer_guard("allow")
-def logits(params: Params, x: Num[ArrayLike, "*batch d"]) -> Float[Array, "*batch q"]:
-    """Affine scores ``o = x W + b``, eqs. 3.4.2 (one example) and 3.4.5 (a minibatch).
+def logits(params: Params, x: AnyArray) -> Float[Array, "*batch q"]:
+    """Returns affine scores ``o = x W + b``, eqs. 3.4.2 (one example) and 3.4.5 (a minibatch).
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``.
@@ -71,6 +79,10 @@ def logits(params: Params, x: Num[ArrayLike, "*batch d"]) -> Float[Array, "*batc
 
     Raises:
       ValueError: if the last axis of ``x`` is not ``d`` long, or ``x`` is no array of real numbers.
+
+    Example:
+      >>> logits(Params(jnp.array([[1.0, 2.0]]), jnp.array([0.0, 1.0])), [[3.0]]).tolist()
+      [[3.0, 7.0]]
     """
     params, x = centred(params, x)
     w, b, x = as_real(params.w, "params.w"), as_real(params.b, "params.b"), as_real(x, "x")
@@ -86,7 +98,7 @@ def logits(params: Params, x: Num[ArrayLike, "*batch d"]) -> Float[Array, "*batc
     return scores + jnp.broadcast_to(b.astype(dtype), scores.shape)
 
 
-def centred(params: Params, x: Any) -> tuple[Params, Any]:
+def centred(params: Params, x: AnyArray) -> tuple[Params, AnyArray]:
     """Returns parameters and features of the same logits, ``(W / g, b + c W)`` and ``(x - c) g``.
 
     A feature of 1e9 + z is nothing but 1e9 in float32, and one of 1e40 is infinite. Where
@@ -94,6 +106,12 @@ def centred(params: Params, x: Any) -> tuple[Params, Any]:
     so large that float32 would change logits by 1e-5, or features lie beyond 1e30 or below 1e-30,
     both are formed in float64. The factors ``g`` are powers of two. Anything else is returned as it
     is: a float32 bias has lost these digits before.
+
+    Example:
+      >>> params = Params(np.array([[2.0, 4.0]]), np.zeros(2))
+      >>> params, x = centred(params, np.array([[1e9], [1e9 + 2]]))
+      >>> params.b.tolist(), x.tolist()
+      ([2000000002.0, 4000000004.0], [[-1.0], [1.0]])
     """
     w, b = as_array(params.w, "params.w"), as_array(params.b, "params.b")
     x = as_array(x, "x")
@@ -125,8 +143,8 @@ def centred(params: Params, x: Any) -> tuple[Params, Any]:
 
 
 @jax.transfer_guard("allow")
-def probabilities(params: Params, x: jax.Array) -> jax.Array:
-    """Predicted probabilities ``ŷ_j = exp(o_j) / Σ_k exp(o_k)``, eq. 3.4.3: ``[..., q]``.
+def probabilities(params: Params, x: AnyArray) -> Float[Array, "*batch q"]:
+    """Returns probabilities ``ŷ_j = exp(o_j) / Σ_k exp(o_k)``, eq. 3.4.3: ``[..., q]``.
 
     Non-negative and summing to one for any finite logits; a NaN or ``+inf`` logit has no softmax
     and gives NaN.
@@ -139,10 +157,8 @@ def probabilities(params: Params, x: jax.Array) -> jax.Array:
 
 
 @jax.transfer_guard("allow")
-def predict(
-    params: Params, x: Num[ArrayLike, "*batch d"], *, threshold: ArrayLike = 0.0
-) -> Integer[Array, "*batch"]:
-    """The most probable class, or `ABSTAIN` where its probability is below ``threshold``.
+def predict(params: Params, x: AnyArray, *, threshold: ArrayLike = 0.0) -> Integer[Array, "*batch"]:
+    """Returns the most probable class, or `ABSTAIN` where its probability is below ``threshold``.
 
     ``argmax_j ŷ_j = argmax_j o_j`` (eq. 3.4.4): softmax keeps the order. Of equally probable
     classes the first is taken.
@@ -166,20 +182,24 @@ def predict(
 
 
 @jax.transfer_guard("allow")
-def confidence(logits: jax.Array) -> jax.Array:
-    r"""The probability of the most probable class, ``max_j ŷ_j``: ``[..., q] -> [...]``.
+def confidence(logits: AnyArray) -> Float[Array, "*batch"]:
+    r"""Returns the probability of the most probable class, ``max_j ŷ_j``: ``[..., q] -> [...]``.
 
     .. math:: \max_j \hat y_j = e^{-r}, \qquad r = \log\sum_k e^{o_k - \max_l o_l}
 
-    In float32 at least. Of the same logits it is the same to the last bit whether it is jitted, as
-    part of whatever else, or not. NaN where the largest logit is not finite.
+    It is formed in float32 at least. The same logits give the same bits whether it is jitted, as
+    part of whatever else, or not. It is NaN where the largest logit is not finite.
+
+    Example:
+      >>> confidence(jnp.zeros((2, 4))).tolist()
+      [0.25, 0.25]
     """
     return _confidence(at_least_float32(as_real(logits, "logits")))
 
 
 @jax.custom_jvp
 @jax.jit
-def _confidence(logits: jax.Array) -> jax.Array:
+def _confidence(logits: Float[Array, "*batch q"]) -> Float[Array, "*batch"]:
     # Between barriers, it is compiled into the same instructions everywhere.
     _, r = log_normalizer(jax.lax.optimization_barrier(logits))
     return jax.lax.optimization_barrier(jnp.exp(-r))
@@ -197,7 +217,7 @@ def committed(
     confidence: Float[Array, "*batch"],
     threshold: ArrayLike,
 ) -> Integer[Array, "*batch"]:
-    r"""The ``classes`` where the confidence reaches the threshold, `ABSTAIN` elsewhere: ``[...]``.
+    r"""Returns ``classes`` where the confidence reaches a threshold, else `ABSTAIN`: ``[...]``.
 
     Logits are known up to rounding, which depends on the order of their sums, and so on the number
     of rows at a time and on the device. A confidence ``c`` that is below the threshold by no more
@@ -208,6 +228,10 @@ def committed(
       classes: ``[...]`` ids.
       confidence: ``[...]`` probabilities; NaN abstains.
       threshold: a number, or ``[...]``.
+
+    Example:
+      >>> committed(jnp.array([2, 0]), jnp.array([0.9, 0.4]), 0.5).tolist()
+      [2, -1]
     """
     kind = confidence.dtype
     epsilon = jnp.asarray(jnp.finfo(kind).eps, kind)

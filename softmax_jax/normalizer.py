@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Float, Shaped
+
 _LOG2 = math.log(2.0)
 # log 2 in two parts (Cody and Waite): the first has so few bits that its multiples are exact.
 _LOG2_HIGH = 0.693359375
@@ -34,7 +36,9 @@ _LOG2_LOW = _LOG2 - _LOG2_HIGH
 _FLOAT32_LOWEST_EXPONENT = -87.0
 
 
-def log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def log_normalizer(
+    logits: Float[Array, "*batch q"],
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Returns ``m = max_k o_k`` and ``r = log Σ_k exp(o_k - m)``, so ``logsumexp(o) = m + r``.
 
     Args:
@@ -42,6 +46,11 @@ def log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       ``m`` and ``r``, both ``[...]``; NaN where the largest logit is not finite.
+
+    Example:
+      >>> m, r = log_normalizer(jnp.array([1e6, 1e6]))
+      >>> float(m), f"{r:.4f}"  # log 2
+      (1000000.0, '0.6931')
     """
     q = logits.shape[-1]
     m = jnp.max(logits, axis=-1)
@@ -72,8 +81,10 @@ def log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return m, jnp.where(jnp.isfinite(m), _log1p(others), jnp.nan)
 
 
-def _exp(x: jax.Array, correction: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``exp(x + correction)`` for ``x <= 0`` as an unevaluated sum of a large and a small part."""
+def _exp(
+    x: Float[Array, "*shape"], correction: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Returns ``exp(x + correction)`` for ``x <= 0`` as a large and a small part, not added."""
     if x.dtype != jnp.float32:
         e = jnp.exp(x)
         return e, jnp.where(e > 0, e * correction, 0)
@@ -93,8 +104,8 @@ def _exp(x: jax.Array, correction: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(inside, two_to_k, 0), jnp.where(inside, small, 0)
 
 
-def _log1p(x: jax.Array) -> jax.Array:
-    """``log(1 + x)`` for ``x >= 0``, keeping XLA's log1p in its good range.
+def _log1p(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns ``log(1 + x)`` for ``x >= 0``, keeping XLA's log1p in its good range.
 
     XLA's float32 log1p is right to 0.8 ulp below sqrt(2) - 1 and to 2.4 ulp just above, so there
     ``log(1 + x) = log 2 + log1p((x - 1) / 2)`` is used, whose subtraction is exact.
@@ -103,7 +114,7 @@ def _log1p(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def surprisals(logits: jax.Array) -> jax.Array:
+def surprisals(logits: Float[Array, "*batch q"]) -> Float[Array, "*batch q"]:
     r"""Returns ``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
 
     .. math:: -\log p_j = (\max_k o_k - o_j) + \log\sum_k e^{o_k - \max_l o_l}
@@ -114,7 +125,6 @@ def surprisals(logits: jax.Array) -> jax.Array:
       logits: ``[..., q]``, float32 or float64.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> [f"{nats:.6g}" for nats in surprisals(jnp.array([20.0, 0.0]))]
       ['2.06115e-09', '20']
     """
@@ -131,17 +141,23 @@ def _(primals, tangents):
     return surprisal, jnp.broadcast_to(mean_tangent, tangent.shape) - tangent
 
 
-def softmax(logits: jax.Array, axis: int = -1) -> jax.Array:
+def softmax(logits: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
     """Returns probabilities, eq. 3.4.3, along an axis of classes.
 
     Fast: each is right to a few ulp, and to about ``|o_j - max o|`` ulp where it is small.
+
+    Example:
+      >>> softmax(jnp.zeros(4)).tolist()
+      [0.25, 0.25, 0.25, 0.25]
     """
     return jax.nn.softmax(logits, axis=axis)
 
 
 def softmax_and_normalizer(
-    logits: jax.Array, axis: int = -1, total: Callable[[jax.Array], jax.Array] | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    logits: Float[Array, "*shape"],
+    axis: int = -1,
+    total: Callable[[Shaped[Array, "*shape"]], Shaped[Array, "..."]] | None = None,
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, "..."]]:
     r"""Returns the softmax, ``o - max o``, and the log of the sum of its exponentials.
 
     .. math:: -\log p_j = r - (o_j - m), \qquad m = \max_k o_k, \qquad
@@ -157,6 +173,11 @@ def softmax_and_normalizer(
 
     Returns:
       The first two in the shape of ``logits``, the third without the axis of classes.
+
+    Example:
+      >>> p, below, r = softmax_and_normalizer(jnp.zeros(2))
+      >>> p.tolist(), below.tolist(), f"{r:.4f}"
+      ([0.5, 0.5], [0.0, 0.0], '0.6931')
     """
     below = logits - jnp.max(logits, axis=axis, keepdims=True)
     is_largest = below == 0
@@ -167,7 +188,7 @@ def softmax_and_normalizer(
     return e / jnp.expand_dims(1 + (rest + ties), axis), below, jnp.log1p(rest + ties)
 
 
-def log_softmax(logits: Any, namespace: Any = np) -> Any:
+def log_softmax(logits: AnyArray, namespace: Any = np) -> AnyArray:
     """Returns ``log softmax(o)`` of arrays ``[n, q]`` of a namespace of the array API.
 
     In float64, as its callers have it, plain subtraction of the largest keeps enough digits.

@@ -15,6 +15,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from softmax_jax._annotations import Array, ArrayLike, Float, NDArray
 
 
 @functools.partial(
@@ -36,11 +39,11 @@ class Penalty:
              [ 0.   ,  1.375]], dtype=float32)
     """
 
-    l2: jax.typing.ArrayLike
+    l2: ArrayLike
     """Strength of the squared penalty; ``[k]`` for ``k`` problems, whose weights are stacked."""
-    l1: jax.typing.ArrayLike = 0.0
+    l1: ArrayLike = 0.0
     """Strength of the absolute penalty, of the same shape."""
-    factor: jax.Array | None = None
+    factor: Float[Array, " d"] | None = None
     """``[d]`` positive factors ``f``; None means 1."""
     grouped: bool = False
     """Whether the absolute penalty is on the norm of a feature's weights. Static."""
@@ -48,16 +51,16 @@ class Penalty:
     """Axis of the classes: -1 for weights ``[..., d, q]``, -2 for ``[..., q, d]``. Static."""
 
     @property
-    def ridge(self) -> jax.Array:
+    def ridge(self) -> Float[Array, "*k d_or_1 q_or_1"]:
         r"""Second derivatives :math:`\rho` of the squared part, broadcasting with W."""
         return self._for_weights(self.l2, 2)
 
     @property
-    def threshold(self) -> jax.Array:
+    def threshold(self) -> Float[Array, "*k d_or_1 q_or_1"]:
         r"""Slopes :math:`\tau` of the absolute part, broadcasting with W."""
         return self._for_weights(self.l1, 1)
 
-    def _for_weights(self, strength: jax.typing.ArrayLike, power: int) -> jax.Array:
+    def _for_weights(self, strength: ArrayLike, power: int) -> Float[Array, "*k d_or_1 q_or_1"]:
         strength = jnp.asarray(strength)
         if self.factor is None:
             return strength[..., None, None]
@@ -66,14 +69,18 @@ class Penalty:
         )
         return jnp.expand_dims(scaled, self.class_axis)
 
-    def sizes(self, w: jax.Array) -> jax.Array:
+    def sizes(
+        self, w: Float[Array | NDArray, "*k d q"]
+    ) -> Float[Array | NDArray, "*k d_or_1 q_or_1"]:
         """Returns the terms of the absolute part: ``|w|``, or norms of features where grouped."""
         xp = w.__array_namespace__()
         if self.grouped:
             return xp.sqrt(xp.sum(w * w, axis=self.class_axis, keepdims=True))
         return xp.abs(w)
 
-    def value(self, w: jax.Array) -> jax.Array:
+    def value(
+        self, w: Float[Array | NDArray, "*k d q"]
+    ) -> Float[Array | NDArray | np.floating, "*k"]:
         r"""Returns :math:`\Omega(W)`, one number for each problem; in NumPy for NumPy arrays."""
         if self.factor is None:
             xp = w.__array_namespace__()
@@ -85,19 +92,31 @@ class Penalty:
         smooth = jnp.sum(w * w, axis) * ridge / 2
         return jnp.sum(smooth + jnp.sum(self.sizes(w), axis) * threshold, axis=-1)
 
-    def smooth_value(self, w: jax.Array) -> jax.Array:
+    def smooth_value(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns the squared part alone, :math:`\sum \rho W^2 / 2`."""
         return jnp.sum(self.gradient(w) * w, axis=(-2, -1)) / 2
 
-    def gradient(self, w: jax.Array) -> jax.Array:
+    def gradient(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k d q"]:
         r"""Returns the gradient of the squared part, :math:`\rho W`."""
         return jnp.broadcast_to(self.ridge, w.shape).astype(w.dtype) * w
 
-    def smooth_inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
+    def subgradient(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k d q"]:
+        r"""Returns a subgradient of the absolute part, :math:`\tau W / |W|`, and 0 where W = 0."""
+        threshold = jnp.broadcast_to(self.threshold, w.shape).astype(w.dtype)
+        if not self.grouped:
+            return threshold * jnp.sign(w)
+        size = jnp.broadcast_to(self.sizes(w), w.shape)
+        return threshold * jnp.where(size > 0, w / jnp.where(size > 0, size, 1), w)
+
+    def smooth_inner(
+        self, a: Float[Array, "*k d q"], b: Float[Array, "*k d q"]
+    ) -> Float[Array, "*k"]:
         r"""Returns :math:`\sum \rho\, a\, b`, whose half for a = b = W is the squared part."""
         return jnp.sum(jnp.broadcast_to(self.ridge, a.shape) * a * b, axis=(-2, -1))
 
-    def dual_inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
+    def dual_inner(
+        self, a: Float[Array, "*k d q"], b: Float[Array, "*k d q"]
+    ) -> Float[Array, "*k"]:
         r"""Returns :math:`\sum a\, b / \rho` over what the squared part penalises.
 
         Its half for a = b = G is the conjugate of the squared part.
@@ -105,7 +124,7 @@ class Penalty:
         penalised = jnp.where(self.ridge > 0, self.ridge, jnp.inf)
         return jnp.sum(a * b / jnp.broadcast_to(penalised, a.shape), axis=(-2, -1))
 
-    def prox(self, v: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
+    def prox(self, v: Float[Array, "*k d q"], strength: ArrayLike) -> Float[Array, "*k d q"]:
         r"""Returns the minimiser of :math:`\sum \frac{\sigma}{2} (W - V)^2 + \Omega(W)`.
 
         .. math:: W = \frac{\sigma}{\sigma + \rho} \left(1 - \frac{\tau}{\sigma |V|}\right)_+ V
@@ -130,20 +149,22 @@ class Penalty:
         kept = jnp.broadcast_to(kept, v.shape)
         return jnp.where(kept > 0, v * kept * strength / (strength + ridge), 0)
 
-    def conjugate(self, g: jax.Array) -> jax.Array:
+    def conjugate(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns :math:`\Omega^*(G) = \sum (|G| - \tau)_+^2 / (2 \rho)`, one for each problem.
 
         Infinite where :math:`\rho = 0` and :math:`|G| > \tau`.
         """
         return jnp.sum(self._conjugates(g), axis=(-2, -1))
 
-    def _conjugates(self, g: jax.Array) -> jax.Array:
+    def _conjugates(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k d_or_1 q_or_1"]:
         sizes = self.sizes(g)
         excess = jnp.maximum(sizes - jnp.broadcast_to(self.threshold, sizes.shape), 0)
         ridge = jnp.broadcast_to(self.ridge, sizes.shape)
         return jnp.where(excess == 0, 0, excess**2 / (2 * ridge))
 
-    def fenchel_young(self, w: jax.Array, g: jax.Array) -> jax.Array:
+    def fenchel_young(
+        self, w: Float[Array, "*k d q"], g: Float[Array, "*k d q"]
+    ) -> Float[Array, "*k"]:
         r"""Returns :math:`\Omega(W) + \langle W, G \rangle + \Omega^*(-G)`, one for each problem.
 
         It is at least 0, and 0 where -G is a subgradient at W. Each weight, or group, adds a term
@@ -166,7 +187,7 @@ class Penalty:
             only_l2, jnp.sum(smooth, axis=axes), jnp.sum(jnp.maximum(terms, 0), axis=axes)
         )
 
-    def dual_norm(self, g: jax.Array) -> jax.Array:
+    def dual_norm(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns :math:`\max |G| / \tau`: at most 1 where the absolute penalty outweighs G.
 
         Infinite where it does not penalise what has a gradient.

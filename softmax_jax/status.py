@@ -38,10 +38,20 @@ EXHAUSTED = "no step makes progress any more in float64"
 
 
 def unbounded(slope: float) -> str:
-    """Returns the reason where neither strength is positive, for the largest slope that is left."""
+    """Returns the reason where neither strength is positive, for the largest slope that is left.
+
+    Example:
+      >>> unbounded(0.02)
+      'with l2 = l1 = 0 nothing bounds the gap; the gradient is 2e-02 at most'
+    """
     return f"with l2 = l1 = 0 nothing bounds the gap; the gradient is {slope:.0e} at most"
 
 
 def used_up(max_passes: float) -> str:
-    """Returns the reason where no step fits into the passes that are left."""
+    """Returns the reason where no step fits into the passes that are left.
+
+    Example:
+      >>> used_up(40)
+      'max_passes = 40 are used up'
+    """
     return f"max_passes = {max_passes:g} are used up"

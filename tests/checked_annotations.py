@@ -5,6 +5,9 @@ from typing import Any
 
 import beartype
 
+# An int is a float, as type checkers have it.
+CHECKED_BY = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
 
 def checked_on_return(function):
     """Checks a call that returned: its arguments and its result are as annotated.
@@ -14,6 +17,8 @@ def checked_on_return(function):
     runs, gets that back unchecked. Functions within others are not public, and made anew each time.
     """
     before_it_runs = inspect.signature(function).return_annotation is Any
-    if before_it_runs or "<locals>" in function.__qualname__:
+    # While JAX maps over a pytree, its fields hold anything.
+    of_a_pytree = function.__name__ == "__init__"
+    if before_it_runs or of_a_pytree or "<locals>" in function.__qualname__:
         return function
-    return beartype.beartype(function)
+    return CHECKED_BY(function)

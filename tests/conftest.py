@@ -9,6 +9,9 @@ import jaxtyping
 import pytest
 
 CHECKED = [
+    "softmax_jax.information",
+    "softmax_jax.loss_options",
+    "softmax_jax.losses",
     "softmax_jax.model",
     "softmax_jax.solvers.bias",
     "softmax_jax.solvers.certificate",
@@ -21,6 +24,7 @@ CHECKED = [
     "softmax_jax.solvers.separation",
     "softmax_jax.solvers.strengths",
     "softmax_jax.solvers.units",
+    "softmax_jax.status",
 ]
 jaxtyping.install_import_hook(CHECKED, "checked_annotations.checked_on_return")
 

@@ -54,6 +54,16 @@ def test_value_and_gradient(l2, l1, factor, grouped):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
+def test_the_subgradient_of_the_absolute_part(factor, grouped):
+    w = drawn(0)
+    penalty = penalty_of(0.0, 0.4, factor, grouped)
+    f = np.ones(D) if factor is None else factor
+    sizes = np.linalg.norm(w, axis=1, keepdims=True) if grouped else np.abs(w)
+    expected = 0.4 * f[:, None] * w / np.where(sizes > 0, sizes, 1)
+    np.testing.assert_allclose(penalty.subgradient(jnp.asarray(w)), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
 def test_numpy_arrays_stay_in_numpy(grouped, count_compilations):
     w = drawn(0)
     assert count_compilations(lambda: Penalty(0.7, 0.4, grouped=grouped).value(w)) == 0

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import losses
+from softmax_jax._annotations import Scalar
 from softmax_jax.checks import checked_count
 from softmax_jax.data.targets import Ids, Targets, parse_counted
 from softmax_jax.head import table
@@ -218,7 +219,7 @@ def _spec(options: LossOptions, asked: tuple[Statistic, ...]) -> Spec:
     )
 
 
-def _constant(value: float | jax.Array, dtype: np.dtype) -> jax.Array | None:
+def _constant(value: Scalar, dtype: np.dtype) -> jax.Array | None:
     """Returns a scalar without a derivative, or None for a zero that is known now."""
     return None if is_zero(value) else jax.lax.stop_gradient(jnp.asarray(value, dtype))
 
