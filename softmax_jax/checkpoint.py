@@ -16,13 +16,14 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from softmax_jax import checks
+from softmax_jax._annotations import Scalar
 
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
 MARGIN = 2**20
@@ -113,7 +114,7 @@ def open_folder(
 
 
 def save(
-    folder: Folder, step: int, state: Any, *, extra: Mapping[str, Any], score: float | jax.Array
+    folder: Folder, step: SupportsIndex, state: Any, *, extra: Mapping[Any, Any], score: Scalar
 ) -> None:
     """Copies the state to the host, and writes it in the background.
 

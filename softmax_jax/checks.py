@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray
+
 # float32 probabilities of a million classes still sum to one this well.
 SUM_TOLERANCE = 1e-3
 
@@ -170,7 +172,7 @@ def checked_count(value: Any, name: str, at_least: int = 1) -> int:
     return operator.index(value)
 
 
-def is_real(a: np.ndarray) -> bool:
+def is_real(a: AnyArray) -> bool:
     """Booleans, integers and floating-point numbers of up to 64 bits."""
     # Extension types such as bfloat16 are of kind V, which plain structured data is too.
     kind, name = a.dtype.kind, a.dtype.name

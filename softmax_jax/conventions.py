@@ -40,6 +40,7 @@ scale that Adam divides the gradient by, so where it ends depends on the optimis
 import math
 from typing import NamedTuple
 
+from softmax_jax._annotations import Scalar
 from softmax_jax.checks import checked_strength
 
 
@@ -50,7 +51,7 @@ class Strengths(NamedTuple):
     l1: float
 
 
-def from_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
+def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
     r"""Strengths on the softmax of two classes that match those on a single vector ``v``.
 
     A sigmoid of ``x v + c`` is the softmax with ``W = [-v/2, v/2]``, of all that give the same
@@ -72,12 +73,12 @@ def from_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
     return Strengths(l2=2 * checked_strength(l2, "l2"), l1=checked_strength(l1, "l1"))
 
 
-def to_sigmoid(l2: float, l1: float = 0.0) -> Strengths:
+def to_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
     """The inverse of `from_sigmoid`: ``l2/2`` and ``l1``, on the single vector ``v``."""
     return Strengths(l2=checked_strength(l2, "l2") / 2, l1=checked_strength(l1, "l1"))
 
 
-def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Strengths:
+def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> Strengths:
     r"""Strengths of scikit-learn's ``LogisticRegression``, whose ``C`` multiplies the loss.
 
     .. math:: l_2 = \frac{1 - \rho}{C \sum_i s_i}, \qquad l_1 = \frac{\rho}{C \sum_i s_i}
@@ -103,7 +104,7 @@ def from_sklearn(C: float, *, l1_ratio: float = 0.0, total_weight: float) -> Str
     return _from_inverse(C, l1_ratio, _total("total_weight", total_weight))
 
 
-def to_sklearn(l2: float, l1: float = 0.0, *, total_weight: float) -> dict[str, float]:
+def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[str, float]:
     """``C`` and ``l1_ratio`` for `from_sklearn`, where the arguments are explained.
 
     An ``l1_ratio`` above 0 needs ``solver="saga"``.
@@ -111,7 +112,7 @@ def to_sklearn(l2: float, l1: float = 0.0, *, total_weight: float) -> dict[str, 
     return _to_inverse(l2, l1, _total("total_weight", total_weight))
 
 
-def from_cuml(C: float, *, l1_ratio: float = 0.0, num_examples: float) -> Strengths:
+def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Strengths:
     r"""Strengths of cuML's ``LogisticRegression``: ``(1 - ρ) / (C n)`` and ``ρ / (C n)``.
 
     It divides both the loss and ``1/C`` by the number of rows, which makes its ``C`` that of
@@ -129,13 +130,13 @@ def from_cuml(C: float, *, l1_ratio: float = 0.0, num_examples: float) -> Streng
     return _from_inverse(C, l1_ratio, _total("num_examples", num_examples))
 
 
-def to_cuml(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[str, float]:
+def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
     """``C`` and ``l1_ratio`` for `from_cuml`; give cuML ``penalty="elasticnet"`` with them."""
     return _to_inverse(l2, l1, _total("num_examples", num_examples))
 
 
 def from_sgd_classifier(
-    alpha: float, *, l1_ratio: float = 0.0, mean_weight: float = 1.0
+    alpha: Scalar, *, l1_ratio: Scalar = 0.0, mean_weight: Scalar = 1.0
 ) -> Strengths:
     r"""Strengths of scikit-learn's ``SGDClassifier(loss="log_loss")``, for two classes.
 
@@ -158,13 +159,15 @@ def from_sgd_classifier(
     return _elastic_net(alpha / _total("mean_weight", mean_weight), _ratio("l1_ratio", l1_ratio))
 
 
-def to_sgd_classifier(l2: float, l1: float = 0.0, *, mean_weight: float = 1.0) -> dict[str, float]:
+def to_sgd_classifier(
+    l2: Scalar, l1: Scalar = 0.0, *, mean_weight: Scalar = 1.0
+) -> dict[str, float]:
     """``alpha`` and ``l1_ratio`` for `from_sgd_classifier`, with ``penalty="elasticnet"``."""
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"alpha": strength * _total("mean_weight", mean_weight), "l1_ratio": ratio}
 
 
-def from_glmnet(lambda_: float, alpha: float = 1.0) -> Strengths:
+def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
     r"""Strengths of glmnet, which scales as this library does.
 
     .. math:: l_2 = (1 - \alpha) \lambda, \qquad l_1 = \alpha \lambda
@@ -185,13 +188,13 @@ def from_glmnet(lambda_: float, alpha: float = 1.0) -> Strengths:
     return _elastic_net(checked_strength(lambda_, "lambda_"), _ratio("alpha", alpha))
 
 
-def to_glmnet(l2: float, l1: float = 0.0) -> dict[str, float]:
+def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
     """``lambda_`` and ``alpha`` for `from_glmnet`, where they are explained."""
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"lambda_": strength, "alpha": ratio}
 
 
-def from_spark(regParam: float, elasticNetParam: float = 0.0) -> Strengths:
+def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
     r"""Strengths of Spark ML's ``LogisticRegression``, which scales as this library does.
 
     .. math:: l_2 = (1 - \rho) \lambda, \qquad l_1 = \rho \lambda
@@ -214,13 +217,13 @@ def from_spark(regParam: float, elasticNetParam: float = 0.0) -> Strengths:
     )
 
 
-def to_spark(l2: float, l1: float = 0.0) -> dict[str, float]:
+def to_spark(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
     """``regParam`` and ``elasticNetParam`` for `from_spark`, with ``standardization=False``."""
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"regParam": strength, "elasticNetParam": ratio}
 
 
-def from_cyanure(lambda_1: float, lambda_2: float = 0.0, *, penalty: str = "l2") -> Strengths:
+def from_cyanure(lambda_1: Scalar, lambda_2: Scalar = 0.0, *, penalty: str = "l2") -> Strengths:
     r"""Strengths of cyanure's ``Classifier``, whose ``lambda_1`` is of l2 or of l1 by ``penalty``.
 
     ===============  ===========================================
@@ -259,7 +262,7 @@ def from_cyanure(lambda_1: float, lambda_2: float = 0.0, *, penalty: str = "l2")
     )
 
 
-def to_cyanure(l2: float, l1: float = 0.0) -> dict[str, float | str]:
+def to_cyanure(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float | str]:
     """``lambda_1``, ``lambda_2`` and ``penalty`` for `from_cyanure`, where they are explained."""
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 == 0:
@@ -269,7 +272,7 @@ def to_cyanure(l2: float, l1: float = 0.0) -> dict[str, float | str]:
     return {"penalty": "elasticnet", "lambda_1": l1, "lambda_2": l2}
 
 
-def from_statsmodels(alpha: float, *, num_examples: float) -> Strengths:
+def from_statsmodels(alpha: Scalar, *, num_examples: Scalar) -> Strengths:
     r"""Strength of statsmodels' ``MNLogit`` and ``Logit.fit_regularized(alpha=...)``.
 
     .. math:: l_1 = \alpha / n, \qquad l_2 = 0,
@@ -291,7 +294,7 @@ def from_statsmodels(alpha: float, *, num_examples: float) -> Strengths:
     return Strengths(l2=0.0, l1=alpha / _total("num_examples", num_examples))
 
 
-def to_statsmodels(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[str, float]:
+def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
     """``alpha`` for `from_statsmodels`; a ValueError for an ``l2`` above 0, which it lacks."""
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l2 != 0:
@@ -299,7 +302,7 @@ def to_statsmodels(l2: float, l1: float = 0.0, *, num_examples: float) -> dict[s
     return {"alpha": l1 * _total("num_examples", num_examples)}
 
 
-def from_weight_decay(weight_decay: float) -> Strengths:
+def from_weight_decay(weight_decay: Scalar) -> Strengths:
     r"""Strength of ``weight_decay`` in ``torch.optim.SGD`` and ``optax.add_decayed_weights``.
 
     .. math:: g = \nabla_W \tfrac{1}{S} L + \lambda W, \qquad l_2 = \lambda,
@@ -323,7 +326,7 @@ def from_weight_decay(weight_decay: float) -> Strengths:
     return Strengths(l2=checked_strength(weight_decay, "weight_decay"), l1=0.0)
 
 
-def to_weight_decay(l2: float, l1: float = 0.0) -> dict[str, float]:
+def to_weight_decay(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
     """``weight_decay`` for `from_weight_decay`; a ValueError for an ``l1`` above 0."""
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 != 0:
@@ -334,14 +337,14 @@ def to_weight_decay(l2: float, l1: float = 0.0) -> dict[str, float]:
     return {"weight_decay": l2}
 
 
-def _from_inverse(C: float, l1_ratio: float, total: float) -> Strengths:
+def _from_inverse(C: Scalar, l1_ratio: Scalar, total: float) -> Strengths:
     C = float(C)
     if not C > 0:
         raise ValueError(f"C must be positive, got {C}: it divides the penalty, inf is no penalty")
-    return _elastic_net(1 / C / total, _ratio("l1_ratio", l1_ratio))
+    return _elastic_net(1 / float(C) / total, _ratio("l1_ratio", l1_ratio))
 
 
-def _to_inverse(l2: float, l1: float, total: float) -> dict[str, float]:
+def _to_inverse(l2: Scalar, l1: Scalar, total: float) -> dict[str, float]:
     strength, ratio = _strength_and_ratio(l2, l1)
     product = strength * total
     return {"C": 1 / product if product else math.inf, "l1_ratio": ratio}
@@ -353,21 +356,21 @@ def _elastic_net(strength: float, ratio: float) -> Strengths:
     return Strengths(l2=(1 - ratio) * strength, l1=ratio * strength)
 
 
-def _strength_and_ratio(l2: float, l1: float) -> tuple[float, float]:
+def _strength_and_ratio(l2: Scalar, l1: Scalar) -> tuple[float, float]:
     """``l2 + l1`` and the part of ``l1`` in it, 0 where there is no penalty."""
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     strength = l2 + l1
     return strength, l1 / strength if strength else 0.0
 
 
-def _ratio(name: str, value: float) -> float:
+def _ratio(name: str, value: Scalar) -> float:
     value = float(value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}: 0 is all l2 and 1 all l1")
     return value
 
 
-def _total(name: str, value: float) -> float:
+def _total(name: str, value: Scalar) -> float:
     value = float(value)
     if not 0 < value < math.inf:
         raise ValueError(

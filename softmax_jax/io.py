@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks, model
+from softmax_jax._annotations import NDArray
 from softmax_jax.data import types
 from softmax_jax.data.npz import MAX_BYTES, read_npz
 from softmax_jax.model import Params
@@ -48,7 +49,7 @@ def save(
     *,
     scale: Any = 1.0,
     shift: Any = 0.0,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | bytes] | NDArray | None = None,
     dtype: Any = None,
     best: int | None = None,
     about: Mapping[str, Any] | None = None,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
+from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import as_real, checked_count
 from softmax_jax.data.targets import Ids, Targets, distribution, hits, parse
 from softmax_jax.head import linear_cross_entropy
@@ -89,9 +90,9 @@ def squared_error(logits: jax.Array, targets: jax.Array | Targets) -> jax.Array:
 
 @jax.transfer_guard("allow")
 def measure(
-    logits: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array | None = None,
+    logits: AnyArray,
+    targets: AnyArray,
+    weights: AnyArray | None = None,
     *,
     k: int = TOP_K,
     confusion: bool = False,
@@ -128,9 +129,9 @@ def measure(
 
 def measure_head(
     params: Params,
-    x: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array | None = None,
+    x: AnyArray,
+    labels: AnyArray,
+    weights: AnyArray | None = None,
     *,
     k: int = TOP_K,
     memory: int | None = None,

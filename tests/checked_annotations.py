@@ -1,7 +1,7 @@
 """Annotations as tests of what they say: `conftest.py` has them checked in all of softmax_jax."""
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import beartype
 
@@ -16,9 +16,9 @@ def checked_on_return(function):
     why `jaxtyping`, which also gives each function without its result, to be checked before it
     runs, gets that back unchecked. Functions within others are not public, and made anew each time.
     """
-    before_it_runs = inspect.signature(function).return_annotation is Any
+    returned = inspect.signature(function).return_annotation
     # While JAX maps over a pytree, its fields hold anything.
     of_a_pytree = function.__name__ == "__init__"
-    if before_it_runs or of_a_pytree or "<locals>" in function.__qualname__:
+    if returned in (Any, Self) or of_a_pytree or "<locals>" in function.__qualname__:
         return function
     return CHECKED_BY(function)

@@ -8,25 +8,7 @@ import jax
 import jaxtyping
 import pytest
 
-CHECKED = [
-    "softmax_jax.information",
-    "softmax_jax.loss_options",
-    "softmax_jax.losses",
-    "softmax_jax.model",
-    "softmax_jax.solvers.bias",
-    "softmax_jax.solvers.certificate",
-    "softmax_jax.solvers.methods.components",
-    "softmax_jax.solvers.methods.dual",
-    "softmax_jax.solvers.methods.line_search",
-    "softmax_jax.solvers.methods.preconditioner",
-    "softmax_jax.solvers.passes",
-    "softmax_jax.solvers.problem",
-    "softmax_jax.solvers.separation",
-    "softmax_jax.solvers.strengths",
-    "softmax_jax.solvers.units",
-    "softmax_jax.status",
-]
-jaxtyping.install_import_hook(CHECKED, "checked_annotations.checked_on_return")
+jaxtyping.install_import_hook("softmax_jax", "checked_annotations.checked_on_return")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

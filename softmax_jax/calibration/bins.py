@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import losses
+from softmax_jax._annotations import AnyArray, Array, Float, NDArray
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import (
     as_array,
@@ -26,33 +27,33 @@ class Bins(NamedTuple):
     With weight ``s``, confidence ``c`` and outcome ``y`` of an example.
     """
 
-    weight: jax.Array
+    weight: Float[Array, "*bins"]
     """``Σ s``; the number of examples where they are not weighted."""
-    confidence: jax.Array
+    confidence: Float[Array, "*bins"]
     """``Σ s c``"""
-    outcome: jax.Array
+    outcome: Float[Array, "*bins"]
     """``Σ s y``"""
-    gap: jax.Array
+    gap: Float[Array, "*bins"]
     """``Σ s (y - c)``, which the two above have by rounding only."""
-    confidence_squared: jax.Array
+    confidence_squared: Float[Array, "*bins"]
     """``Σ s c²``"""
-    outcome_squared: jax.Array
+    outcome_squared: Float[Array, "*bins"]
     """``Σ s y²``"""
-    product: jax.Array
+    product: Float[Array, "*bins"]
     """``Σ s c y``"""
-    weight_squared: jax.Array
+    weight_squared: Float[Array, "*bins"]
     """``Σ s²``"""
-    gap_squared: jax.Array
+    gap_squared: Float[Array, "*bins"]
     """``Σ s² (y - c)²``; of weights beyond 1e±15 float32 holds neither this nor the one above."""
 
 
-def equal_width_edges(bins: int) -> np.ndarray:
+def equal_width_edges(bins: int) -> Float[NDArray, " edges"]:
     """Returns ``[0, 1 / bins, ..., 1]``."""
     return np.linspace(0, 1, checked_count(bins, "bins") + 1)
 
 
 @jax.transfer_guard("allow")
-def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
+def equal_mass_edges(confidence: AnyArray, bins: int) -> Float[NDArray, "*classes edges"]:
     """Returns edges that put equally many of the confidences in each bin, up to ties.
 
     Edges are confidences, the first and the last 0 and 1. Equal ones, of many equal confidences,
@@ -87,10 +88,10 @@ def equal_mass_edges(confidence: np.typing.ArrayLike, bins: int) -> np.ndarray:
 
 @jax.transfer_guard("allow")
 def reliability(
-    confidence: jax.Array,
-    outcome: jax.Array,
-    edges: np.typing.ArrayLike,
-    weights: jax.Array | None = None,
+    confidence: AnyArray,
+    outcome: AnyArray,
+    edges: AnyArray,
+    weights: AnyArray | None = None,
 ) -> Bins:
     """Returns the sums of a batch, in the type of the confidences, float32 at least.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from softmax_jax._annotations import Float, NDArray
 from softmax_jax.calibration.bins import Bins
 
 
@@ -26,7 +27,7 @@ def _means(bins: Bins) -> _Means:
     return _Means(weight / total, *(a / some * (weight > 0) for a in sums))
 
 
-def expected_error(bins: Bins) -> np.ndarray:
+def expected_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
     r"""Returns the expected calibration error of Naeini et al. (2015).
 
     .. math:: \sum_b w_b |\bar y_b - \bar c_b|
@@ -48,19 +49,19 @@ def expected_error(bins: Bins) -> np.ndarray:
     return np.sum(means.share * np.abs(means.gap), axis=-1)
 
 
-def maximum_error(bins: Bins) -> np.ndarray:
+def maximum_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
     r"""Returns the maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`."""
     means = _means(bins)
     return np.max(np.abs(means.gap), axis=-1)
 
 
-def rms_error(bins: Bins) -> np.ndarray:
+def rms_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
     r"""Returns the root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
     means = _means(bins)
     return np.sqrt(np.sum(means.share * means.gap**2, axis=-1))
 
 
-def debiased_squared_error(bins: Bins) -> np.ndarray:
+def debiased_squared_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
     r"""Returns the mean square calibration error without the part of chance; may be negative.
 
     .. math:: \sum_b w_b \, \frac{(\sum_i s_i d_i)^2 - \sum_i s_i^2 d_i^2}
@@ -86,7 +87,7 @@ def _squared_gaps(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
     return (gap**2 - gap_squared) / np.where(has_pairs, pairs, 1), has_pairs
 
 
-def debiased_expected_error(bins: Bins) -> np.ndarray:
+def debiased_expected_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
     r"""Returns `expected_error` less an estimate of its bias; may be negative.
 
     In each bin the observed gap is taken as the true one, and chance as normal: the error then

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from softmax_jax import metrics, model
+from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_real, checked_count, is_known
 from softmax_jax.data.targets import Dense, Targets, checked_targets, distribution, parse
@@ -12,7 +13,7 @@ from softmax_jax.normalizer import softmax
 
 
 @jax.transfer_guard("allow")
-def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def top_label(logits: AnyArray, targets: AnyArray) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Returns the confidence in the predicted class, and whether it is right: ``[n]`` each.
 
     The confidence is `model.confidence`, so that a threshold taken from it, see `selective`, means
@@ -37,7 +38,9 @@ def top_label(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 @jax.transfer_guard("allow")
-def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def class_wise(
+    logits: AnyArray, targets: AnyArray
+) -> tuple[Float[Array, "n q"], Float[Array, "n q"]]:
     """Returns the probability of each class, and whether it is the one: ``[n, q]`` each.
 
     Raises:
@@ -49,7 +52,9 @@ def class_wise(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 @jax.transfer_guard("allow")
-def of_class(logits: jax.Array, targets: jax.Array, j: int) -> tuple[jax.Array, jax.Array]:
+def of_class(
+    logits: AnyArray, targets: AnyArray, j: int
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Returns the probability of class ``j``, and whether it is the one: ``[n]`` each.
 
     Raises:

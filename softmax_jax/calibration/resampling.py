@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Float, NDArray
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.calibration.bins import (
     check_values,
@@ -27,8 +28,8 @@ LEVEL = 0.95
 class Band(NamedTuple):
     """Range of mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
 
-    lower: np.ndarray
-    upper: np.ndarray
+    lower: Float[NDArray, " bins"]
+    upper: Float[NDArray, " bins"]
 
 
 class Consistency(NamedTuple):
@@ -42,11 +43,11 @@ class Consistency(NamedTuple):
 
 @jax.transfer_guard("allow")
 def consistency(
-    key: jax.Array,
-    confidence: jax.Array,
-    outcome: jax.Array,
-    edges: jax.Array,
-    weights: jax.Array | None = None,
+    key: Array,
+    confidence: AnyArray,
+    outcome: AnyArray,
+    edges: AnyArray,
+    weights: AnyArray | None = None,
     *,
     draws: int = DRAWS,
     level: float = LEVEL,
@@ -91,11 +92,11 @@ def consistency(
 
 @jax.transfer_guard("allow")
 def bootstrap_band(
-    key: jax.Array,
-    confidence: jax.Array,
-    outcome: jax.Array,
-    edges: jax.Array,
-    weights: jax.Array | None = None,
+    key: Array,
+    confidence: AnyArray,
+    outcome: AnyArray,
+    edges: AnyArray,
+    weights: AnyArray | None = None,
     *,
     draws: int = DRAWS,
     level: float = LEVEL,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks, losses
+from softmax_jax._annotations import AnyArray, Float, NDArray
 from softmax_jax.data import blocks
 from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, checked_targets, raw
 from softmax_jax.normalizer import softmax
@@ -47,9 +48,9 @@ class Temperature(NamedTuple):
 class Scaling(NamedTuple):
     """Result of `fit_vector_scaling`: calibrated logits are ``logits * factor + offset``."""
 
-    factor: np.ndarray
+    factor: Float[NDArray, " q"]
     """``[q]``"""
-    offset: np.ndarray
+    offset: Float[NDArray, " q"]
     """``[q]``, summing to zero."""
     nats_before: float
     nats: float
@@ -61,9 +62,9 @@ class Scaling(NamedTuple):
 
 @jax.transfer_guard("allow")
 def fit_temperature(
-    logits: Any,
-    targets: Any,
-    weights: Any = None,
+    logits: AnyArray,
+    targets: AnyArray,
+    weights: AnyArray | None = None,
     *,
     tol: float = 1e-9,
     block_size: int | None = None,
@@ -153,9 +154,9 @@ def fit_temperature(
 
 @jax.transfer_guard("allow")
 def fit_vector_scaling(
-    logits: Any,
-    targets: Any,
-    weights: Any = None,
+    logits: AnyArray,
+    targets: AnyArray,
+    weights: AnyArray | None = None,
     *,
     tol: float = 1e-8,
     block_size: int | None = None,

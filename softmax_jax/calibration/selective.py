@@ -5,10 +5,11 @@ coverage, and errs in a share of those, the risk. `threshold_for_risk` gives the
 `model.predict` takes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Float, NDArray
 from softmax_jax.checks import (
     as_array,
     checked_weights,
@@ -21,18 +22,20 @@ from softmax_jax.checks import (
 class RiskCoverage(NamedTuple):
     """A point for each confidence that occurs, falling: ``[points]`` in float64."""
 
-    threshold: np.ndarray
+    threshold: Float[NDArray, " points"]
     """Answer if the confidence is this or more."""
-    coverage: np.ndarray
+    coverage: Float[NDArray, " points"]
     """Share of the cases answered: rising to 1."""
-    risk: np.ndarray
+    risk: Float[NDArray, " points"]
     """Share of the answers that are wrong."""
     area: float
     """Mean risk over the coverage: 0 if every answer is right, and the lower, the better the
     confidence tells right from wrong."""
 
 
-def risk_coverage(confidence: Any, outcome: Any, weights: Any = None) -> RiskCoverage:
+def risk_coverage(
+    confidence: AnyArray, outcome: AnyArray, weights: AnyArray | None = None
+) -> RiskCoverage:
     """Returns risk and coverage at each threshold.
 
     Args:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import constriction
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Integer, NDArray
 from softmax_jax.checks import as_array, checked_features, dense_rows
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.targets import checked_labels
@@ -59,11 +60,11 @@ _ENTRY, _WORK = 30, 96
 
 def compress(
     params: Params,
-    x: Any,
-    labels: Any,
+    x: AnyArray,
+    labels: AnyArray,
     *,
-    scale: Any = None,
-    shift: Any = None,
+    scale: AnyArray | None = None,
+    shift: AnyArray | None = None,
     block_size: int | None = None,
 ) -> bytes:
     """Returns the labels as the content of a file.
@@ -116,10 +117,10 @@ def compress(
 def decompress(
     content: bytes,
     params: Params,
-    x: Any,
+    x: AnyArray,
     *,
-    scale: Any = None,
-    shift: Any = None,
+    scale: AnyArray | None = None,
+    shift: AnyArray | None = None,
     block_size: int | None = None,
 ) -> np.ndarray:
     """Returns the labels that `compress` was given: int32 ``[n]``.
@@ -180,11 +181,11 @@ def decompress(
 
 def codelength(
     params: Params,
-    x: Any,
-    labels: Any,
+    x: AnyArray,
+    labels: AnyArray,
     *,
-    scale: Any = None,
-    shift: Any = None,
+    scale: AnyArray | None = None,
+    shift: AnyArray | None = None,
     block_size: int | None = None,
 ) -> float:
     """Returns ``-Σ_i log2 P(y_i)`` in bits, of the frequencies that `compress` codes with.
@@ -201,7 +202,7 @@ def codelength(
     return math.fsum(bits)
 
 
-def frequencies(logits: np.ndarray) -> np.ndarray:
+def frequencies(logits: Integer[NDArray, "n q"]) -> Integer[NDArray, "n q"]:
     r"""Returns integer frequencies of softmax, in integer arithmetic only: ``[n, q]``.
 
     .. math:: f_j = 1 + \left\lfloor \frac{u_j (2^{24} - q)}{\sum_k u_k} \right\rfloor, \qquad
@@ -270,7 +271,7 @@ class _Quantized(NamedTuple):
 
     @classmethod
     def of(
-        cls, params: Params, x: Any, scale: Any, shift: Any, power: int | None = None
+        cls, params: Params, x: AnyArray, scale: AnyArray, shift: AnyArray, power: int | None = None
     ) -> "tuple[_Quantized, Any]":
         """The model with that power, or the largest possible one; and the features, checked."""
         x = checked_features(x)
@@ -335,7 +336,7 @@ def _largest(x: Any) -> np.ndarray:
     return np.maximum(-low, high)
 
 
-def _checked_labels(labels: Any, rows: int, num_classes: int) -> np.ndarray:
+def _checked_labels(labels: AnyArray, rows: int, num_classes: int) -> np.ndarray:
     labels = np.asarray(as_array(labels, "labels"))
     if rows == 0 and labels.shape == (0,):
         return labels.astype(np.int32)

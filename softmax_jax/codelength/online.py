@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from softmax_jax import solvers, training
+from softmax_jax._annotations import AnyArray, Array, Float, Integer, NDArray
 from softmax_jax.checks import (
     as_array,
     as_real,
@@ -45,9 +46,9 @@ PERCENT = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
 class Codelength(NamedTuple):
     """Bits to send the labels of the first examples, for growing numbers of them."""
 
-    seen: np.ndarray
+    seen: Integer[NDArray, " blocks"]
     """``[points]``: the number of examples; the last one is all."""
-    bits: np.ndarray
+    bits: Float[NDArray, " blocks"]
     """``[points]``, of all labels so far."""
     uniform: float
     """``n log2 q`` in bits, for all labels without a model."""
@@ -63,7 +64,7 @@ class Codelength(NamedTuple):
         return self.uniform / self.total if self.total else math.inf
 
 
-def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
+def block_ends(n: int, percent: Sequence[float] | NDArray = PERCENT) -> list[int]:
     """Returns the number of examples sent after each block: rising, the last one n.
 
     Args:
@@ -81,14 +82,14 @@ def block_ends(n: int, percent: Sequence[float] = PERCENT) -> list[int]:
 
 
 def refit(
-    x: Any,
-    labels: Any,
+    x: AnyArray,
+    labels: AnyArray,
     *,
     num_classes: int,
     ends: Sequence[int] | None = None,
     precision: float = 1.0,
-    scale: Any = None,
-    shift: Any = None,
+    scale: AnyArray | None = None,
+    shift: AnyArray | None = None,
     tol: float = 1e-2,
     callback: Callable[[int], None] | None = None,
 ) -> Codelength:
@@ -148,13 +149,13 @@ def refit(
 
 
 def _fitted(
-    x: Any,
+    x: AnyArray,
     labels: np.ndarray,
     seen: int,
     num_classes: int,
     precision: float,
-    scale: Any,
-    shift: Any,
+    scale: AnyArray,
+    shift: AnyArray,
     tol: float,
 ) -> Params:
     if (labels[:seen] == labels[0]).all():
@@ -183,7 +184,7 @@ def _fitted(
     return solution.params
 
 
-def _likelihoods(params: Params, x: Any, labels: np.ndarray) -> np.ndarray:
+def _likelihoods(params: Params, x: AnyArray, labels: np.ndarray) -> np.ndarray:
     """Returns ``P(y_i)`` of each row in float64, for features as they are stored: ``[n]``."""
     found = []
     for at in blocks.slices(len(labels), blocks.rows_within(max(params.w.shape))):
@@ -195,15 +196,15 @@ def _likelihoods(params: Params, x: Any, labels: np.ndarray) -> np.ndarray:
 
 @jax.transfer_guard("allow")
 def stream(
-    x: Any,
-    labels: Any,
+    x: AnyArray,
+    labels: AnyArray,
     *,
     num_classes: int,
     optimizer: optax.GradientTransformation,
     batch_size: int = 32,
     key: jax.Array | None = None,
-    scale: Any = None,
-    shift: Any = None,
+    scale: AnyArray | None = None,
+    shift: AnyArray | None = None,
     learning_rate: float = 1.0,
     l2: float = 0.0,
 ) -> Codelength:
@@ -256,7 +257,7 @@ def stream(
 
 
 @jax.transfer_guard("allow")
-def control_labels(key: jax.Array, labels: Any) -> np.ndarray:
+def control_labels(key: Array, labels: AnyArray) -> Integer[NDArray, " n"]:
     """Returns the same labels in another order, which features tell nothing about: ``[n]``.
 
     The control task of Hewitt and Liang (2019), for inputs that do not repeat. By how much its

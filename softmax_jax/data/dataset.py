@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softmax_jax._annotations import NDArray
 from softmax_jax.checks import as_array, checked_names, is_real, refuse_not_finite
 from softmax_jax.data.targets import (
     checked_targets,
@@ -39,7 +40,7 @@ def from_arrays(
     test_x: Any,
     test_targets: Any,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | bytes] | NDArray | None = None,
     num_classes: int | None = None,
     scale: float = 1.0,
 ) -> Dataset:
@@ -169,7 +170,10 @@ def _refuse_lost_digits(
 
 
 def _checked_class_names(
-    class_names: Sequence[str] | None, num_classes: int | None, train: Data, test: Data
+    class_names: Sequence[str | bytes] | NDArray | None,
+    num_classes: int | None,
+    train: Data,
+    test: Data,
 ) -> tuple[str, ...]:
     if class_names is not None:
         if num_classes not in (None, len(class_names)):

@@ -2,12 +2,12 @@
 
 import contextlib
 import gzip
+import io
 import math
 import os
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import IO
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.
 
 
 @contextlib.contextmanager
-def _unpacked(path: pathlib.Path) -> Iterator[tuple[IO[bytes], bool]]:
+def _unpacked(path: pathlib.Path) -> Iterator[tuple[io.BufferedIOBase, bool]]:
     """The content as a stream, and whether the file is gzipped."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
@@ -64,12 +64,12 @@ def _unpacked(path: pathlib.Path) -> Iterator[tuple[IO[bytes], bool]]:
             return
         try:
             with gzip.open(file) as stream:
-                yield stream, True  # type: ignore[misc]
+                yield stream, True
         except (EOFError, gzip.BadGzipFile, zlib.error) as e:
             raise ValueError(f"{path}: the gzip file is damaged ({e}); fetch it again") from e
 
 
-def _shape(path: pathlib.Path, stream: IO[bytes]) -> tuple[int, ...]:
+def _shape(path: pathlib.Path, stream: io.BufferedIOBase) -> tuple[int, ...]:
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
         raise ValueError(f"{path}: not an IDX file, it starts with {start.hex(' ')!r}")
@@ -89,10 +89,10 @@ def _shape(path: pathlib.Path, stream: IO[bytes]) -> tuple[int, ...]:
     return shape
 
 
-def _fill(array: np.ndarray, stream: IO[bytes]) -> int:
+def _fill(array: np.ndarray, stream: io.BufferedIOBase) -> int:
     """Reads into the array, and returns how many bytes there were."""
     view, filled = memoryview(array.reshape(-1)), 0  # type: ignore[arg-type]
     # A piece at a time, for gzip unpacks into memory of its own first.
-    while read := stream.readinto(view[filled : filled + _PIECE]):  # type: ignore[attr-defined]
+    while read := stream.readinto(view[filled : filled + _PIECE]):
         filled += read
     return filled

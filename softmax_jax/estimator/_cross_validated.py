@@ -187,7 +187,7 @@ class SoftmaxRegressionCV(LinearClassifier):
             .add(scorer=self._scorer(), method_mapping=to_scorer)
         )
 
-    def _routed(self, method: str, **params: Any) -> Bunch:
+    def _routed(self, method: str, **params: Any) -> Any:
         """Returns the arguments of the splitter's ``split`` and of the scorer's ``score``."""
         if _routing_enabled():
             return process_routing(self, method, **params)

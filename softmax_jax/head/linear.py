@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import losses
-from softmax_jax._annotations import Scalar
+from softmax_jax._annotations import AnyArray, Array, Float, Integer, Scalar
 from softmax_jax.checks import checked_count
 from softmax_jax.data.targets import Ids, Targets, parse_counted
 from softmax_jax.head import table
@@ -43,26 +43,26 @@ from softmax_jax.loss_options import (
 class HeadOutput(NamedTuple):
     """Results of `linear_cross_entropy` for each row; None for those not asked for."""
 
-    loss: jax.Array
+    loss: Float[Array, "*batch"]
     """``[...]`` in nats, or a scalar if reduced."""
-    nats: jax.Array | None = None
+    nats: Float[Array, "*batch"] | None = None
     """Cross-entropy with the targets, times class weights if there are any: no smoothing, z-loss
     or row weight in it. 0 for ignored rows."""
-    logsumexp: jax.Array | None = None
-    entropy: jax.Array | None = None
+    logsumexp: Float[Array, "*batch"] | None = None
+    entropy: Float[Array, "*batch"] | None = None
     """Entropy of the prediction, in nats."""
-    collision: jax.Array | None = None
+    collision: Float[Array, "*batch"] | None = None
     """``Σ_j p_j²``, the probability that two draws from the prediction agree; a part of the Brier
     score."""
-    argmax: jax.Array | None = None
+    argmax: Integer[Array, "*batch"] | None = None
     """int32; the first of equals, and `model.ABSTAIN` where the largest logit is not finite."""
-    rank: jax.Array | None = None
+    rank: Integer[Array, "*batch"] | None = None
     """int32 number of classes before the target; 0 where the prediction is right. Of equal logits
     the lower class comes first. ``q``, as if after all, for ignored rows, for ids out of range and
     where there is no prediction."""
-    top_values: jax.Array | None = None
+    top_values: Float[Array, "*batch k"] | None = None
     """``[..., k]`` largest logits."""
-    top_ids: jax.Array | None = None
+    top_ids: Integer[Array, "*batch k"] | None = None
     """``[..., k]`` int32."""
     others: dict[str, State] | None = None
     """Values of the statistics that ``extras`` gives as `Statistic`, by their names."""
@@ -70,18 +70,18 @@ class HeadOutput(NamedTuple):
 
 @jax.transfer_guard("allow")
 def linear_cross_entropy(
-    x: jax.Array,
-    w: jax.Array,
-    b: jax.Array | None,
-    targets: jax.Array | Targets,
+    x: AnyArray,
+    w: AnyArray,
+    b: AnyArray | None,
+    targets: AnyArray | Targets,
     *,
-    weights: jax.Array | None = None,
-    class_weights: jax.Array | None = None,
+    weights: AnyArray | None = None,
+    class_weights: AnyArray | None = None,
     ignore_id: int | None = None,
-    label_smoothing: float | jax.Array = 0.0,
-    z_loss: float | jax.Array = 0.0,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
     soft_cap: float | None = None,
-    temperature: float | jax.Array = 1.0,
+    temperature: Scalar = 1.0,
     extras: Sequence[str | Statistic] = (),
     k: int = 5,
     strategy: str = "auto",

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Num
 from softmax_jax.checks import as_array, as_real
 from softmax_jax.model import Params, centred
 
 
 def checked_operands(
-    x: jax.Array, w: jax.Array, b: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x: AnyArray, w: AnyArray, b: AnyArray | None
+) -> tuple[Num[Array, "*batch d"], Num[Array, "d q"], Num[Array, " q"] | None]:
     """Returns features, weights and biases of logits as JAX arrays; see `model.logits`.
 
     Raises:
@@ -37,6 +37,6 @@ def checked_operands(
     )
 
 
-def at_least_one_row(a: jax.Array) -> jax.Array:
+def at_least_one_row(a: Num[Array, "n ..."]) -> Num[Array, "rows ..."]:
     """Returns ``[n, ...]``, or a row of zeros for none: compiled programs take one at least."""
     return jnp.zeros((1, *a.shape[1:]), a.dtype) if len(a) == 0 else a

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer
 from softmax_jax.checks import checked_count
 from softmax_jax.head import table, tiles
 from softmax_jax.head.derivative import measured
@@ -18,14 +19,14 @@ from softmax_jax.model import Params, committed
 class TopK(NamedTuple):
     """Most probable classes, the most probable one first, of equals the lower class."""
 
-    probabilities: jax.Array
+    probabilities: Float[Array, "*batch k"]
     """``[..., k]``."""
-    ids: jax.Array
+    ids: Integer[Array, "*batch k"]
     """``[..., k]`` int32."""
 
 
 @jax.transfer_guard("allow")
-def top_k(params: Params, x: jax.Array, *, k: int = 5, memory: int | None = None) -> TopK:
+def top_k(params: Params, x: AnyArray, *, k: int = 5, memory: int | None = None) -> TopK:
     """Returns the ``k`` most probable classes of each row, a tile of logits at a time.
 
     Args:
@@ -56,9 +57,9 @@ def top_k(params: Params, x: jax.Array, *, k: int = 5, memory: int | None = None
 @jax.transfer_guard("allow")
 def predict(
     params: Params,
-    x: jax.Array,
+    x: AnyArray,
     *,
-    threshold: float | jax.Array = 0.0,
+    threshold: ArrayLike = 0.0,
     memory: int | None = None,
 ) -> jax.Array:
     """Predicts as `model.predict`, a tile of logits at a time; the arguments are the same.
@@ -83,7 +84,7 @@ def predict(
 
 
 def _measured(
-    params: Params, x: jax.Array, k: int, memory: int | None
+    params: Params, x: AnyArray, k: int, memory: int | None
 ) -> tuple[tiles.Row, tuple[int, ...]]:
     """Returns the normaliser and the largest logits of each row, and the leading axes."""
     x, w, b = checked_operands(x, params.w, params.b)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.checks import known_ids
 from softmax_jax.data.targets import Dense, Ids, Targets
 from softmax_jax.loss_options import LossOptions, is_zero
@@ -15,14 +16,14 @@ from softmax_jax.loss_options import LossOptions, is_zero
 class TargetWeights(NamedTuple):
     """Weight ``y`` of each class in the loss of each row, a sum of the parts that are not None."""
 
-    ids: jax.Array | None = None
+    ids: Integer[Array, "n m"] | None = None
     """``[n, t]`` int32 classes of the sparse part, in any order."""
-    weights: jax.Array | None = None
+    weights: Float[Array, "n m"] | None = None
     """``[n, t]`` weights of the classes ``ids``, class weights included. NaN makes the loss of its
     row NaN."""
-    dense: jax.Array | None = None
+    dense: Float[Array, "n q"] | None = None
     """``[n, q]`` weights, to be multiplied by ``class_weights``."""
-    class_weights: jax.Array | None = None
+    class_weights: Float[Array, " q"] | None = None
     """``[q]``; None means 1."""
     uniform: jax.Array | None = None
     """``u``, which label smoothing spreads over the classes of every row: ``[q]``, or a scalar if
@@ -65,7 +66,7 @@ def weights_of_classes(
     return TargetWeights(ids.reshape(shape), weights.reshape(shape), uniform=uniform)
 
 
-def mass_of(targets: TargetWeights, dtype: np.dtype) -> jax.Array:
+def mass_of(targets: TargetWeights, dtype: np.dtype) -> Float[Array, " n"]:
     """Returns the total weight ``Σ_j y_j`` of each row before smoothing: ``[n]``."""
     if targets.weights is not None:
         return jnp.sum(targets.weights, axis=1)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _dtypes
+from softmax_jax._annotations import Array, Float, Num
 from softmax_jax.data.blocks import balanced
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
@@ -31,22 +32,22 @@ NOTHING_KEPT: Kept = (None, None)
 class Operands(NamedTuple):
     """Arrays that logits are made of: ``o = soft_cap(x w + b) / temperature``."""
 
-    x: jax.Array
+    x: Num[Array, "n d"]
     """``[n, d]``."""
-    w: jax.Array
+    w: Num[Array, "d q"]
     """``[d, q]``."""
-    b: jax.Array | None
+    b: Num[Array, " q"] | None
     """``[q]``; None for no bias."""
-    temperature: jax.Array
+    temperature: Float[Array, ""]
 
 
 class Gradients(NamedTuple):
     """Gradients of a sum over rows in the `Operands`; None for those that nobody wants."""
 
-    x: jax.Array | None
-    w: jax.Array | None
-    b: jax.Array | None
-    temperature: jax.Array | None
+    x: Float[Array, "n d"] | None
+    w: Float[Array, "d q"] | None
+    b: Float[Array, " q"] | None
+    temperature: Float[Array, ""] | None
 
 
 class Row(NamedTuple):

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import _fork, metrics
-from softmax_jax._annotations import AnyArray
+from softmax_jax._annotations import AnyArray, ArrayLike
 from softmax_jax.checks import dense_rows, per_feature
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
@@ -65,7 +65,7 @@ def cross_validate(
     seed: int = 0,
     score: Callable[[Params, np.ndarray], float] | None = None,
     refit: bool = True,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
     class_weight: AnyArray = None,
     offset: AnyArray = None,
@@ -313,8 +313,11 @@ def _measure(
     return jax.vmap(lambda logits: metrics.measure(logits, y, weights, k=1))(o)
 
 
-def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean over folds, and its standard error; NaN where one of them is infinite."""
+def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[Any, Any]:
+    """Returns the mean over folds, and its standard error; NaN where one of them is infinite.
+
+    They are arrays, or NumPy scalars where there is a single strength.
+    """
     share = weight / weight.sum()
     mean = np.tensordot(share, values, 1)
     with np.errstate(invalid="ignore"):
@@ -322,16 +325,18 @@ def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray,
 
 
 def choices(
-    l2: np.ndarray, l1: np.ndarray, loss: np.ndarray, error: np.ndarray
+    l2: ArrayLike, l1: ArrayLike, loss: ArrayLike, error: ArrayLike
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns where the loss is least, and the penalty strongest within a standard error."""
+    shape = np.shape(l2)
+    l2, l1 = np.ravel(l2), np.ravel(l1)
     loss, error = np.where(np.isnan(loss), np.inf, loss), np.nan_to_num(error)
-    strongest_first = np.lexsort((-l2.ravel(), -l1.ravel()))
-    loss, error = loss.ravel()[strongest_first], error.ravel()[strongest_first]
+    strongest_first = np.lexsort((-l2, -l1))
+    loss, error = np.ravel(loss)[strongest_first], np.ravel(error)[strongest_first]
     best = np.argmin(loss)
     simplest = np.argmax(loss <= loss[best] + error[best])
 
     def place(i: Any) -> tuple[int, ...]:
-        return tuple(int(axis) for axis in np.unravel_index(strongest_first[i], l2.shape))
+        return tuple(int(axis) for axis in np.unravel_index(strongest_first[i], shape))
 
     return place(best), place(simplest)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def fit(
     l2: float,
     l1: float = 0.0,
     grouped: bool = False,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
     class_weight: AnyArray = None,
     offset: AnyArray = None,
@@ -150,7 +150,7 @@ def fit_path(
     l2: AnyArray,
     l1: AnyArray = 0.0,
     grouped: bool = False,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
     class_weight: AnyArray = None,
     offset: AnyArray = None,

@@ -1,7 +1,7 @@
 """Arrays of users, checked and laid out in blocks; nothing is compiled before all of it passed."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def arrange(
     x: AnyArray,
     y: AnyArray,
     *,
-    num_classes: int | None,
+    num_classes: SupportsIndex | None,
     sample_weight: AnyArray,
     class_weight: AnyArray,
     offset: AnyArray,
@@ -275,7 +275,7 @@ def _largest(a: AnyArray, numpy: Any) -> float:
     return float(np.maximum(np.abs(float(numpy.min(a))), np.abs(float(numpy.max(a)))))
 
 
-def checked_y(y: AnyArray, n: int, num_classes: int | None) -> tuple[np.ndarray, int]:
+def checked_y(y: AnyArray, n: int, num_classes: SupportsIndex | None) -> tuple[np.ndarray, int]:
     """Returns class ids as int32, or probabilities as float64; and the number of classes."""
     y = checked_targets(y, n, "y", np.float64)
     q = number_of_classes(y, num_classes, "y")

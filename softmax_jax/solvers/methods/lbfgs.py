@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.methods.method import Method
@@ -59,20 +59,20 @@ class LBFGS(Method):
         aids: tuple[()],
         state: State,
         *,
-        target: np.ndarray,
-        limit: np.ndarray,
-        stop_at_first: np.bool_,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
     ) -> tuple[State, jax.Array]:
         """Takes up to ``limit`` steps."""
         return _advance(self, problem, state, target, limit, stop_at_first)
 
     def hand_over(
-        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
     ) -> State:
         """Lets a new problem go on from where the last one stands."""
         return _init(self, state.theta)
 
-    def restart(self, state: State, slot: np.ndarray) -> State:
+    def restart(self, state: State, slot: ArrayLike) -> State:
         """Empties the memory."""
         return state._replace(
             done=jnp.zeros_like(state.done), optimizer=_init(self, state.theta).optimizer

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from softmax_jax._annotations import Array, ArrayLike, NDArray
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
@@ -148,21 +149,21 @@ class LogitsFree(Method):
         aids: Aids,
         state: State,
         *,
-        target: np.ndarray,
-        limit: np.ndarray,
-        stop_at_first: np.bool_,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
     ) -> tuple[State, jax.Array]:
         """Takes one step, of up to ``limit`` passes."""
         with jax.enable_x64(problem.dtype == jnp.float64):
-            return step(self, problem, state, target, np.int32(limit))
+            return step(self, problem, state, target, np.asarray(limit, np.int32))
 
     def hand_over(
-        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
     ) -> State:
         """Lets a new problem go on from where the last one stands."""
         return self._fresh(state.params, state.absent)
 
-    def restart(self, state: State, slot: np.ndarray) -> State:
+    def restart(self, state: State, slot: ArrayLike) -> State:
         """Empties the memory."""
         return self._fresh(state.params, state.absent)
 
@@ -170,10 +171,10 @@ class LogitsFree(Method):
         self,
         setup: Setup,
         exact: Problem,
-        theta: jax.Array,
+        theta: Array | NDArray,
         dual: jax.Array | None,
-        slot: np.ndarray,
-        weighting: np.ndarray,
+        slot: ArrayLike,
+        weighting: ArrayLike,
         *,
         most: float,
     ) -> tuple[Certificate, int]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import Array, ArrayLike, Bool, Float
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, NDArray
 from softmax_jax.solvers import certificate as certificates
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
@@ -171,9 +171,9 @@ class Method(abc.ABC):
         aids: Any,
         state: Any,
         *,
-        target: np.ndarray,
-        limit: np.ndarray,
-        stop_at_first: np.bool_,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
     ) -> tuple[Any, jax.Array]:
         """Takes up to ``limit`` steps; the state that goes in is used up.
 
@@ -190,14 +190,14 @@ class Method(abc.ABC):
         """
 
     @abc.abstractmethod
-    def hand_over(self, problem: Problem, state: Any, slot: np.ndarray, source: np.ndarray) -> Any:
+    def hand_over(self, problem: Problem, state: Any, slot: ArrayLike, source: ArrayLike) -> Any:
         """Lets a new problem in ``slot`` go on from where that of ``source`` stands.
 
         ``problem`` has the strengths of the new one. The state that goes in is used up.
         """
 
     @abc.abstractmethod
-    def restart(self, state: Any, slot: np.ndarray) -> Any:
+    def restart(self, state: Any, slot: ArrayLike) -> Any:
         """Begins the problem of a slot anew from where it stands, and forgets what was learnt.
 
         The state that goes in is used up.
@@ -214,10 +214,10 @@ class Method(abc.ABC):
         self,
         setup: Setup,
         exact: Problem,
-        theta: jax.Array,
+        theta: Array | NDArray,
         dual: jax.Array | None,
-        slot: np.ndarray,
-        weighting: np.ndarray,
+        slot: ArrayLike,
+        weighting: ArrayLike,
         *,
         most: float,
     ) -> tuple[Certificate, int]:
@@ -239,7 +239,7 @@ class Method(abc.ABC):
 def _prepared(
     method: Method,
     problem: Problem,
-    chosen: np.ndarray,
+    chosen: ArrayLike,
     factor: jax.Array,
     *,
     dtype: DTypeLike,
@@ -256,16 +256,16 @@ def _prepared(
 @compiled
 def _certified(
     exact: Problem,
-    theta: jax.Array,
+    theta: Array | NDArray,
     dual: jax.Array | None,
-    slot: np.ndarray,
-    weighting: np.ndarray,
+    slot: ArrayLike,
+    weighting: ArrayLike,
 ) -> Certificate:
     alone = exact._replace(weights=of_slot(exact.weights, weighting, 1))
     dual = None if dual is None else of_slot(dual, slot, 1)
     return certificates.certify(alone, of_slot(theta, slot, 0), dual)
 
 
-def of_slot(array: jax.Array, slot: ArrayLike, axis: int) -> jax.Array:
+def of_slot(array: Array | NDArray, slot: ArrayLike, axis: int) -> jax.Array:
     """Returns one entry along ``axis``, which stays, in float64."""
     return jax.lax.dynamic_slice_in_dim(array, slot, 1, axis).astype(jnp.float64)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.methods import preconditioner
@@ -82,20 +82,20 @@ class ProximalNewton(Method):
         aids: jax.Array,
         state: State,
         *,
-        target: np.ndarray,
-        limit: np.ndarray,
-        stop_at_first: np.bool_,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
     ) -> tuple[State, jax.Array]:
         """Takes up to ``limit`` steps."""
         return _advance(self, problem, aids, state, target, limit, stop_at_first)
 
     def hand_over(
-        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
     ) -> State:
         """Lets a new problem in ``slot`` go on from where that of ``source`` stands."""
         return _hand_over(state, slot, source)
 
-    def restart(self, state: State, slot: np.ndarray) -> State:
+    def restart(self, state: State, slot: ArrayLike) -> State:
         """Takes the problem up again."""
         return _restart(state, slot)
 

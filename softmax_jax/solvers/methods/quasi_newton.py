@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -151,15 +152,15 @@ class QuasiNewton(Method):
         aids: Aids,
         state: State,
         *,
-        target: np.ndarray,
-        limit: np.ndarray,
-        stop_at_first: np.bool_,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
     ) -> tuple[State, jax.Array]:
         """Renews preconditioners that are old enough, and takes up to ``limit`` steps."""
         return _advance(self, problem, aids, state, target, limit, stop_at_first)
 
     def hand_over(
-        self, problem: Problem, state: State, slot: np.ndarray, source: np.ndarray
+        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
     ) -> State:
         """Lets a new problem in ``slot`` go on from where that of ``source`` stands.
 
@@ -168,7 +169,7 @@ class QuasiNewton(Method):
         """
         return _hand_over(self, problem, state, slot, source)
 
-    def restart(self, state: State, slot: np.ndarray) -> State:
+    def restart(self, state: State, slot: ArrayLike) -> State:
         """Forgets the pairs, which rounding may have spoilt, and the preconditioner."""
         return _restart(self, state, slot)
 
