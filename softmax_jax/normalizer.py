@@ -36,6 +36,7 @@ _LOG2_LOW = _LOG2 - _LOG2_HIGH
 _FLOAT32_LOWEST_EXPONENT = -87.0
 
 
+@jax.jit
 def log_normalizer(
     logits: Float[Array, "*batch q"],
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -114,6 +115,7 @@ def _log1p(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 @jax.custom_jvp
+@jax.jit
 def surprisals(logits: Float[Array, "*batch q"]) -> Float[Array, "*batch q"]:
     r"""Returns ``-log softmax(o)_j`` in nats for every class, two non-negative terms: ``[..., q]``.
 

@@ -9,7 +9,8 @@ that its type says which of the three it is, and no function looks at numbers of
 Whole data sets on the host are looked at row by row, by `checked_targets` and what follows it.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +148,7 @@ def parse_counted(
     return parse(kept, shape), jnp.asarray(counts)
 
 
+@partial(jax.jit, static_argnames=("num_classes", "dtype"))
 def distribution(targets: Targets, num_classes: int, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Returns the weight of each class: ``[..., q]``, one-hot for class ids.
 
@@ -238,7 +240,7 @@ def checked_targets(
     return probabilities
 
 
-def number_of_classes(targets: np.ndarray, num_classes: int | None, where: str) -> int:
+def number_of_classes(targets: np.ndarray, num_classes: SupportsIndex | None, where: str) -> int:
     """Returns q for checked targets: one more than the largest class id unless it is given.
 
     Raises:
