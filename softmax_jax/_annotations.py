@@ -16,18 +16,17 @@ AnyArray: TypeAlias = Any
 """Whatever a user has that can be read as an array: JAX, NumPy, lists, frames, SciPy sparse."""
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, Integer, Num, PyTree, Real, Shaped, UInt8
+    from jaxtyping import Bool, Float, Int, Integer, Num, Real, Shaped
 else:
     try:
-        from jaxtyping import Bool, Float, Int, Integer, Num, PyTree, Real, Shaped, UInt8
+        from jaxtyping import Bool, Float, Int, Integer, Num, Real, Shaped
     except ImportError:
 
         class _ArrayAlone:
             def __class_getitem__(cls, item):
                 return item[0]
 
-        Bool = Float = Int = Integer = Num = Real = Shaped = UInt8 = _ArrayAlone
-        PyTree = Any
+        Bool = Float = Int = Integer = Num = Real = Shaped = _ArrayAlone
 
 Scalar: TypeAlias = float | int | np.floating | np.integer | Real[Array | NDArray, ""]
 """One real number, of Python, NumPy or JAX; under a transformation it may be traced."""
@@ -42,9 +41,7 @@ __all__ = [
     "Integer",
     "NDArray",
     "Num",
-    "PyTree",
     "Real",
     "Scalar",
     "Shaped",
-    "UInt8",
 ]

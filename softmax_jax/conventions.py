@@ -338,10 +338,12 @@ def to_weight_decay(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
 
 
 def _from_inverse(C: Scalar, l1_ratio: Scalar, total: float) -> Strengths:
-    C = float(C)
-    if not C > 0:
-        raise ValueError(f"C must be positive, got {C}: it divides the penalty, inf is no penalty")
-    return _elastic_net(1 / float(C) / total, _ratio("l1_ratio", l1_ratio))
+    inverse = float(C)
+    if not inverse > 0:
+        raise ValueError(
+            f"C must be positive, got {inverse}: it divides the penalty, inf is no penalty"
+        )
+    return _elastic_net(1 / inverse / total, _ratio("l1_ratio", l1_ratio))
 
 
 def _to_inverse(l2: Scalar, l1: Scalar, total: float) -> dict[str, float]:

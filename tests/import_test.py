@@ -30,6 +30,21 @@ def test_import_is_light(module):
     assert not set(HEAVY) & set(loaded)
 
 
+def test_annotations_do_without_jaxtyping():
+    code = """
+import sys
+sys.modules["jaxtyping"] = None
+import importlib, pkgutil, softmax_jax
+for module in pkgutil.walk_packages(softmax_jax.__path__, "softmax_jax."):
+    importlib.import_module(module.name)
+x, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
+print(softmax_jax.fit(x, y, l2=0.1).status)
+"""
+    run = [sys.executable, "-W", "error", "-c", code]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert printed == "certified\n"
+
+
 def test_every_public_module_is_reachable_from_the_package():
     folder = pathlib.Path(softmax_jax.__file__).parent
     names = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}

@@ -27,9 +27,11 @@ _WIDE = 1e15
 # Where penalties of equal gradients differ by more than the square of this, float32 gradients of
 # the least penalised feature are too coarse for a certificate.
 _UNEVEN = 2.0**12
-# So few features are filled up to a power of two in number, with zeros. Loops over numbers of
-# features, as in recursive elimination, then share programs. A pass takes some microseconds anyway.
+# Features are filled up to a power of two in number, with zeros, while there are at most so many
+# numbers in them and so many parameters. Loops over numbers of features, as in recursive
+# elimination, then share programs. With more, passes and a Hessian of that order would take longer.
 _SMALL = 2**14
+_FEW_PARAMETERS = 2**7
 
 
 class Inputs(NamedTuple):
@@ -91,7 +93,7 @@ def arrange(
     offset = _checked_offset(offset, n, q)
     scale, shift = per_feature(scale, 1.0, d, "scale"), per_feature(shift, 0.0, d, "shift")
     start = None if initial is None else _checked_initial(initial, d, q)
-    padding = _power_of_two(d) - d if n * d <= _SMALL else 0
+    padding = _padding(n, d, q)
     if padding:
         x = _widened(x, padding)
         scale, shift = np.pad(scale, (0, padding), constant_values=1), np.pad(shift, (0, padding))
@@ -124,6 +126,13 @@ def arrange(
         num_classes=num_classes,
         d=d,
     )
+
+
+def _padding(n: int, d: int, q: int) -> int:
+    """Returns how many features of zeros to append."""
+    columns = _power_of_two(d)
+    is_small = n * columns <= _SMALL and (1 + columns) * q <= _FEW_PARAMETERS
+    return columns - d if is_small else 0
 
 
 def _widened(x: AnyArray, padding: int) -> AnyArray:

@@ -59,9 +59,9 @@ class Problem(NamedTuple):
     x: Num[Array, "blocks rows d"] | SparseBlocks
     """Numbers as stored; features are ``(x - center) * scale``."""
     center: Float[Array, " d"]
-    """In float64."""
+    """Stored numbers where features are zero, in float64."""
     scale: Float[Array, " d"]
-    """In float64."""
+    """Factors, in float64."""
     intercept: Float[Array, ""]
     """1, or 0 where the bias is held at zero."""
     targets: Integer[Array, "blocks rows"] | Float[Array, "blocks q rows"]

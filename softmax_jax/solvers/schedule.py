@@ -87,7 +87,7 @@ def solve(
 
 def is_small(inputs: Inputs, method: Method) -> bool:
     """Returns whether a pass takes so little that all work is in float64."""
-    return inputs.n * inputs.problem.d * inputs.q <= method.float64_below
+    return inputs.n * inputs.d * inputs.q <= method.float64_below
 
 
 def _queues(jobs: Sequence[Job], most: float) -> dict[int, collections.deque[Job]]:

@@ -208,3 +208,11 @@ def test_few_features_share_programs_with_a_few_more(count_compilations, stored,
         assert solution.objective == pytest.approx(same.objective, rel=1e-13)
         assert solution.objective > eight.objective
         np.testing.assert_allclose(solution.params.w, same.params.w[:d], atol=1e-7)
+
+
+def test_features_are_not_filled_up_where_that_would_cost_the_exact_hessian():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(400, 33)), rng.normal(size=(33, 15))
+    y = (x @ w / 3 + rng.gumbel(size=(400, 15))).argmax(axis=1)
+    # Newton's method takes 19 passes; with 64 features its Hessian were too large, and it takes 34.
+    assert solvers.fit(x, y, l2=1 / 400).passes < 25
