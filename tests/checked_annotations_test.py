@@ -12,12 +12,12 @@ from softmax_jax.solvers.methods import line_search
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), jnp.zeros(3, jnp.int32)], ids=["NumPy", "integers"])
 def test_arguments_that_are_not_as_annotated_are_found(wrong):
-    with pytest.raises(jaxtyping.TypeCheckError, match="softmax_jax.normalizer.softmax"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"softmax_jax\.normalizer\.softmax"):
         normalizer.softmax(wrong)
 
 
 def test_axes_of_one_name_have_one_size():
-    with pytest.raises(jaxtyping.TypeCheckError, match="softmax_jax.model.committed"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"softmax_jax\.model\.committed"):
         model.committed(jnp.zeros(1, jnp.int32), jnp.ones(3), 0.5)
 
 
