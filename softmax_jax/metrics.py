@@ -16,10 +16,8 @@ from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import as_real, checked_count
 from softmax_jax.data.targets import Ids, Targets, distribution, hits, parse
 from softmax_jax.head import linear_cross_entropy
+from softmax_jax.head.scoring import TOP_K as TOP_K
 from softmax_jax.model import Params
-
-TOP_K = 5
-"""``k`` of the top-k accuracy by default."""
 
 Sums = TypeVar("Sums")
 """A pytree of sums."""

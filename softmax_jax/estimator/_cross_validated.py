@@ -22,9 +22,10 @@ from sklearn.utils.validation import _check_method_params
 from softmax_jax import solvers
 from softmax_jax._annotations import AnyArray
 from softmax_jax.estimator._arrays import dtype_of_weights, for_solvers, place_of, to_numpy
-from softmax_jax.estimator._linear_classifier import LinearClassifier, warn_unless_certified
+from softmax_jax.estimator._linear_classifier import TOL, LinearClassifier, warn_unless_certified
 from softmax_jax.estimator._single import SoftmaxRegression
 from softmax_jax.model import Params
+from softmax_jax.solvers.jobs import MAX_PASSES
 
 
 class SoftmaxRegressionCV(LinearClassifier):
@@ -84,8 +85,8 @@ class SoftmaxRegressionCV(LinearClassifier):
         fit_intercept: bool = True,
         standardize: bool = False,
         class_weight: AnyArray = None,
-        tol: float = 1e-6,
-        max_passes: float = 2000,
+        tol: float = TOL,
+        max_passes: float = MAX_PASSES,
     ):
         self.l2 = l2
         self.l1 = l1

@@ -25,7 +25,10 @@ from softmax_jax.normalizer import log_softmax
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import Solution, Status
 from softmax_jax.solvers.cross_validation import standard_deviations
-from softmax_jax.solvers.inputs import checked_weights
+from softmax_jax.solvers.rows import checked_weights
+
+TOL = 1e-6
+"""Certified relative gap at which the estimators stop by default: scores agree to many digits."""
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):

@@ -22,12 +22,14 @@ from softmax_jax.data import Data
 from softmax_jax.data.dataset import stored_features
 from softmax_jax.estimator._arrays import for_solvers, to_numpy, without_bfloat16
 from softmax_jax.estimator._linear_classifier import (
+    TOL,
     LinearClassifier,
     model_params,
     warn_unless_certified,
 )
 from softmax_jax.model import Params
-from softmax_jax.solvers.inputs import checked_weights, checked_y
+from softmax_jax.solvers.jobs import MAX_PASSES
+from softmax_jax.solvers.rows import checked_weights, checked_y
 
 
 class SoftmaxRegression(LinearClassifier):
@@ -80,8 +82,8 @@ class SoftmaxRegression(LinearClassifier):
         fit_intercept: bool = True,
         standardize: bool = False,
         class_weight: AnyArray = None,
-        tol: float = 1e-6,
-        max_passes: float = 2000,
+        tol: float = TOL,
+        max_passes: float = MAX_PASSES,
         warm_start: bool = False,
         learning_rate: float = 0.01,
         batch_size: int = 128,

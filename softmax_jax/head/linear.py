@@ -27,6 +27,7 @@ from softmax_jax.head import table
 from softmax_jax.head.derivative import Out, Smoothing, loss_and_values
 from softmax_jax.head.operands import at_least_one_row, checked_operands
 from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
+from softmax_jax.head.scoring import TOP_K
 from softmax_jax.head.statistics import State, Statistic
 from softmax_jax.head.targets import TargetWeights, mass_of, weights_of_classes
 from softmax_jax.head.tiles import Operands, accumulation_type
@@ -83,7 +84,7 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     temperature: Scalar = 1.0,
     extras: Sequence[str | Statistic] = (),
-    k: int = 5,
+    k: int = TOP_K,
     strategy: str = "auto",
     memory: int | None = None,
     block_rows: int | None = None,

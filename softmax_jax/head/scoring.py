@@ -15,6 +15,9 @@ from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
 from softmax_jax.head.targets import TargetWeights
 from softmax_jax.model import Params, committed
 
+TOP_K = 5
+"""``k`` of the top-k accuracy by default."""
+
 
 class TopK(NamedTuple):
     """Most probable classes, the most probable one first, of equals the lower class."""
@@ -26,7 +29,7 @@ class TopK(NamedTuple):
 
 
 @jax.transfer_guard("allow")
-def top_k(params: Params, x: AnyArray, *, k: int = 5, memory: int | None = None) -> TopK:
+def top_k(params: Params, x: AnyArray, *, k: int = TOP_K, memory: int | None = None) -> TopK:
     """Returns the ``k`` most probable classes of each row, a tile of logits at a time.
 
     Args:

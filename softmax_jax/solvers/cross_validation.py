@@ -18,8 +18,9 @@ from softmax_jax.model import Params
 from softmax_jax.solvers import jax_settings, strengths
 from softmax_jax.solvers.fit import fit_path
 from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_single_class, splits
-from softmax_jax.solvers.inputs import checked_weights, checked_x, checked_y
-from softmax_jax.solvers.methods import Method
+from softmax_jax.solvers.jobs import MAX_PASSES, TOL
+from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, Method
+from softmax_jax.solvers.rows import checked_weights, checked_x, checked_y
 from softmax_jax.solvers.solution import Progress, Solution
 
 
@@ -75,10 +76,10 @@ def cross_validate(
     standardize: bool = False,
     initial: Params | None = None,
     grouped: bool = False,
-    tol: float = 1e-4,
-    max_passes: float = 2000,
-    method: str | Method = "quasi-newton",
-    l1_method: str | Method = "proximal",
+    tol: float = TOL,
+    max_passes: float = MAX_PASSES,
+    method: str | Method = DEFAULT,
+    l1_method: str | Method = DEFAULT_L1,
     slots: int = 1,
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,

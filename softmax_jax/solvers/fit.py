@@ -12,9 +12,10 @@ from softmax_jax._annotations import AnyArray
 from softmax_jax.model import Params
 from softmax_jax.solvers import jax_settings, schedule, strengths
 from softmax_jax.solvers.inputs import Inputs, arrange
-from softmax_jax.solvers.jobs import Job, Stop
-from softmax_jax.solvers.methods import SHARP, SMOOTH, Method, method_of
+from softmax_jax.solvers.jobs import MAX_PASSES, TOL, Job, Stop
+from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, SHARP, SMOOTH, Method, method_of
 from softmax_jax.solvers.report import Report
+from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.solution import Progress, Solution, stacked
 from softmax_jax.status import Status
 
@@ -38,10 +39,10 @@ def fit(
     fit_intercept: bool = True,
     standardize: bool = False,
     initial: Params | None = None,
-    tol: float = 1e-4,
-    max_passes: float = 2000,
-    method: str | Method = "quasi-newton",
-    l1_method: str | Method = "proximal",
+    tol: float = TOL,
+    max_passes: float = MAX_PASSES,
+    method: str | Method = DEFAULT,
+    l1_method: str | Method = DEFAULT_L1,
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
@@ -159,10 +160,10 @@ def fit_path(
     fit_intercept: bool = True,
     standardize: bool = False,
     initial: Params | None = None,
-    tol: float = 1e-4,
-    max_passes: float = 2000,
-    method: str | Method = "quasi-newton",
-    l1_method: str | Method = "proximal",
+    tol: float = TOL,
+    max_passes: float = MAX_PASSES,
+    method: str | Method = DEFAULT,
+    l1_method: str | Method = DEFAULT_L1,
     slots: int = 1,
     block_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
@@ -237,7 +238,7 @@ def fit_path(
     if callback is not None:
         report.callback = jax_settings.under_present_settings(callback)
     with jax_settings.held():
-        inputs = arrange(
+        rows = checked_rows(
             x,
             y,
             num_classes=num_classes,
@@ -247,6 +248,9 @@ def fit_path(
             scale=scale,
             shift=shift,
             initial=initial,
+        )
+        inputs = arrange(
+            rows,
             block_size=block_size,
             fit_intercept=fit_intercept,
             standardize=standardize,

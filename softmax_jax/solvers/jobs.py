@@ -9,6 +9,9 @@ from softmax_jax.status import EXHAUSTED, SEPARATED, Status, unbounded, used_up
 # A gap falls if it is below this share of the lowest one; a value, if it is less by such a share.
 GAP_FALLS = 0.9
 VALUE_FALLS = 1e-5
+# What the doors stop at by default.
+TOL = 1e-4
+MAX_PASSES = 2000
 
 
 class Stop(NamedTuple):
@@ -17,6 +20,7 @@ class Stop(NamedTuple):
     tol: float
     """Certified relative gap."""
     max_passes: float
+    """Passes over all rows, at most."""
 
 
 class Verdict(NamedTuple):

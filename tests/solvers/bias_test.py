@@ -9,6 +9,7 @@ import scipy.special
 from softmax_jax.solvers import jax_settings, passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import arrange
+from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.separation import margin
 
 N, D, Q = 60, 4, 3
@@ -17,20 +18,17 @@ X, Y = RNG.normal(size=(N, D)), RNG.integers(Q, size=N)
 
 
 def arranged(x, y, **options):
-    """The problem for features that lie in their own units as they are."""
-    names = (
-        "num_classes", "sample_weight", "class_weight", "offset", "scale", "shift", "initial",
-        "block_size",
-    )  # fmt: skip
-    given = dict.fromkeys(names) | {"fit_intercept": True, "standardize": False, "grouped": False}
-    return arrange(x, y, **(given | options))
+    """The problem for features that lie in their own units as they are, in blocks of 25 rows."""
+    names = ("num_classes", "sample_weight", "class_weight", "offset", "scale", "shift", "initial")
+    rows = checked_rows(x, y, **(dict.fromkeys(names) | options))
+    return arrange(rows, block_size=25, fit_intercept=True, standardize=False, grouped=False)
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
 def test_no_other_bias_has_a_lower_loss(size):
     offset, weights = size * RNG.normal(size=(N, Q)), RNG.integers(1, 4, size=N)
     with jax_settings.held():
-        problem = arranged(X, Y, offset=offset, sample_weight=weights, block_size=25).problem
+        problem = arranged(X, Y, offset=offset, sample_weight=weights).problem
         bias = best_bias(problem, problem.offset[:, None])
         loss, p = passes.loss_and_probabilities(
             problem, problem.offset[:, None] + bias[None, :, :, None]
@@ -52,7 +50,7 @@ def test_the_margin_is_the_least_lead_of_a_rows_class():
     theta = RNG.normal(size=(2, Q, 1 + D))
     weights = (np.arange(N) % 3 > 0) * 1.0
     with jax_settings.held():
-        inputs = arranged(X, Y, sample_weight=weights, block_size=25)
+        inputs = arranged(X, Y, sample_weight=weights)
         found = margin(inputs.problem, jnp.asarray(theta))
         features = (X - np.asarray(inputs.problem.center)) * np.asarray(inputs.problem.scale)
     for own, lead in zip(theta, np.asarray(found), strict=True):

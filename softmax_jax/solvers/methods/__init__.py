@@ -21,6 +21,7 @@ SMOOTH = ("quasi-newton", "lbfgs", "logits-free")
 """Names of those for l1 = 0."""
 SHARP = ("proximal", "proximal-newton")
 """Names of those for l1 > 0."""
+DEFAULT, DEFAULT_L1 = SMOOTH[0], SHARP[0]
 
 
 def method_of(method: "str | Method", names: tuple[str, ...], argument: str) -> Method:
