@@ -1,4 +1,4 @@
-"""Sphinx settings. The build needs no network; browsers fetch MathJax to show formulas."""
+"""Sphinx settings. Neither the build nor the pages need a network."""
 
 import softmax_jax
 
@@ -11,6 +11,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
