@@ -178,9 +178,10 @@ def _rank_of_tile(tile: Tile) -> jax.Array:
 def _rank_again(tile: Tile, target: jax.Array) -> jax.Array:
     """Counts the classes before the target; its logit must be known before they can be."""
     assert tile.targets.ids is not None
-    u, target = tile.unscaled, target[:, None]
-    before = (u > target) | ((u == target) & (tile.classes < tile.targets.ids[:, :1]))
-    return jnp.sum(before, axis=1, dtype=jnp.int32)
+    u, target, own = tile.unscaled, target[:, None], tile.targets.ids[:, :1]
+    before = (u > target) | ((u == target) & (tile.classes < own))
+    # The target is not before itself, though its logit may be rounded otherwise this time.
+    return jnp.sum(before & (tile.classes != own), axis=1, dtype=jnp.int32)
 
 
 def _rank_finish(state: tuple[jax.Array, jax.Array], whole: Whole) -> jax.Array:
