@@ -109,7 +109,7 @@ def ladder(
     trials: list[Trial] = []
     for answer in answers_of({**task, "tols": tolerances}, STARTUP + budget):
         trials.append(trial_of(answer, lower))
-        if trials[-1].excess <= TARGETS[-1]:
+        if len(trials) > 1 and trials[-1].excess <= TARGETS[-1]:
             complete = True
             break
     else:
