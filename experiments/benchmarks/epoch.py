@@ -22,7 +22,7 @@ The loops differ in what they do beside the update, which decides what they cost
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -40,6 +40,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Rows a step.", lower_boun
 
 LEARNING_RATE = 0.1
 SCALE = 1 / 255
+OURS = "one program (ours)"
 
 
 def pixels_and_labels(folder: str) -> tuple[np.ndarray, np.ndarray, str]:
@@ -113,73 +114,75 @@ def torch_loop(x: np.ndarray, y: np.ndarray, batch_size: int) -> Callable | None
     return run
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    x, y, name = pixels_and_labels(_FOLDER.value)
-    batch_size = _BATCH_SIZE.value
+def variants_of(x: np.ndarray, y: np.ndarray, batch_size: int) -> dict[str, Callable]:
+    """Returns functions that train an epoch, from a seed; torch is one if it is installed."""
     optimizer = optax.sgd(LEARNING_RATE)
     params = model.init(jax.random.key(0), num_features=x.shape[1], num_classes=10)
     state = training.init(params, optimizer)
     data = Data(jnp.asarray(x), jnp.asarray(y), scale=jnp.float32(SCALE))
-
     epoch = training.make_epoch(optimizer, batch_size=batch_size)
-    update = training.make_update(optimizer)
-
-    def one_program(seed):
-        jax.block_until_ready(epoch(state._replace(key=jax.random.key(seed)), data))
-
+    loop = partial(python_loop, training.make_update(optimizer), state, x, y, batch_size)
     resident = jnp.asarray(x[:batch_size], jnp.float32) / 255
-
     variants: dict[str, Callable | None] = {
-        "one program (ours)": one_program,
-        "loop, uint8, unwaited": python_loop(
-            update, state, x, y, batch_size, convert=False, read=False
+        OURS: lambda seed: jax.block_until_ready(
+            epoch(state._replace(key=jax.random.key(seed)), data)
         ),
-        "loop, uint8, loss read": python_loop(
-            update, state, x, y, batch_size, convert=False, read=True
-        ),
-        "loop, float32, loss read": python_loop(
-            update, state, x, y, batch_size, convert=True, read=True
-        ),
+        "loop, uint8, unwaited": loop(convert=False, read=False),
+        "loop, uint8, loss read": loop(convert=False, read=True),
+        "loop, float32, loss read": loop(convert=True, read=True),
         "products alone": lambda seed: jax.block_until_ready(
             products_alone(params.w, resident, steps=len(x) // batch_size)
         ),
         "torch": torch_loop(x, y, batch_size),
     }
-    running = {k: v for k, v in variants.items() if v is not None}
+    return {name: run for name, run in variants.items() if run is not None}
 
-    start = time.perf_counter()
-    one_program(0)
-    compile_seconds = time.perf_counter() - start
-    seconds: dict[str, list[float]] = {key: [] for key in running}
-    for round_number in range(_ROUNDS.value + 1):
-        for key, run in running.items():
+
+def seconds_of(variants: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each round; the variants take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(rounds + 1):
+        for name, run in variants.items():
             start = time.perf_counter()
             run(round_number)
             if round_number > 0:  # the first one compiles and warms up
-                seconds[key].append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
+
+def print_table(seconds: Mapping[str, Sequence[float]], shape: tuple[int, ...]) -> None:
+    """Prints medians, what they come to, and by how much ours is faster in the same round."""
+    print(f"{'':28}{'s / epoch':>12}{'examples / s':>14}{'GFLOP/s':>9}{'ours is faster by':>20}")
     # Every step must at least read its pixels and multiply twice by [784, 10].
-    flop = 2 * 2 * x.size * 10
+    flop = 2 * 2 * shape[0] * shape[1] * 10
+    ours = statistics.median(seconds[OURS])
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        ratio = statistics.median([t / u for t, u in zip(times, seconds[OURS], strict=True)])
+        print(
+            f"{name:28}{median:12.4f}{shape[0] / median:14,.0f}{flop / median / 1e9:9.1f}"
+            + (f"{ratio:19.2f}x" if median != ours else "")
+        )
+    if "torch" not in seconds:
+        print("torch: not installed, not measured")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    x, y, name = pixels_and_labels(_FOLDER.value)
+    batch_size = _BATCH_SIZE.value
+    variants = variants_of(x, y, batch_size)
+    start = time.perf_counter()
+    variants[OURS](0)
+    compile_seconds = time.perf_counter() - start
+    seconds = seconds_of(variants, _ROUNDS.value)
     print(
         f"{name}: {x.shape[0]:,} x {x.shape[1]}, batch {batch_size}, on "
         f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}); "
         f"median of {_ROUNDS.value} rounds; first call with compilation {compile_seconds:.2f} s"
     )
-    print(f"{'':28}{'s / epoch':>12}{'examples / s':>14}{'GFLOP/s':>9}{'ours is faster by':>20}")
-    ours = statistics.median(seconds["one program (ours)"])
-    for key, times in seconds.items():
-        median = statistics.median(times)
-        ratio = statistics.median(
-            [t / u for t, u in zip(times, seconds["one program (ours)"], strict=True)]
-        )
-        print(
-            f"{key:28}{median:12.4f}{len(x) / median:14,.0f}{flop / median / 1e9:9.1f}"
-            + (f"{ratio:19.2f}x" if median != ours else "")
-        )
-    if variants["torch"] is None:
-        print("torch: not installed, not measured")
+    print_table(seconds, x.shape)
 
 
 if __name__ == "__main__":

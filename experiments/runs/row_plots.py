@@ -114,58 +114,64 @@ def path_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         axes = figure.subplots(1, 3)
-        shades = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(groups)))
-        several = len(groups) > 1
-        for group, shade in zip(groups, shades, strict=True):
+        shades = dict(
+            zip(groups, mpl.colormaps["cividis"](np.linspace(0, 0.85, len(groups))), strict=True)
+        )
+        for group, shade in shades.items():
             curve = [row for row in rows if row[across] == group]
             curve.sort(key=lambda row: row[along])
-            strengths = np.array([row[along] for row in curve])
-            certified = np.array([row["status"] == Status.CERTIFIED for row in curve])
             for ax, key, style, colour in (
                 (axes[0], "train_loss", "-", BLUE),
                 (axes[0], "test_loss", "--", ORANGE),
                 (axes[1], "test_accuracy", "--", ORANGE),
                 (axes[2], size, "-", BLUE),
             ):
-                colour = shade if several else colour
-                values = np.array([row[key] for row in curve], np.float64)
-                ax.plot(strengths, values, style, color=colour)
-                for some, face in ((certified, colour), (~certified, "white")):
-                    ax.plot(
-                        strengths[some],
-                        values[some],
-                        "o",
-                        color=colour,
-                        markerfacecolor=face,
-                        markersize=5,
-                    )
+                _path_curve(ax, curve, along, key, style, shade if len(groups) > 1 else colour)
         for ax, label in zip(axes, ("loss (nats)", "test accuracy", unit), strict=True):
             _strength_axis(ax, {row[along] for row in rows})
             ax.set_xlabel(f"{along} (weak → strong)")
             ax.set_ylabel(label)
         axes[2].set_ylim(bottom=0)
-
-        def key_to(label, style, colour, **marker):
-            return Line2D([], [], linestyle=style, color=colour, label=label, **marker)
-
-        colours = ("0.3", "0.3") if several else (BLUE, ORANGE)
-        keys = [key_to("train", "-", colours[0]), key_to("test", "--", colours[1])]
-        for label, is_so, face in (
-            (Status.CERTIFIED, True, "0.3"),
-            (Status.NOT_CERTIFIED, False, "white"),
-        ):
-            if any((row["status"] == Status.CERTIFIED) == is_so for row in rows):
-                keys.append(key_to(label, "", "0.3", marker="o", markerfacecolor=face))
-        if several:
-            keys += [
-                key_to(f"{across} = {group:.3g}", "-", shade)
-                for group, shade in zip(groups, shades, strict=True)
-            ]
+        keys = _path_keys({row["status"] for row in rows}, across, shades)
         # Outside, as a curve may run through any corner.
         figure.legend(
             handles=keys, loc="outside upper center", ncols=min(len(keys), 8), frameon=False
         )
     return figure
+
+
+def _path_curve(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], along: str, key: str, style: str, colour: Any
+) -> None:
+    """Draws one curve; what is not certified is an empty circle."""
+    strengths = np.array([row[along] for row in rows])
+    values = np.array([row[key] for row in rows], np.float64)
+    certified = np.array([row["status"] == Status.CERTIFIED for row in rows])
+    ax.plot(strengths, values, style, color=colour)
+    for some, face in ((certified, colour), (~certified, "white")):
+        ax.plot(
+            strengths[some], values[some], "o", color=colour, markerfacecolor=face, markersize=5
+        )
+
+
+def _path_keys(statuses: Collection[Any], across: str, shades: Mapping[float, Any]) -> list[Line2D]:
+    """Returns the legend: of lines, of circles, and of colours if there are several groups."""
+
+    def key_to(label, style, colour, **marker):
+        return Line2D([], [], linestyle=style, color=colour, label=label, **marker)
+
+    several = len(shades) > 1
+    colours = ("0.3", "0.3") if several else (BLUE, ORANGE)
+    keys = [key_to("train", "-", colours[0]), key_to("test", "--", colours[1])]
+    for label, is_so, face in (
+        (Status.CERTIFIED, True, "0.3"),
+        (Status.NOT_CERTIFIED, False, "white"),
+    ):
+        if any((status == Status.CERTIFIED) == is_so for status in statuses):
+            keys.append(key_to(label, "", "0.3", marker="o", markerfacecolor=face))
+    if several:
+        keys += [key_to(f"{across} = {group:.3g}", "-", shade) for group, shade in shades.items()]
+    return keys
 
 
 def _strength_axis(ax: Axes, strengths: Collection[float]) -> None:

@@ -7,17 +7,17 @@ so.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import checks, losses
+from softmax_jax import losses
 from softmax_jax._annotations import AnyArray, Float, NDArray
-from softmax_jax.data import blocks
-from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, checked_targets, raw
+from softmax_jax.calibration.held_out import HeldOut
+from softmax_jax.data.targets import raw
 from softmax_jax.normalizer import softmax
 from softmax_jax.status import Status
 
@@ -102,7 +102,8 @@ def fit_temperature(
       >>> round(fit_temperature(logits, [0, 1, 1]).temperature, 6)
       2.88539
     """
-    problem = _Problem.of(logits, targets, weights, tol, block_size)
+    _refuse_bad_tol(tol)
+    problem = HeldOut.of(logits, targets, weights, block_size)
     unit, misses = problem.largest_gap()
     if unit != 0 and not 1e-290 < unit < 1e290:
         raise ValueError(f"logits: the largest gap is {unit}; expected 1e-290 to 1e290, or 0")
@@ -112,44 +113,22 @@ def fit_temperature(
         return _Along(*map(float, problem.mean(_along, beta, unit or 1.0)))
 
     before = evaluate(unit)
-
-    def result(beta, status=Status.OPTIMAL, reason=""):
-        at = evaluate(beta)
-        if not at.loss <= before.loss:  # by rounding
-            beta, at = unit, before
-        inverse = beta / unit
-        temperature = unit / beta if beta > 0 else math.inf
-        return Temperature(
-            temperature, inverse, before.loss, at.loss, beta * at.first, status, reason
-        )
-
     if unit == 0:
         reason = "in every row all logits are equal: they predict nothing"
         return Temperature(1.0, 1.0, before.loss, before.loss, 0.0, Status.ALL_THE_SAME, reason)
-    if evaluate(0.0).first >= 0:
-        reason = "these logits are worse than a uniform guess: do labels and classes match?"
-        return result(0.0, Status.NO_INFORMATION, reason)
-    low, high, beta = 0.0, math.inf, 1.0
+    beta, status, reason = _best_inverse(evaluate, before.loss, misses, tol)
     at = evaluate(beta)
-    if not misses:
-        while beta * at.first < -1e-6 or at.loss > before.loss:
-            beta *= 2
-            at = evaluate(beta)
-        reason = "every label has the largest logit: calibrate on data that was not trained on"
-        return result(beta, Status.SEPARABLE, reason)
-    for _ in range(MAX_ITERATIONS):
-        low, high = (low, beta) if at.first > 0 else (beta, high)
-        if abs(beta * at.first) <= tol or high - low <= 1e-15 * high < math.inf:
-            return result(beta)
-        if high == math.inf or low == 0:
-            outside = 10 * beta if high == math.inf else beta / 10
-        else:
-            outside = math.sqrt(low * high)
-        step = beta - at.first / at.second if at.second > 0 else math.inf
-        beta = step if low < step < min(high, 10 * beta) else outside
-        at = evaluate(beta)
-    reason = f"after {MAX_ITERATIONS} steps the gradient is {beta * at.first:.1e}"
-    return result(beta, Status.NOT_CONVERGED, reason)
+    if not at.loss <= before.loss:  # by rounding
+        beta, at = unit, before
+    return Temperature(
+        temperature=unit / beta if beta > 0 else math.inf,
+        inverse=beta / unit,
+        nats_before=before.loss,
+        nats=at.loss,
+        gradient=beta * at.first,
+        status=status,
+        reason=reason,
+    )
 
 
 @jax.transfer_guard("allow")
@@ -184,7 +163,8 @@ def fit_vector_scaling(
     Raises:
       ValueError: as `fit_temperature`, or for more than `MOST_CLASSES` classes.
     """
-    problem = _Problem.of(logits, targets, weights, tol, block_size)
+    _refuse_bad_tol(tol)
+    problem = HeldOut.of(logits, targets, weights, block_size)
     q = problem.logits.shape[1]
     if q > MOST_CLASSES:
         raise ValueError(f"{q:,} classes; vector scaling takes up to {MOST_CLASSES:,}")
@@ -193,37 +173,21 @@ def fit_vector_scaling(
     )
     center, unit = problem.columns()
 
-    def evaluate(theta: np.ndarray) -> tuple[np.ndarray, ...]:
-        return problem.mean(_along_both, theta[:q], theta[q:], center, unit)
+    def evaluate(theta: np.ndarray) -> _AlongBoth:
+        return _AlongBoth(*problem.mean(_along_both, theta[:q], theta[q:], center, unit))
 
     # In the centred columns a temperature is a factor and an offset for each class, too.
     offset = one.inverse * center
     theta = np.concatenate([one.inverse * unit, offset - offset.mean()])
-    value, gradient, hessian = evaluate(theta)
-    damping, status = 1e-3, Status.NOT_CONVERGED
-    reason = f"after {MAX_ITERATIONS} steps the gradient is above {tol:g}"
-    for _ in range(MAX_ITERATIONS):
-        if np.max(np.abs(gradient)) <= tol:
-            status, reason = Status.OPTIMAL, ""
-            break
-        scale = np.trace(hessian) / len(theta)
-        step = np.linalg.solve(hessian + damping * scale * np.eye(len(theta)), -gradient)
-        new = evaluate(theta + step)
-        if new[0] <= value:
-            theta, damping = theta + step, max(damping / 10, 1e-10)
-            value, gradient, hessian = new
-        elif damping > 1e12:
-            break
-        else:
-            damping *= 10
+    theta, at, status, reason = _damped_newton(evaluate, theta, tol)
     if status == Status.OPTIMAL:
-        step = np.linalg.lstsq(hessian, -gradient, rcond=1e-13)[0]
+        step = np.linalg.lstsq(at.hessian, -at.gradient, rcond=1e-13)[0]
         if problem.largest_move(step[:q], step[q:], center, unit) > 0.5:
             status = Status.AT_INFINITY
             reason = "a class occurs never, or hardly, or some are told apart by factors alone"
     factor = theta[:q] / unit
     offset = theta[q:] - factor * center
-    nats = float(value)
+    nats = float(at.loss)
     if not nats <= one.nats_before:  # by rounding
         factor, offset, nats = np.ones(q), np.zeros(q), one.nats_before
     return Scaling(
@@ -231,10 +195,15 @@ def fit_vector_scaling(
         offset=offset - offset.mean(),
         nats_before=one.nats_before,
         nats=nats,
-        gradient=float(np.max(np.abs(gradient))),
+        gradient=float(np.max(np.abs(at.gradient))),
         status=status,
         reason=reason,
     )
+
+
+def _refuse_bad_tol(tol: float) -> None:
+    if not 0 < tol < math.inf:
+        raise ValueError(f"tol: {tol}; expected a positive number")
 
 
 class _Along(NamedTuple):
@@ -243,6 +212,86 @@ class _Along(NamedTuple):
     loss: float
     first: float
     second: float
+
+
+class _AlongBoth(NamedTuple):
+    """Means over the rows."""
+
+    loss: float
+    gradient: np.ndarray
+    """``[2 q]``"""
+    hessian: np.ndarray
+    """``[2 q, 2 q]``"""
+
+
+def _best_inverse(
+    evaluate: Callable[[float], _Along], loss_before: float, misses: bool, tol: float
+) -> tuple[float, Status, str]:
+    """Returns the best inverse temperature with a status and its reason.
+
+    Args:
+      evaluate: from an inverse temperature to the loss and its derivatives.
+      loss_before: of the logits as they are.
+      misses: whether some label does not have the largest logit.
+      tol: see `fit_temperature`.
+    """
+    if evaluate(0.0).first >= 0:
+        reason = "these logits are worse than a uniform guess: do labels and classes match?"
+        return 0.0, Status.NO_INFORMATION, reason
+    beta = 1.0
+    at = evaluate(beta)
+    if not misses:
+        while beta * at.first < -1e-6 or at.loss > loss_before:
+            beta *= 2
+            at = evaluate(beta)
+        reason = "every label has the largest logit: calibrate on data that was not trained on"
+        return beta, Status.SEPARABLE, reason
+    low, high = 0.0, math.inf
+    for _ in range(MAX_ITERATIONS):
+        low, high = (low, beta) if at.first > 0 else (beta, high)
+        if abs(beta * at.first) <= tol or high - low <= 1e-15 * high < math.inf:
+            return beta, Status.OPTIMAL, ""
+        if high == math.inf or low == 0:
+            outside = 10 * beta if high == math.inf else beta / 10
+        else:
+            outside = math.sqrt(low * high)
+        step = beta - at.first / at.second if at.second > 0 else math.inf
+        beta = step if low < step < min(high, 10 * beta) else outside
+        at = evaluate(beta)
+    reason = f"after {MAX_ITERATIONS} steps the gradient is {beta * at.first:.1e}"
+    return beta, Status.NOT_CONVERGED, reason
+
+
+def _damped_newton(
+    evaluate: Callable[[np.ndarray], _AlongBoth], theta: np.ndarray, tol: float
+) -> tuple[np.ndarray, _AlongBoth, Status, str]:
+    """Minimises the loss by steps of Levenberg's method, none of which goes up.
+
+    Args:
+      evaluate: from parameters to the loss and its derivatives.
+      theta: where to begin.
+      tol: largest entry of the gradient to stop at.
+
+    Returns:
+      The parameters, what ``evaluate`` returns for them, a status, and its reason.
+    """
+    at = evaluate(theta)
+    damping = 1e-3
+    for _ in range(MAX_ITERATIONS):
+        if np.max(np.abs(at.gradient)) <= tol:
+            return theta, at, Status.OPTIMAL, ""
+        scale = np.trace(at.hessian) / len(theta)
+        ridge = damping * scale * np.eye(len(theta))
+        step = np.linalg.solve(at.hessian + ridge, -at.gradient)
+        new = evaluate(theta + step)
+        if new.loss <= at.loss:
+            theta, at, damping = theta + step, new, max(damping / 10, 1e-10)
+        elif damping > 1e12:
+            break
+        else:
+            damping *= 10
+    reason = f"after {MAX_ITERATIONS} steps the gradient is above {tol:g}"
+    return theta, at, Status.NOT_CONVERGED, reason
 
 
 @jax.jit
@@ -286,106 +335,3 @@ def _along_both(
     hessian = jnp.block([[jnp.diag(jnp.sum(d, axis=0)) for d in row] for row in diagonals])
     hessian -= (both * s[:, None]).T @ both
     return jnp.sum(s * losses.cross_entropy(z, y)), gradient, hessian
-
-
-class _Problem(NamedTuple):
-    """Checked input: the rows that have weight."""
-
-    logits: np.ndarray
-    targets: Ids | Dense
-    """Parsed targets of NumPy arrays; probabilities sum to one."""
-    weights: np.ndarray
-    """Their sum is one."""
-    block_size: int
-    """Rows at a time."""
-
-    @classmethod
-    def of(
-        cls, logits: Any, targets: Any, weights: Any, tol: float, block_size: int | None
-    ) -> "_Problem":
-        if not 0 < tol < math.inf:
-            raise ValueError(f"tol: {tol}; expected a positive number")
-        logits = np.asarray(checks.as_array(logits, "logits"))
-        targets = np.asarray(checks.as_array(targets, "targets"))
-        if logits.ndim != 2 or 0 in logits.shape or not checks.is_real(logits):
-            raise ValueError(
-                f"logits of shape {logits.shape} and type {logits.dtype}; expected numbers [n, q]"
-            )
-        if targets.shape[:1] != logits.shape[:1]:
-            raise ValueError(f"targets of shape {targets.shape} for {len(logits)} rows of logits")
-        weights = checks.checked_weights(weights, len(logits))
-        checks.refuse_no_weight(weights)
-        # Rows without weight take no part, whatever they hold.
-        logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
-        targets = checked_targets(targets, len(logits), "targets", np.float64)
-        parsed = checked(targets, logits.shape)
-        assert not isinstance(parsed, SparseTargets)
-        if isinstance(parsed, Dense):
-            y: Any = targets / targets.sum(axis=1, keepdims=True)
-            parsed = Dense(y)
-        impossible = np.isneginf(logits)
-        if not (np.isfinite(logits) | impossible).all() or impossible.all(axis=1).any():
-            raise ValueError(
-                "logits: NaN, +inf, or a row of -inf only, of which there is no softmax"
-            )
-        if block_size is None:
-            block_size = blocks.rows_within(logits.shape[1])
-        problem = cls(logits, parsed, weights / weights.sum(), block_size)
-        if any((np.isneginf(o) & (y > 0)).any() for o, y, _ in problem.blocks()):
-            raise ValueError(
-                "targets: there are examples of a class whose logit is -inf, which no scaling "
-                "makes possible"
-            )
-        return problem
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Logits, probabilities and weights of some rows."""
-        q = self.logits.shape[1]
-        for at in blocks.slices(len(self.logits), self.block_size):
-            if isinstance(self.targets, Ids):
-                ids = np.asarray(self.targets.ids[at])
-                y = (ids[:, None] == np.arange(q)).astype(np.float64)
-            else:
-                y = np.asarray(self.targets.probabilities[at])
-            yield self.logits[at].astype(np.float64), y, self.weights[at]
-
-    def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:
-        """Returns the means over the rows, of what a function sums for a block."""
-        with jax.enable_x64(True):
-            sums = [function(*block, *args) for block in self.blocks()]
-            return tuple(np.sum(part, axis=0) for part in zip(*sums, strict=True))
-
-    def largest_gap(self) -> tuple[float, bool]:
-        """Returns the largest gap of logits in a row, and whether a label is not the largest."""
-        largest, misses = 0.0, False
-        for o, y, _ in self.blocks():
-            with np.errstate(over="ignore"):  # an infinite gap is refused
-                below = np.where(np.isfinite(o), o.max(axis=1, keepdims=True) - o, 0)
-            largest = max(largest, float(below.max()))
-            misses = misses or bool((below[y > 0] > 0).any())
-        return largest, misses
-
-    def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each class, of what is finite: ``[q]`` each."""
-        logits = self.logits.astype(np.float64)
-        finite = np.isfinite(logits)
-        number = np.maximum(finite.sum(axis=0), 1)
-        center = np.where(finite, logits, 0).sum(axis=0) / number
-        deviation = np.where(finite, logits - center, 0)
-        largest = np.abs(deviation).max(axis=0)
-        largest = np.where(largest > 0, largest, 1)
-        # Squares of what is at most one, lest they overflow.
-        unit = largest * np.sqrt(((deviation / largest) ** 2).sum(axis=0) / number)
-        return center, np.where(unit > 0, unit, 1)
-
-    def largest_move(
-        self, a: np.ndarray, c: np.ndarray, center: np.ndarray, unit: np.ndarray
-    ) -> float:
-        """Returns by how much logits of a row move against each other if factors and offsets do."""
-        largest = 0.0
-        for o, _, _ in self.blocks():
-            finite = np.isfinite(o)
-            moves = np.where(finite, (o - center) / unit, 0) * a + c
-            high, low = np.where(finite, moves, -np.inf), np.where(finite, moves, np.inf)
-            largest = max(largest, float(np.max(high.max(axis=1) - low.min(axis=1))))
-        return largest

@@ -130,22 +130,24 @@ def refit(
     x, num_classes = checked_features(x), checked_count(num_classes, "num_classes")
     n = x.shape[0]
     labels = checked_labels(labels, n, num_classes)
-    ends = block_ends(n) if ends is None else [checked_count(end, "ends", 0) for end in ends]
-    if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
-        raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
+    ends = block_ends(n) if ends is None else _checked_ends(ends, n)
     if not 0 < precision < math.inf:
         raise ValueError(f"precision: {precision}; expected a positive number")
     bits = [ends[0] * math.log2(num_classes)]
     for seen, end in itertools.pairwise(ends):
         params = _fitted(x, labels, seen, num_classes, precision, scale, shift, tol)
-        unknown = num_classes / 2 / (seen + num_classes / 2)
         stored = for_stored(params, scale, shift)
-        likelihoods = _likelihoods(stored, x[seen:end], labels[seen:end])
-        mixed = (1 - unknown) * likelihoods + unknown / num_classes
-        bits.append(-float(np.sum(np.log2(mixed))))
+        bits.append(_bits(stored, x[seen:end], labels[seen:end], seen))
         if callback is not None:
             callback(end)
     return Codelength(np.array(ends), np.cumsum(bits), n * math.log2(num_classes))
+
+
+def _checked_ends(ends: Sequence[int], n: int) -> list[int]:
+    ends = [checked_count(end, "ends", 0) for end in ends]
+    if not ends or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
+        raise ValueError(f"ends: {ends} of blocks of {n} examples; expected to rise to {n}")
+    return ends
 
 
 def _fitted(
@@ -182,6 +184,14 @@ def _fitted(
             "precision"
         )
     return solution.params
+
+
+def _bits(params: Params, x: AnyArray, labels: np.ndarray, seen: int) -> float:
+    """Returns the bits of labels by a model of those ``seen``, mixed with a uniform guess."""
+    q = params.b.size
+    unknown = q / 2 / (seen + q / 2)
+    mixed = (1 - unknown) * _likelihoods(params, x, labels) + unknown / q
+    return -float(np.sum(np.log2(mixed)))
 
 
 def _likelihoods(params: Params, x: AnyArray, labels: np.ndarray) -> np.ndarray:

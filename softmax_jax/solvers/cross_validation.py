@@ -199,10 +199,38 @@ def cross_validate(
     )
     if standardize:
         solution = _with_features_times(sizes, solution)
-    l2, l1 = solution.l2[0], solution.l1[0]
     path = jax.tree.map(lambda a: a[-1], solution) if refit else None
-    solution = jax.tree.map(lambda a: a[: len(train)], solution)
-    params = for_stored(solution.params, scale, shift)
+    held_in = jax.tree.map(lambda a: a[: len(train)], solution)
+    params = for_stored(held_in.params, scale, shift)
+    return _compared(held_in, path, params, test, x, y, offset, score, block_size)
+
+
+def _compared(
+    folds: Solution,
+    path: Solution | None,
+    params: Params,
+    test: np.ndarray,
+    x: AnyArray,
+    y: np.ndarray,
+    offset: AnyArray,
+    score: Callable[[Params, np.ndarray], float] | None,
+    block_size: int | None,
+) -> CrossValidation:
+    """Measures the fits of all folds on what they hold out, and chooses among the strengths.
+
+    Args:
+      folds: fits ``[folds, *grid]``.
+      path: fits to all rows, ``[*grid]``, or None.
+      params: those of ``folds``, for features as they are stored.
+      test: ``[folds, n]`` weights of the rows that each fold holds out.
+      x: see `cross_validate`, as are all others.
+      y: checked.
+      offset: not checked.
+      score: of a fit and the rows held out, or None.
+      block_size: rows at a time.
+    """
+    l2, l1 = folds.l2[0], folds.l1[0]
+    *_, d, q = params.w.shape
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
     size = min(most, block_size or rows_within(max(d, l2.size * q)))
@@ -232,7 +260,7 @@ def cross_validate(
         fold_accuracy=accuracy,
         fold_score=fold_score,
         fold_weight=weight,
-        folds=solution,
+        folds=folds,
         path=path,
         best=best,
         one_standard_error=one_standard_error,
