@@ -183,6 +183,11 @@ def fit_vector_scaling(
 
     Raises:
       ValueError: as `fit_temperature`, or for more than `MOST_CLASSES` classes.
+
+    Example:
+      >>> scaling = fit_vector_scaling(np.zeros((4, 2)), [0, 1, 1, 1])
+      >>> f"{np.exp(scaling.offset[1] - scaling.offset[0]):.4f}"  # the odds are three to one
+      '3.0000'
     """
     problem = _Problem.of(logits, targets, weights, tol, block_size)
     q = problem.logits.shape[1]

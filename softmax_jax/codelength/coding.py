@@ -136,6 +136,12 @@ def decompress(
     Raises:
       ValueError: if the content is damaged or no file of labels, or was made with other
         parameters or features. Labels are never returned that were not put in.
+
+    Example:
+      >>> params = Params(np.array([[-1.0, 1.0]]), np.zeros(2))
+      >>> x = np.array([[-2.0], [1.0], [3.0]])
+      >>> decompress(compress(params, x, [0, 1, 1]), params, x)
+      array([0, 1, 1], dtype=int32)
     """
     content = bytes(content)
     if len(content) < HEADER_BYTES or content[: len(MAGIC)] != MAGIC:
@@ -192,6 +198,11 @@ def codelength(
 
     Raises:
       ValueError: as `compress`.
+
+    Example:
+      >>> params = Params(np.zeros((1, 4)), np.zeros(4))  # takes all four classes for equal
+      >>> codelength(params, np.ones((3, 1)), [0, 1, 3])
+      6.0
     """
     model, x = _Quantized.of(params, x, scale, shift)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)
@@ -212,6 +223,10 @@ def frequencies(logits: Integer[NDArray, "n q"]) -> Integer[NDArray, "n q"]:
 
     Args:
       logits: ``[n, q]`` int64, in multiples of 2^-16 bit: ``log2(e) · 2^16`` for a nat.
+
+    Example:
+      >>> frequencies(np.array([[0, 0], [0, -(2**16)]])).tolist()  # the second differ by one bit
+      [[8388608, 8388608], [11184811, 5592405]]
     """
     gap = np.max(logits, axis=1, keepdims=True) - logits
     high, low = _exp2_table(8), _exp2_table(16)
