@@ -48,7 +48,9 @@ class Strengths(NamedTuple):
     """Strengths of this library's penalty ``l2/2 |W|² + l1 |W|_1``."""
 
     l2: float
+    """Strength of ``|W|²/2``."""
     l1: float
+    """Strength of ``|W|_1``."""
 
 
 def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:

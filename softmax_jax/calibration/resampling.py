@@ -29,7 +29,9 @@ class Band(NamedTuple):
     """Range of mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
 
     lower: Float[NDArray, " bins"]
+    """Lower ends."""
     upper: Float[NDArray, " bins"]
+    """Upper ends."""
 
 
 class Consistency(NamedTuple):
