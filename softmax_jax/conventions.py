@@ -48,11 +48,13 @@ class Strengths(NamedTuple):
     """Strengths of this library's penalty ``l2/2 |W|² + l1 |W|_1``."""
 
     l2: float
+    """Strength of ``|W|²/2``."""
     l1: float
+    """Strength of ``|W|_1``."""
 
 
 def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
-    r"""Strengths on the softmax of two classes that match those on a single vector ``v``.
+    r"""Returns the strengths on the softmax of two classes that match those on a vector ``v``.
 
     A sigmoid of ``x v + c`` is the softmax with ``W = [-v/2, v/2]``, of all that give the same
     probabilities the one with the smallest penalty. There ``|W|² = |v|²/2``, ``|W|_1 = |v|_1``:
@@ -69,23 +71,33 @@ def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
 
     Raises:
       ValueError: if a strength is negative or not finite.
+
+    Example:
+      >>> l2, l1 = from_sklearn(0.1, total_weight=1000)  # of two classes
+      >>> from_sigmoid(l2, l1)
+      Strengths(l2=0.02, l1=0.0)
     """
     return Strengths(l2=2 * checked_strength(l2, "l2"), l1=checked_strength(l1, "l1"))
 
 
 def to_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
-    """The inverse of `from_sigmoid`: ``l2/2`` and ``l1``, on the single vector ``v``."""
+    """Inverts `from_sigmoid`: returns ``l2/2`` and ``l1``, on the single vector ``v``.
+
+    Example:
+      >>> to_sklearn(*to_sigmoid(l2=0.02), total_weight=1000)
+      {'C': 0.1, 'l1_ratio': 0.0}
+    """
     return Strengths(l2=checked_strength(l2, "l2") / 2, l1=checked_strength(l1, "l1"))
 
 
 def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> Strengths:
-    r"""Strengths of scikit-learn's ``LogisticRegression``, whose ``C`` multiplies the loss.
+    r"""Returns the strengths of scikit-learn's ``LogisticRegression(C)``.
 
     .. math:: l_2 = \frac{1 - \rho}{C \sum_i s_i}, \qquad l_1 = \frac{\rho}{C \sum_i s_i}
 
-    It minimises ``C L + R_ρ(W)``: doubling all weights is doubling ``C``. ``solver="liblinear"``
-    penalises the bias as well: without one (``fit_intercept=False``) it matches. For two classes
-    see `from_sigmoid`.
+    Its ``C`` multiplies the loss: it minimises ``C L + R_ρ(W)``, and doubling all weights is
+    doubling ``C``. ``solver="liblinear"`` penalises the bias as well: without one
+    (``fit_intercept=False``) it matches. For two classes see `from_sigmoid`.
 
     Args:
       C: positive; ``inf`` is no penalty.
@@ -105,15 +117,19 @@ def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> 
 
 
 def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[str, float]:
-    """``C`` and ``l1_ratio`` for `from_sklearn`, where the arguments are explained.
+    """Returns ``C`` and ``l1_ratio``; `from_sklearn` explains the arguments.
 
     An ``l1_ratio`` above 0 needs ``solver="saga"``.
+
+    Example:
+      >>> to_sklearn(l2=0.01, total_weight=1000)
+      {'C': 0.1, 'l1_ratio': 0.0}
     """
     return _to_inverse(l2, l1, _total("total_weight", total_weight))
 
 
 def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Strengths:
-    r"""Strengths of cuML's ``LogisticRegression``: ``(1 - ρ) / (C n)`` and ``ρ / (C n)``.
+    r"""Returns the strengths of cuML's ``LogisticRegression``: ``(1 - ρ) / (C n)``, ``ρ / (C n)``.
 
     It divides both the loss and ``1/C`` by the number of rows, which makes its ``C`` that of
     scikit-learn. Where ``penalty_normalized=False`` keeps ``1/C`` undivided, ``num_examples`` is 1.
@@ -126,19 +142,28 @@ def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Str
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_cuml(0.1, num_examples=1000)
+      Strengths(l2=0.01, l1=0.0)
     """
     return _from_inverse(C, l1_ratio, _total("num_examples", num_examples))
 
 
 def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
-    """``C`` and ``l1_ratio`` for `from_cuml`; give cuML ``penalty="elasticnet"`` with them."""
+    """Returns ``C`` and ``l1_ratio`` for cuML; give it ``penalty="elasticnet"`` with them.
+
+    Example:
+      >>> to_cuml(l2=0.01, num_examples=1000)
+      {'C': 0.1, 'l1_ratio': 0.0}
+    """
     return _to_inverse(l2, l1, _total("num_examples", num_examples))
 
 
 def from_sgd_classifier(
     alpha: Scalar, *, l1_ratio: Scalar = 0.0, mean_weight: Scalar = 1.0
 ) -> Strengths:
-    r"""Strengths of scikit-learn's ``SGDClassifier(loss="log_loss")``, for two classes.
+    r"""Returns the strengths of scikit-learn's ``SGDClassifier(loss="log_loss")``, of two classes.
 
     .. math:: l_2 = (1 - \rho) \, \alpha n / \sum_i s_i, \qquad l_1 = \rho \, \alpha n / \sum_i s_i
 
@@ -154,6 +179,12 @@ def from_sgd_classifier(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_sgd_classifier(1e-4)
+      Strengths(l2=0.0001, l1=0.0)
+      >>> from_sgd_classifier(1e-4, mean_weight=2.0)  # the penalty weighs half as much
+      Strengths(l2=5e-05, l1=0.0)
     """
     alpha = checked_strength(alpha, "alpha")
     return _elastic_net(alpha / _total("mean_weight", mean_weight), _ratio("l1_ratio", l1_ratio))
@@ -162,13 +193,18 @@ def from_sgd_classifier(
 def to_sgd_classifier(
     l2: Scalar, l1: Scalar = 0.0, *, mean_weight: Scalar = 1.0
 ) -> dict[str, float]:
-    """``alpha`` and ``l1_ratio`` for `from_sgd_classifier`, with ``penalty="elasticnet"``."""
+    """Returns ``alpha`` and ``l1_ratio`` for ``SGDClassifier(penalty="elasticnet")``.
+
+    Example:
+      >>> to_sgd_classifier(l2=1e-4)
+      {'alpha': 0.0001, 'l1_ratio': 0.0}
+    """
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"alpha": strength * _total("mean_weight", mean_weight), "l1_ratio": ratio}
 
 
 def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
-    r"""Strengths of glmnet, which scales as this library does.
+    r"""Returns the strengths of glmnet, which scales as this library does.
 
     .. math:: l_2 = (1 - \alpha) \lambda, \qquad l_1 = \alpha \lambda
 
@@ -184,18 +220,29 @@ def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_glmnet(0.01)  # the lasso, unless it is told otherwise
+      Strengths(l2=0.0, l1=0.01)
+      >>> from_glmnet(0.01, alpha=0.5)
+      Strengths(l2=0.005, l1=0.005)
     """
     return _elastic_net(checked_strength(lambda_, "lambda_"), _ratio("alpha", alpha))
 
 
 def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
-    """``lambda_`` and ``alpha`` for `from_glmnet`, where they are explained."""
+    """Returns ``lambda_`` and ``alpha``, which `from_glmnet` explains.
+
+    Example:
+      >>> to_glmnet(l2=0.005, l1=0.005)
+      {'lambda_': 0.01, 'alpha': 0.5}
+    """
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"lambda_": strength, "alpha": ratio}
 
 
 def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
-    r"""Strengths of Spark ML's ``LogisticRegression``, which scales as this library does.
+    r"""Returns the strengths of Spark ML's ``LogisticRegression``, which scales as this library.
 
     .. math:: l_2 = (1 - \rho) \lambda, \qquad l_1 = \rho \lambda
 
@@ -211,6 +258,10 @@ def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_spark(0.5, elasticNetParam=0.25)
+      Strengths(l2=0.375, l1=0.125)
     """
     return _elastic_net(
         checked_strength(regParam, "regParam"), _ratio("elasticNetParam", elasticNetParam)
@@ -218,13 +269,18 @@ def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
 
 
 def to_spark(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
-    """``regParam`` and ``elasticNetParam`` for `from_spark`, with ``standardization=False``."""
+    """Returns ``regParam`` and ``elasticNetParam`` for Spark with ``standardization=False``.
+
+    Example:
+      >>> to_spark(l2=0.375, l1=0.125)
+      {'regParam': 0.5, 'elasticNetParam': 0.25}
+    """
     strength, ratio = _strength_and_ratio(l2, l1)
     return {"regParam": strength, "elasticNetParam": ratio}
 
 
 def from_cyanure(lambda_1: Scalar, lambda_2: Scalar = 0.0, *, penalty: str = "l2") -> Strengths:
-    r"""Strengths of cyanure's ``Classifier``, whose ``lambda_1`` is of l2 or of l1 by ``penalty``.
+    r"""Returns the strengths of cyanure's ``Classifier``, of l2 or of l1 by ``penalty``.
 
     ===============  ===========================================
     ``penalty``      added to the mean loss
@@ -245,6 +301,12 @@ def from_cyanure(lambda_1: Scalar, lambda_2: Scalar = 0.0, *, penalty: str = "l2
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_cyanure(0.1, penalty="l1")
+      Strengths(l2=0.0, l1=0.1)
+      >>> from_cyanure(0.1, 0.2, penalty="elasticnet")
+      Strengths(l2=0.2, l1=0.1)
     """
     lambda_1, lambda_2 = (
         checked_strength(lambda_1, "lambda_1"),
@@ -263,7 +325,12 @@ def from_cyanure(lambda_1: Scalar, lambda_2: Scalar = 0.0, *, penalty: str = "l2
 
 
 def to_cyanure(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float | str]:
-    """``lambda_1``, ``lambda_2`` and ``penalty`` for `from_cyanure`, where they are explained."""
+    """Returns ``lambda_1``, ``lambda_2`` and ``penalty``, which `from_cyanure` explains.
+
+    Example:
+      >>> to_cyanure(l2=0.2, l1=0.1)
+      {'penalty': 'elasticnet', 'lambda_1': 0.1, 'lambda_2': 0.2}
+    """
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 == 0:
         return {"penalty": "l2", "lambda_1": l2, "lambda_2": 0.0}
@@ -273,7 +340,7 @@ def to_cyanure(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float | str]:
 
 
 def from_statsmodels(alpha: Scalar, *, num_examples: Scalar) -> Strengths:
-    r"""Strength of statsmodels' ``MNLogit`` and ``Logit.fit_regularized(alpha=...)``.
+    r"""Returns the strength of statsmodels' ``MNLogit`` and ``Logit.fit_regularized(alpha=...)``.
 
     .. math:: l_1 = \alpha / n, \qquad l_2 = 0,
 
@@ -289,13 +356,25 @@ def from_statsmodels(alpha: Scalar, *, num_examples: Scalar) -> Strengths:
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_statsmodels(1.0, num_examples=100)
+      Strengths(l2=0.0, l1=0.01)
     """
     alpha = checked_strength(alpha, "alpha")
     return Strengths(l2=0.0, l1=alpha / _total("num_examples", num_examples))
 
 
 def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
-    """``alpha`` for `from_statsmodels`; a ValueError for an ``l2`` above 0, which it lacks."""
+    """Returns ``alpha`` for `from_statsmodels`.
+
+    Raises:
+      ValueError: if ``l2`` is above 0, as statsmodels has an l1 penalty only.
+
+    Example:
+      >>> to_statsmodels(l2=0.0, l1=0.01, num_examples=100)
+      {'alpha': 1.0}
+    """
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l2 != 0:
         raise ValueError(f"fit_regularized of statsmodels has an l1 penalty only, got l2={l2}")
@@ -303,13 +382,13 @@ def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dic
 
 
 def from_weight_decay(weight_decay: Scalar) -> Strengths:
-    r"""Strength of ``weight_decay`` in ``torch.optim.SGD`` and ``optax.add_decayed_weights``.
+    r"""Returns the strength of ``weight_decay`` in torch's ``SGD`` and optax.
 
     .. math:: g = \nabla_W \tfrac{1}{S} L + \lambda W, \qquad l_2 = \lambda,
 
-    the gradient of ``F``, where the optimiser gets ``g`` (coupled decay) of the mean loss. The bias
-    must be left out: a parameter group of its own in torch, ``mask=Params(w=True, b=False)`` in
-    optax.
+    the gradient of ``F``, where the optimiser gets ``g`` (coupled decay) of the mean loss. So it is
+    in ``torch.optim.SGD`` and ``optax.add_decayed_weights``. The bias must be left out: a parameter
+    group of its own in torch, ``mask=Params(w=True, b=False)`` in optax.
 
     Decoupled decay steps by ``-lr (u + λ W)``, with ``u`` what the optimiser makes of the gradient
     of the loss alone. Without momentum that is the same. With heavy-ball momentum ``μ`` (torch's,
@@ -322,12 +401,24 @@ def from_weight_decay(weight_decay: Scalar) -> Strengths:
 
     Raises:
       ValueError: if it is negative or not finite.
+
+    Example:
+      >>> from_weight_decay(5e-4)
+      Strengths(l2=0.0005, l1=0.0)
     """
     return Strengths(l2=checked_strength(weight_decay, "weight_decay"), l1=0.0)
 
 
 def to_weight_decay(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
-    """``weight_decay`` for `from_weight_decay`; a ValueError for an ``l1`` above 0."""
+    """Returns ``weight_decay`` for `from_weight_decay`.
+
+    Raises:
+      ValueError: if ``l1`` is above 0, as weight decay is an l2 penalty only.
+
+    Example:
+      >>> to_weight_decay(l2=5e-4)
+      {'weight_decay': 0.0005}
+    """
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l1 != 0:
         raise ValueError(

@@ -27,12 +27,17 @@ STYLE: dict[Any, Any] = {
 def weight_images(
     w: np.typing.ArrayLike, image_shape: tuple[int, int], class_names: Sequence[str]
 ) -> Figure:
-    """The weights of each class as an image: which pixels speak for it and which against.
+    """Draws the weights of each class as an image: pixels speak for a class, or against it.
 
     Args:
       w: ``[height * width, q]``, of which the first 60 classes are drawn.
       image_shape: height and width.
       class_names: ``q`` names.
+
+    Example:
+      >>> figure = weight_images(np.eye(6)[:, :2], (2, 3), ["cat", "dog"])
+      >>> [ax.get_title() for ax in figure.axes[:2]]
+      ['cat', 'dog']
     """
     weights = np.asarray(w, np.float32)[:, :60]
     q = weights.shape[1]
@@ -61,6 +66,11 @@ def confusion_matrix(counts: np.typing.ArrayLike, class_names: Sequence[str]) ->
     Args:
       counts: ``[q, q]``, by class in rows and by prediction in columns.
       class_names: ``q`` names.
+
+    Example:
+      >>> figure = confusion_matrix([[3, 1], [0, 2]], ["cat", "dog"])
+      >>> [text.get_text() for text in figure.axes[0].texts]  # a cell without cases stays empty
+      ['3', '1', '2']
     """
     counts = np.asarray(counts, np.float64)
     q = len(counts)
@@ -94,13 +104,18 @@ def surprising_examples(
     labels: Sequence[str],
     predictions: Sequence[str],
 ) -> Figure:
-    """Images with their class, what was predicted instead, and the surprisal of the class.
+    """Draws images with their class, what was predicted instead, and the surprisal of the class.
 
     Args:
       images: ``[n, height, width]``.
       bits: ``n`` surprisals.
       labels: ``n`` names of their classes.
       predictions: ``n`` names of the most probable classes.
+
+    Example:
+      >>> figure = surprising_examples(np.zeros((1, 2, 2)), [3.5], ["cat"], ["dog"])
+      >>> figure.axes[0].get_title().splitlines()
+      ['cat', 'taken for dog', '3.5 bits']
     """
     images = np.asarray(images)
     columns = min(len(images), 4)
@@ -135,6 +150,14 @@ def reliability_diagram(
       chance: where a calibrated model would be, from `calibration.consistency`: a grey box.
       band: of the observed frequencies, from `calibration.bootstrap_band`: a whisker.
       title: above.
+
+    Example:
+      >>> from softmax_jax import calibration
+      >>> edges = calibration.equal_width_edges(2)
+      >>> bins = calibration.reliability(np.array([0.25, 0.75, 0.75]), np.array([0, 1, 0]), edges)
+      >>> figure = reliability_diagram(bins, edges, title="digits")
+      >>> figure.axes[0].lines[-1].get_ydata().tolist()  # none came true, and one of two
+      [0.0, 0.5]
     """
     weight, confidence, outcome = (np.asarray(a, np.float64) for a in bins[:3])
     edges, some = np.asarray(edges, np.float64), weight > 0
@@ -169,7 +192,14 @@ def reliability_diagram(
 
 
 def risk_coverage_curve(curve: RiskCoverage) -> Figure:
-    """Share of wrong answers against the share of cases answered, the most confident first."""
+    """Draws the share of wrong answers against that of cases answered, most confident first.
+
+    Example:
+      >>> from softmax_jax import calibration
+      >>> figure = risk_coverage_curve(calibration.risk_coverage([0.9, 0.8, 0.6], [1, 1, 0]))
+      >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+      ('coverage (share answered)', 'risk (share of answers wrong)')
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4, 3.2), layout="constrained")
         ax = figure.subplots()
@@ -187,11 +217,17 @@ def risk_coverage_curve(curve: RiskCoverage) -> Figure:
 def codelength_curves(
     curves: Mapping[str, Codelength], controls: Mapping[str, Codelength]
 ) -> Figure:
-    """Bits a label to send those of the first examples, against their number.
+    """Draws the bits a label that the first examples take, against their number.
 
     Args:
       curves: by the name of the way to learn; two at most are told apart by colour.
       controls: of the control task, by the same names: dotted.
+
+    Example:
+      >>> curve = Codelength(seen=np.array([10, 20]), bits=np.array([10.0, 14.0]), uniform=20.0)
+      >>> figure = codelength_curves({"refit": curve}, controls={})
+      >>> [line.get_label() for line in figure.axes[0].lines]
+      ['refit', 'uniform']
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.5, 4), layout="constrained")
@@ -219,7 +255,12 @@ def short_name(text: str, most: int = 20) -> str:
 
 
 def to_png(figure: Figure, *, title: str = "softmax_jax") -> bytes:
-    """The figure as a PNG file of 120 dots per inch, with a title in its metadata."""
+    """Returns the figure as a PNG file of 120 dots per inch, with a title in its metadata.
+
+    Example:
+      >>> to_png(weight_images(np.eye(6)[:, :2], (2, 3), ["cat", "dog"]))[1:4]
+      b'PNG'
+    """
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120, metadata={"Title": title})
     return stream.getvalue()

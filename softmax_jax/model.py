@@ -27,7 +27,9 @@ class Params(NamedTuple):
     """
 
     w: Float[Array, "*m d q"]
+    """Weights, a column for each class."""
     b: Float[Array, "*m q"]
+    """Biases."""
 
 
 @jax.transfer_guard("allow")

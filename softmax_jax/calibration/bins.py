@@ -48,7 +48,12 @@ class Bins(NamedTuple):
 
 
 def equal_width_edges(bins: int) -> Float[NDArray, " edges"]:
-    """Returns ``[0, 1 / bins, ..., 1]``."""
+    """Returns the edges of bins of equal width: ``[0, 1 / bins, ..., 1]``.
+
+    Example:
+      >>> equal_width_edges(4).tolist()
+      [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
     return np.linspace(0, 1, checked_count(bins, "bins") + 1)
 
 
@@ -68,6 +73,10 @@ def equal_mass_edges(confidence: AnyArray, bins: int) -> Float[NDArray, "*classe
 
     Raises:
       ValueError: if there are no confidences, or what is none among them.
+
+    Example:
+      >>> equal_mass_edges([0.2, 0.3, 0.8, 0.9], 2).tolist()  # two confidences in each bin
+      [0.0, 0.8, 1.0]
     """
     bins = checked_count(bins, "bins")
     values = np.asarray(as_array(confidence, "confidence"))

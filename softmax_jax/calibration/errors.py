@@ -50,13 +50,27 @@ def expected_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
 
 
 def maximum_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
-    r"""Returns the maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`."""
+    r"""Returns the maximum calibration error, :math:`\max_b |\bar y_b - \bar c_b|`.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> bins = reliability(np.array([0.25, 0.75]), np.array([1, 1]), equal_width_edges(2))
+      >>> float(maximum_error(bins))  # of the gaps 0.75 and 0.25
+      0.75
+    """
     means = _means(bins)
     return np.max(np.abs(means.gap), axis=-1)
 
 
 def rms_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floating:
-    r"""Returns the root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`."""
+    r"""Returns the root mean square error, :math:`\sqrt{\sum_b w_b (\bar y_b - \bar c_b)^2}`.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> bins = reliability(np.array([0.25, 0.75]), np.array([1, 1]), equal_width_edges(2))
+      >>> f"{rms_error(bins):.4f}"  # of the gaps 0.75 and 0.25
+      '0.5590'
+    """
     means = _means(bins)
     return np.sqrt(np.sum(means.share * means.gap**2, axis=-1))
 
@@ -71,6 +85,13 @@ def debiased_squared_error(bins: Bins) -> Float[NDArray, "*classes"] | np.floati
     their outcomes are independent: of a calibrated model the mean is zero. (The estimator of Kumar
     et al. 2019 takes the confidences of a bin to be equal; this one does not.) Bins of a single
     example have no pairs and count as zero.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> outcome = np.arange(100) % 5 < 3  # 60 of 100 come true
+      >>> bins = reliability(np.full(100, 0.75), outcome, equal_width_edges(4))
+      >>> f"{rms_error(bins) ** 2:.4f}", f"{debiased_squared_error(bins):.4f}"
+      ('0.0225', '0.0201')
     """
     squares, has_pairs = _squared_gaps(bins)
     return np.sum(_means(bins).share * np.where(has_pairs, squares, 0), axis=-1)
@@ -94,6 +115,13 @@ def debiased_expected_error(bins: Bins) -> Float[NDArray, "*classes"] | np.float
     expected is the mean of a folded normal variable, and by how much it is above the gap is what is
     taken off (the resampling of Kumar et al. 2019, in closed form). Some bias remains: of a
     calibrated model, with many examples a bin, 2 - √2 of that of `expected_error`, with few more.
+
+    Example:
+      >>> from softmax_jax.calibration import equal_width_edges, reliability
+      >>> outcome = np.arange(10) < 6  # 6 of 10 come true, as chance alone often does
+      >>> bins = reliability(np.full(10, 0.5), outcome, equal_width_edges(4))
+      >>> f"{expected_error(bins):.3f}", f"{debiased_expected_error(bins):.3f}"
+      ('0.100', '0.046')
     """
     means = _means(bins)
     gap = means.gap

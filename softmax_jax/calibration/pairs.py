@@ -45,6 +45,11 @@ def class_wise(
 
     Raises:
       ValueError: as `top_label`.
+
+    Example:
+      >>> confidence, outcome = class_wise([[2.0, 0.0], [1.0, 0.0]], [0, 1])
+      >>> [f"{c:.3f}" for c in confidence[0]], outcome[0].tolist()
+      (['0.881', '0.119'], [1.0, 0.0])
     """
     logits, parsed = _checked(logits, targets)
     y = distribution(parsed, logits.shape[-1], logits.dtype)
@@ -59,6 +64,11 @@ def of_class(
 
     Raises:
       ValueError: as `top_label`, or if there is no class ``j``.
+
+    Example:
+      >>> confidence, outcome = of_class([[2.0, 0.0], [1.0, 0.0]], [0, 1], j=1)
+      >>> [f"{c:.3f}" for c in confidence], outcome.tolist()
+      (['0.119', '0.269'], [0.0, 1.0])
     """
     p, y = class_wise(logits, targets)
     if checked_count(j, "j", at_least=0) >= p.shape[1]:

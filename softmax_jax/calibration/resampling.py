@@ -29,7 +29,9 @@ class Band(NamedTuple):
     """Range of mean outcomes of each bin, ``[bins]``; NaN where it is empty."""
 
     lower: Float[NDArray, " bins"]
+    """Lower ends."""
     upper: Float[NDArray, " bins"]
+    """Upper ends."""
 
 
 class Consistency(NamedTuple):
@@ -115,6 +117,13 @@ def bootstrap_band(
 
     Raises:
       ValueError: on shapes that do not fit, and what `reliability` refuses.
+
+    Example:
+      >>> confidence, outcome = np.full(50, 0.9), np.arange(50) % 2  # half come true
+      >>> edges = np.array([0.0, 0.5, 1.0])
+      >>> band = bootstrap_band(jax.random.key(0), confidence, outcome, edges)
+      >>> bool(band.lower[1] < 0.5 < band.upper[1] < 0.9)
+      True
     """
     draws = checked_count(draws, "draws")
     examples = _checked_examples(confidence, outcome, edges, weights)

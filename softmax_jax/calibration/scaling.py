@@ -34,8 +34,9 @@ class Temperature(NamedTuple):
     inverse: float
     """Or multiply them with this, which is finite always."""
     nats_before: float
+    """Mean loss of the calibration data with the logits as they are."""
     nats: float
-    """Mean loss of the calibration data."""
+    """Mean loss of the calibration data at this temperature."""
     gradient: float
     """Slope of the mean loss in the log of the inverse temperature, free of the unit of the logits;
     at infinite temperature 0."""
@@ -53,11 +54,15 @@ class Scaling(NamedTuple):
     offset: Float[NDArray, " q"]
     """``[q]``, summing to zero."""
     nats_before: float
+    """Mean loss of the calibration data with the logits as they are."""
     nats: float
+    """Mean loss of the calibration data with the calibrated logits."""
     gradient: float
     """The largest entry, for logits of mean 0 and standard deviation 1 in each class."""
     status: Status
+    """``optimal``, or why it is not."""
     reason: str
+    """Explanation of the status; empty if optimal."""
 
 
 @jax.transfer_guard("allow")
@@ -162,6 +167,11 @@ def fit_vector_scaling(
 
     Raises:
       ValueError: as `fit_temperature`, or for more than `MOST_CLASSES` classes.
+
+    Example:
+      >>> scaling = fit_vector_scaling(np.zeros((4, 2)), [0, 1, 1, 1])
+      >>> f"{np.exp(scaling.offset[1] - scaling.offset[0]):.4f}"  # the odds are three to one
+      '3.0000'
     """
     _refuse_bad_tol(tol)
     problem = HeldOut.of(logits, targets, weights, block_size)

@@ -5,7 +5,8 @@ and receiver learn the model from the labels before.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import types
+from typing import TYPE_CHECKING
 
 from softmax_jax.codelength.online import Codelength as Codelength
 from softmax_jax.codelength.online import block_ends as block_ends
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from softmax_jax.codelength import coding as coding
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> types.ModuleType:
     if name == "coding":
         return importlib.import_module("softmax_jax.codelength.coding")
     raise AttributeError(f"module 'softmax_jax.codelength' has no attribute {name!r}")

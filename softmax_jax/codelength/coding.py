@@ -110,6 +110,12 @@ def decompress(
     Raises:
       ValueError: if the content is damaged or no file of labels, or was made with other
         parameters or features. Labels are never returned that were not put in.
+
+    Example:
+      >>> params = Params(np.array([[-1.0, 1.0]]), np.zeros(2))
+      >>> x = np.array([[-2.0], [1.0], [3.0]])
+      >>> decompress(compress(params, x, [0, 1, 1]), params, x)
+      array([0, 1, 1], dtype=int32)
     """
     file = _File.unpack(bytes(content))
     n = x.shape[0] if hasattr(x, "shape") else len(x)
@@ -148,6 +154,11 @@ def codelength(
 
     Raises:
       ValueError: as `compress`.
+
+    Example:
+      >>> params = Params(np.zeros((1, 4)), np.zeros(4))  # takes all four classes for equal
+      >>> codelength(params, np.ones((3, 1)), [0, 1, 3])
+      6.0
     """
     model, x = Quantized.of(params, x, scale, shift)
     labels = _checked_labels(labels, x.shape[0], model.num_classes)

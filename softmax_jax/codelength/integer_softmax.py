@@ -30,6 +30,10 @@ def frequencies(logits: Integer[NDArray, "n q"]) -> Integer[NDArray, "n q"]:
 
     Args:
       logits: ``[n, q]`` int64, in multiples of 2^-16 bit: ``log2(e) · 2^16`` for a nat.
+
+    Example:
+      >>> frequencies(np.array([[0, 0], [0, -(2**16)]])).tolist()  # the second differ by one bit
+      [[8388608, 8388608], [11184811, 5592405]]
     """
     gap = np.max(logits, axis=1, keepdims=True) - logits
     high, low = exp2_table(8), exp2_table(16)

@@ -73,6 +73,12 @@ def block_ends(n: int, percent: Sequence[float] | NDArray = PERCENT) -> list[int
 
     Raises:
       ValueError: if they do not rise to 100, or there are no examples.
+
+    Example:
+      >>> block_ends(1000)
+      [1, 2, 4, 8, 16, 32, 63, 125, 250, 500, 1000]
+      >>> block_ends(50, percent=[10, 50, 100])
+      [5, 25, 50]
     """
     percent, n = tuple(percent), checked_count(n, "n", at_least=0)
     rising = all(a < b for a, b in itertools.pairwise((0, *percent)))
@@ -239,6 +245,14 @@ def stream(
       ValueError: on shapes that do not fit, class ids out of range, or a feature of which float32,
         in which training works, loses digits; see `data.from_arrays`.
       FloatingPointError: if training diverges.
+
+    Example:
+      >>> x, labels = np.arange(64.0)[:, None] % 2, np.arange(64) % 2
+      >>> code = stream(
+      ...     x, labels, num_classes=2, optimizer=optax.sgd(0.5), batch_size=16, shift=-0.5
+      ... )
+      >>> code.seen.tolist(), code.total < code.uniform
+      ([16, 32, 48, 64], True)
     """
     x = checked_features(as_array(x, "x"))
     if exceeds_jax(x.dtype):
@@ -273,6 +287,11 @@ def control_labels(key: Array, labels: AnyArray) -> Integer[NDArray, " n"]:
     The control task of Hewitt and Liang (2019), for inputs that do not repeat. By how much its
     codelength is above that of the labels themselves is their selectivity: what the features tell,
     less what the model is able to learn by heart.
+
+    Example:
+      >>> control = control_labels(jax.random.key(0), [0, 0, 1, 1, 2])
+      >>> sorted(control.tolist())  # each label as often as before
+      [0, 0, 1, 1, 2]
     """
     labels = np.asarray(as_array(labels, "labels"))
     return labels[np.asarray(jax.random.permutation(key, len(labels)))]

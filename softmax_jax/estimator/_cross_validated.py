@@ -66,6 +66,12 @@ class SoftmaxRegressionCV(LinearClassifier):
         errors over the grid, and for each fold; its ``path`` is of the chosen strengths only.
 
     and those of `SoftmaxRegression`; ``objective_``, ``gap_`` and ``status_`` with ``refit`` only.
+
+    Example:
+      >>> x, y = np.arange(8.0)[:, None], ["low"] * 4 + ["high"] * 4
+      >>> chosen = SoftmaxRegressionCV(l2=[1e-3, 1.0], cv=4).fit(x, y)
+      >>> chosen.l2_, chosen.predict([[1.0], [6.0]]).tolist()
+      (0.001, ['low', 'high'])
     """
 
     # The scorer asks for them, or not.

@@ -28,8 +28,9 @@ class CrossValidation(NamedTuple):
     """Scores of held-out rows, and the fits behind them; ``*grid`` are axes of strengths."""
 
     l2: np.ndarray
-    """``[*grid]``, as is ``l1``: the strengths."""
+    """``[*grid]``: strengths of the squared penalty."""
     l1: np.ndarray
+    """``[*grid]``: strengths of the absolute penalty."""
     loss: np.ndarray
     """``[*grid]``: mean cross-entropy of held-out rows, in nats, without the penalty."""
     loss_error: np.ndarray
@@ -37,13 +38,17 @@ class CrossValidation(NamedTuple):
     accuracy: np.ndarray
     """``[*grid]``: share of held-out rows predicted correctly."""
     accuracy_error: np.ndarray
+    """``[*grid]``: standard error of the accuracy."""
     score: np.ndarray | None
-    """``[*grid]``: mean of the user's score over the folds; None, as is all of it, without one."""
+    """``[*grid]``: mean of the user's score over the folds; None without one."""
     score_error: np.ndarray | None
+    """``[*grid]``: standard error of the score; None without one."""
     fold_loss: np.ndarray
     """``[folds, *grid]``: the mean loss of each fold's held-out rows."""
     fold_accuracy: np.ndarray
+    """``[folds, *grid]``: the share of each fold's held-out rows predicted correctly."""
     fold_score: np.ndarray | None
+    """``[folds, *grid]``: the score of each fold; None without one."""
     fold_weight: np.ndarray
     """``[folds]``: the weight of the held-out rows that were scored."""
     folds: Solution

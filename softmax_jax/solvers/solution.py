@@ -24,6 +24,7 @@ class History(NamedTuple):
     seconds: Float[NDArray, " looks"]
     """Seconds since the call, compilation included."""
     passes: Float[NDArray, " looks"]
+    """Passes over all rows."""
     objective: Float[NDArray, " looks"]
     """Objective in working precision; where ``rows`` is less than all, of those rows."""
     gap: Float[NDArray, " looks"]
@@ -36,12 +37,17 @@ class Progress(NamedTuple):
     """Report to a callback."""
 
     seconds: float
+    """Seconds since the call, compilation included."""
     solved: int
+    """Number of problems that are solved."""
     problems: int
+    """Number of problems in all."""
     passes: float
+    """Passes over all rows, of the problem whose objective this is."""
     objective: float
     """Objective of the problem furthest from its solution, among those that are worked on."""
     relative_gap: float
+    """Estimate of its duality gap, as a share of the objective."""
 
 
 class Solution(NamedTuple):
@@ -68,9 +74,11 @@ class Solution(NamedTuple):
     passes: Any
     """Passes over all rows that have weight: forward and back."""
     history: Any
+    """`History` of the problem."""
     l2: Any = None
-    """Strengths of the penalty."""
+    """Strength of the squared penalty."""
     l1: Any = None
+    """Strength of the absolute penalty."""
 
 
 def negligible(inputs: Inputs, weighting: int) -> float:

@@ -36,7 +36,15 @@ def optimizer_of(memory: int, most: jax.typing.ArrayLike) -> optax.GradientTrans
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LBFGS(Method):
-    """`optax.lbfgs`, for l1 = 0, on kept logits."""
+    """`optax.lbfgs`, for l1 = 0, on kept logits.
+
+    Example:
+      >>> import numpy as np
+      >>> from softmax_jax.solvers import fit
+      >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+      >>> print(fit(x, y, l2=0.1, method=LBFGS(memory=20)).status)
+      certified
+    """
 
     memory: int = 10
     """Pairs of moves and changes of the gradient."""

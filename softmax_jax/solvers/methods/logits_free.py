@@ -88,7 +88,14 @@ class _Pass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitsFree(Method):
-    """`optax.lbfgs` on passes that never hold all logits, for l1 = 0 and no offset."""
+    """`optax.lbfgs` on passes that never hold all logits, for l1 = 0 and no offset.
+
+    Example:
+      >>> from softmax_jax.solvers import QuasiNewton
+      >>> method = QuasiNewton(most_logits=2**26, beyond=LogitsFree(memory=20))
+      >>> method.beyond.memory  # what is taken for more logits than that
+      20
+    """
 
     memory: int = 10
     """Pairs of moves and changes of the gradient."""

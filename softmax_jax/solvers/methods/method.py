@@ -67,6 +67,12 @@ class Method(abc.ABC):
     """An algorithm and its tuned constants.
 
     Methods are hashable, and equal ones share their compiled programs.
+
+    Example:
+      >>> from softmax_jax.solvers import QuasiNewton
+      >>> method = QuasiNewton(memory=20)
+      >>> method == QuasiNewton(memory=20), method == QuasiNewton()
+      (True, False)
     """
 
     width: int = 4

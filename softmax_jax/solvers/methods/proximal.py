@@ -55,7 +55,18 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proximal(Method):
-    """Accelerated proximal gradient, for l1 > 0: the default there."""
+    """Accelerated proximal gradient, for l1 > 0: the default there.
+
+    Example:
+      >>> import numpy as np
+      >>> from softmax_jax.solvers import fit
+      >>> x, y = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]]), np.array([0, 0, 1, 1])
+      >>> solution = fit(x, y, l2=0.0, l1=0.05, l1_method=Proximal(newton=None))
+      >>> print(solution.status)
+      certified
+      >>> np.all(solution.params.w == 0, axis=1).tolist()  # the second feature tells nothing
+      [False, True]
+    """
 
     sample: int = 8192
     """Rows that the variances of the features are estimated from."""

@@ -83,6 +83,12 @@ class QuasiNewton(Method):
     """L-BFGS on an approximate Hessian, for l1 = 0: the default.
 
     It keeps the n q logits of each problem, and several arrays of their size.
+
+    Example:
+      >>> from softmax_jax.solvers import fit
+      >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+      >>> print(fit(x, y, l2=0.1, method=QuasiNewton(memory=20)).status)
+      certified
     """
 
     memory: int = 8
