@@ -62,7 +62,7 @@ class Restored(NamedTuple):
 def open_folder(
     path: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1
 ) -> Iterator[Folder]:
-    """The checkpoints in a folder, which is made if it is not there.
+    """Opens the checkpoints in a folder, which is made if it is not there.
 
     At the end of the ``with`` statement, what is being saved is waited for.
 
@@ -210,7 +210,7 @@ def finish(folder: Folder) -> None:
 
 
 def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None:
-    """The latest checkpoint that is whole, or the best; None if there is none at all.
+    """Reads the latest checkpoint that is whole, or the best; None if there is none at all.
 
     Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning;
     a folder that holds another step than its name says is one of them. Later ones than the best
@@ -218,7 +218,8 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
 
     Args:
       folder: from `open_folder`.
-      like: a state of the same structure, shapes and types.
+      like: a state of the same structure, shapes and types. `jax.ShapeDtypeStruct` may stand for
+        its arrays, as `jax.eval_shape` gives them. What is an array of JAX there becomes one again.
       best: whether to take that with the lowest finite score; None if there is none.
 
     Raises:
@@ -228,7 +229,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
       OSError: if one may not be read.
     """
     manager, scores = folder
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_host(like))
+    abstract = jax.tree.map(_as_stored, like)
     damaged: dict[int, str] = {}
     steps = sorted(manager.all_steps(), reverse=True)
     if best:
@@ -355,13 +356,32 @@ def _kind(array: Any) -> tuple[tuple[int, ...], str]:
     return array.shape, str(array.dtype)
 
 
+def _is_of_jax(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+
+
 def _is_key(leaf: Any) -> bool:
-    is_array = isinstance(leaf, jax.Array)
-    return is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return _is_of_jax(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape and the type that `_on_host` gives a leaf, or what has those of one."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif not _is_of_jax(leaf):
+        leaf = np.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """Returns the generator of a key, or of what has the shape and the type of one."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _on_host(state: Any) -> Any:
-    """NumPy arrays, keys of random numbers as the integers that they are made of."""
+    """Returns NumPy arrays, keys of random numbers as the integers that they are made of."""
     plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
     return jax.tree.map(np.asarray, jax.device_get(plain))
 
@@ -369,8 +389,10 @@ def _on_host(state: Any) -> Any:
 def _with_keys(arrays: Any, like: Any) -> Any:
     def restored(array, leaf):
         if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return jax.device_put(array) if isinstance(leaf, jax.Array) else array
+            return jax.random.wrap_key_data(array, impl=_key_impl(leaf))
+        # Of a type that JAX is not set to, it would lose digits.
+        is_held = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+        return jax.device_put(array) if _is_of_jax(leaf) and is_held else array
 
     return jax.tree.map(restored, arrays, like)
 
@@ -384,7 +406,10 @@ def _digest(arrays: Any, known: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _as_os_error(folder: Folder) -> Iterator[None]:
-    """Writers raise ValueError, too, where the disk is full. What is not there has no score."""
+    """Raises an OSError for the ValueError of a writer, too, as where the disk is full.
+
+    What has not been written loses its score.
+    """
     try:
         yield
     except (ValueError, OSError) as e:
