@@ -75,6 +75,13 @@ def open_folder(
       ValueError: if ``keep_last`` is less than 1 or ``keep_best`` negative, or the path is not
         UTF-8.
       OSError: if the folder cannot be made or read.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp(), keep_last=3) as folder:
+      ...     save(folder, 1, {"w": np.ones(2)}, extra={}, score=0.7)
+      >>> folder.scores
+      {1: 0.7}
     """
     if keep_last < 1 or keep_best < 0:
         raise ValueError(f"keep_last={keep_last}, keep_best={keep_best}: at least 1 and 0")
@@ -132,6 +139,14 @@ def save(
     Raises:
       ValueError: if there is a checkpoint of this step or of a later one.
       OSError: if this or the checkpoint before could not be written, or there is no room for it.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     for step, loss in ((10, 0.7), (20, 0.4)):
+      ...         save(folder, step, {"w": np.ones(2)}, extra={"epochs": step // 10}, score=loss)
+      >>> folder.scores
+      {10: 0.7, 20: 0.4}
     """
     manager, step, score = folder.manager, checks.checked_count(step, "step", 0), float(score)
     later = [each for each in sorted(manager.all_steps()) if each >= step]
@@ -188,6 +203,15 @@ def rewind(folder: Folder, step: int) -> None:
 
     Raises:
       ValueError: if there is no checkpoint of that step.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     for step in (1, 2):
+      ...         save(folder, step, {"w": np.ones(2)}, extra={}, score=step)
+      ...     rewind(folder, 1)
+      ...     restore(folder, {"w": np.ones(2)}).step
+      1
     """
     finish(folder)
     steps = sorted(folder.manager.all_steps())
@@ -204,6 +228,14 @@ def finish(folder: Folder) -> None:
 
     Raises:
       OSError: if it could not be.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     save(folder, 1, {"w": np.ones(2)}, extra={}, score=0.7)
+      ...     finish(folder)
+      ...     (folder.manager.directory / "1").is_dir()
+      True
     """
     with _as_os_error(folder):
         folder.manager.wait_until_finished()
@@ -227,6 +259,15 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
         JAX that make for other numbers; they all stay. Of another version of JAX or optax, or
         another kind of device, there is a warning.
       OSError: if one may not be read.
+
+    Example:
+      >>> import tempfile
+      >>> state = {"w": jax.numpy.arange(3.0)}
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     save(folder, 5, state, extra={"epochs": 1}, score=0.7)
+      ...     restored = restore(folder, jax.eval_shape(lambda: state))
+      >>> restored.step, restored.state["w"].tolist(), restored.extra
+      (5, [0.0, 1.0, 2.0], {'epochs': 1})
     """
     manager, scores = folder
     abstract = jax.tree.map(_as_stored, like)
