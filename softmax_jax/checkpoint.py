@@ -251,7 +251,8 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
     Args:
       folder: from `open_folder`.
       like: a state of the same structure, shapes and types. `jax.ShapeDtypeStruct` may stand for
-        its arrays, as `jax.eval_shape` gives them. What is an array of JAX there becomes one again.
+        its arrays, as `jax.eval_shape` gives them. Both become arrays of JAX, and all else arrays
+        of NumPy; so do 64-bit types that JAX is not set to.
       best: whether to take that with the lowest finite score; None if there is none.
 
     Raises:
@@ -406,7 +407,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and the type that `_on_host` gives a leaf, or what has those of one."""
+    """Returns shape and type of a leaf, `jax.ShapeDtypeStruct` included, as `_on_host` makes it."""
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     elif not _is_of_jax(leaf):
@@ -415,7 +416,7 @@ def _as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _key_impl(leaf: Any) -> Any:
-    """Returns the generator of a key, or of what has the shape and the type of one."""
+    """Returns the generator of a key, or of a `jax.ShapeDtypeStruct` of one."""
     found: list[Any] = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
     return found[0]
