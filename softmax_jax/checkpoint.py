@@ -62,7 +62,7 @@ class Restored(NamedTuple):
 def open_folder(
     path: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1
 ) -> Iterator[Folder]:
-    """The checkpoints in a folder, which is made if it is not there.
+    """Opens the checkpoints in a folder, which is made if it is not there.
 
     At the end of the ``with`` statement, what is being saved is waited for.
 
@@ -75,6 +75,13 @@ def open_folder(
       ValueError: if ``keep_last`` is less than 1 or ``keep_best`` negative, or the path is not
         UTF-8.
       OSError: if the folder cannot be made or read.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp(), keep_last=3) as folder:
+      ...     save(folder, 1, {"w": np.ones(2)}, extra={}, score=0.7)
+      >>> folder.scores
+      {1: 0.7}
     """
     if keep_last < 1 or keep_best < 0:
         raise ValueError(f"keep_last={keep_last}, keep_best={keep_best}: at least 1 and 0")
@@ -132,6 +139,14 @@ def save(
     Raises:
       ValueError: if there is a checkpoint of this step or of a later one.
       OSError: if this or the checkpoint before could not be written, or there is no room for it.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     for step, loss in ((10, 0.7), (20, 0.4)):
+      ...         save(folder, step, {"w": np.ones(2)}, extra={"epochs": step // 10}, score=loss)
+      >>> folder.scores
+      {10: 0.7, 20: 0.4}
     """
     manager, step, score = folder.manager, checks.checked_count(step, "step", 0), float(score)
     later = [each for each in sorted(manager.all_steps()) if each >= step]
@@ -188,6 +203,15 @@ def rewind(folder: Folder, step: int) -> None:
 
     Raises:
       ValueError: if there is no checkpoint of that step.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     for step in (1, 2):
+      ...         save(folder, step, {"w": np.ones(2)}, extra={}, score=step)
+      ...     rewind(folder, 1)
+      ...     restore(folder, {"w": np.ones(2)}).step
+      1
     """
     finish(folder)
     steps = sorted(folder.manager.all_steps())
@@ -204,13 +228,21 @@ def finish(folder: Folder) -> None:
 
     Raises:
       OSError: if it could not be.
+
+    Example:
+      >>> import tempfile
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     save(folder, 1, {"w": np.ones(2)}, extra={}, score=0.7)
+      ...     finish(folder)
+      ...     (folder.manager.directory / "1").is_dir()
+      True
     """
     with _as_os_error(folder):
         folder.manager.wait_until_finished()
 
 
 def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None:
-    """The latest checkpoint that is whole, or the best; None if there is none at all.
+    """Reads the latest checkpoint that is whole, or the best; None if there is none at all.
 
     Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning;
     a folder that holds another step than its name says is one of them. Later ones than the best
@@ -218,7 +250,9 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
 
     Args:
       folder: from `open_folder`.
-      like: a state of the same structure, shapes and types.
+      like: a state of the same structure, shapes and types. `jax.ShapeDtypeStruct` may stand for
+        its arrays, as `jax.eval_shape` gives them. Both become arrays of JAX, and all else arrays
+        of NumPy; so do 64-bit types that JAX is not set to.
       best: whether to take that with the lowest finite score; None if there is none.
 
     Raises:
@@ -226,9 +260,18 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
         JAX that make for other numbers; they all stay. Of another version of JAX or optax, or
         another kind of device, there is a warning.
       OSError: if one may not be read.
+
+    Example:
+      >>> import tempfile
+      >>> state = {"w": jax.numpy.arange(3.0)}
+      >>> with open_folder(tempfile.mkdtemp()) as folder:
+      ...     save(folder, 5, state, extra={"epochs": 1}, score=0.7)
+      ...     restored = restore(folder, jax.eval_shape(lambda: state))
+      >>> restored.step, restored.state["w"].tolist(), restored.extra
+      (5, [0.0, 1.0, 2.0], {'epochs': 1})
     """
     manager, scores = folder
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_host(like))
+    abstract = jax.tree.map(_as_stored, like)
     damaged: dict[int, str] = {}
     steps = sorted(manager.all_steps(), reverse=True)
     if best:
@@ -355,13 +398,32 @@ def _kind(array: Any) -> tuple[tuple[int, ...], str]:
     return array.shape, str(array.dtype)
 
 
+def _is_of_jax(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+
+
 def _is_key(leaf: Any) -> bool:
-    is_array = isinstance(leaf, jax.Array)
-    return is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return _is_of_jax(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and type of a leaf, `jax.ShapeDtypeStruct` included, as `_on_host` makes it."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif not _is_of_jax(leaf):
+        leaf = np.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """Returns the generator of a key, or of a `jax.ShapeDtypeStruct` of one."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _on_host(state: Any) -> Any:
-    """NumPy arrays, keys of random numbers as the integers that they are made of."""
+    """Returns NumPy arrays, keys of random numbers as the integers that they are made of."""
     plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
     return jax.tree.map(np.asarray, jax.device_get(plain))
 
@@ -369,8 +431,10 @@ def _on_host(state: Any) -> Any:
 def _with_keys(arrays: Any, like: Any) -> Any:
     def restored(array, leaf):
         if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return jax.device_put(array) if isinstance(leaf, jax.Array) else array
+            return jax.random.wrap_key_data(array, impl=_key_impl(leaf))
+        # Of a type that JAX is not set to, it would lose digits.
+        is_held = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+        return jax.device_put(array) if _is_of_jax(leaf) and is_held else array
 
     return jax.tree.map(restored, arrays, like)
 
@@ -384,7 +448,10 @@ def _digest(arrays: Any, known: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _as_os_error(folder: Folder) -> Iterator[None]:
-    """Writers raise ValueError, too, where the disk is full. What is not there has no score."""
+    """Raises an OSError for the ValueError of a writer, too, as where the disk is full.
+
+    What has not been written loses its score.
+    """
     try:
         yield
     except (ValueError, OSError) as e:

@@ -40,14 +40,29 @@ def make_epoch(
 
 
 def axes(shared_order: bool) -> TrainState:
-    """Returns the axis of the members in each part of a stacked state; None where they share it."""
+    """Returns the axis of the members in each part of a stacked state; None where they share it.
+
+    Example:
+      >>> members = axes(shared_order=True)
+      >>> members.params, members.key
+      (0, None)
+    """
     places: Any = dict.fromkeys(TrainState._fields, 0)
     return TrainState(**places | {"step": None, "key": None if shared_order else 0})
 
 
 @jax.transfer_guard("allow")
 def stack(states: Sequence[TrainState], *, shared_order: bool) -> TrainState:
-    """Returns the states as one; ``step`` and a shared order are those of the first."""
+    """Returns the states as one; ``step`` and a shared order are those of the first.
+
+    Example:
+      >>> from softmax_jax import Params, training
+      >>> zero, optimizer = Params(jnp.zeros((2, 2)), jnp.zeros(2)), optax.sgd(1.0)
+      >>> states = [training.init(zero, optimizer, l2=l2) for l2 in (0.0, 0.5)]
+      >>> members = stack(states, shared_order=True)
+      >>> members.params.w.shape, members.l2.tolist()
+      ((2, 2, 2), [0.0, 0.5])
+    """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     first = states[0]
     return stacked._replace(step=first.step, key=first.key if shared_order else stacked.key)

@@ -4,12 +4,12 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from softmax_jax import head, metrics, model
+from softmax_jax._annotations import Array, Bool
 from softmax_jax.checks import checked_count, checked_real
 from softmax_jax.data import blocks
 from softmax_jax.data.admission import admitted, number_of_examples
@@ -81,10 +81,15 @@ def measure_blocks(
     confusion: bool = False,
     most_logits: int = head.MOST_LOGITS,
 ) -> Metrics:
-    """The part of `evaluate` on the device, which need not be waited for.
+    """Does the part of `evaluate` on the device, which need not be waited for.
 
     Returns:
       `Metrics` with a leading axis of blocks, for `metrics.total`.
+
+    Example:
+      >>> params, data = Params(jnp.eye(2), jnp.zeros(2)), Data(jnp.eye(2), jnp.array([0, 1]))
+      >>> measure_blocks(params, data, block_size=1).correct.tolist()
+      [1.0, 1.0]
     """
     block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
     data = formed_on_host(data)
@@ -110,7 +115,9 @@ def _measured_blocks(
     if not by_head:
         block_size = min(block_size, max(most_logits // q, 1))
 
-    def measured(_: None, start: Any, is_new: jax.Array) -> tuple[None, Metrics]:
+    def measured(
+        _: None, start: blocks.Index, is_new: Bool[Array, " rows"]
+    ) -> tuple[None, Metrics]:
         block = blocks.block_of(data, start, is_new)
         x, targets, weights = features(block), block.targets, block.weights
         if by_head:

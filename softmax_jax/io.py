@@ -6,12 +6,20 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks, model
-from softmax_jax._annotations import NDArray
+from softmax_jax._annotations import (
+    AnyArray,
+    Array,
+    ArrayLike,
+    Float,
+    Integer,
+    NDArray,
+    Real,
+    Shaped,
+)
 from softmax_jax.data import types
 from softmax_jax.data.npz import MAX_BYTES, read_npz
 from softmax_jax.model import Params
@@ -31,9 +39,9 @@ class Model(NamedTuple):
 
     params: Params
     """NumPy arrays ``w: [d, q]``, ``b: [q]``."""
-    scale: np.ndarray
+    scale: Real[NDArray, "*d"]
     """Scalar or ``[d]``: the model sees ``x * scale + shift``."""
-    shift: np.ndarray
+    shift: Real[NDArray, "*d"]
     """Scalar or ``[d]``."""
     class_names: tuple[str, ...]
     """``q`` names, by default the numbers of the classes."""
@@ -47,12 +55,12 @@ def save(
     path: str | os.PathLike[str],
     params: Params,
     *,
-    scale: Any = 1.0,
-    shift: Any = 0.0,
-    class_names: Sequence[str | bytes] | NDArray | None = None,
+    scale: AnyArray = 1.0,
+    shift: AnyArray = 0.0,
+    class_names: Sequence[str | bytes] | Shaped[NDArray, " q"] | None = None,
     dtype: Any = None,
     best: int | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, AnyArray] | None = None,
 ) -> None:
     """Writes a model to one ``.npz`` file, whole or not at all.
 
@@ -120,6 +128,13 @@ def load(
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: names the file if it is no model, or is damaged.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+      >>> save(path, Params(np.eye(2), np.zeros(2)), class_names=["cat", "dog"])
+      >>> load(path).class_names
+      ('cat', 'dog')
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -129,8 +144,10 @@ def load(
     return _model(read_npz(path, max_bytes=max_bytes), where=str(path), member=member)
 
 
-def features(saved: Model, x: Any) -> jax.Array:
-    """Features as the model sees them, ``x * scale + shift``: ``[..., d]`` in float32 at least.
+def features(saved: Model, x: AnyArray) -> Float[Array, "*batch d"]:
+    """Returns features as the model sees them, ``x * scale + shift``: ``[..., d]``.
+
+    They are formed in float32 at least.
 
     Args:
       saved: from `load`.
@@ -140,12 +157,19 @@ def features(saved: Model, x: Any) -> jax.Array:
       ValueError: if there are not ``d`` features a row; or, where the file says of what type they
         were stored, if that tells another unit: integers for a model made for floating-point ones,
         the other way round, or integers that the type does not hold. The message says the scale.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+      >>> save(path, Params(np.eye(2), np.zeros(2)), scale=1 / 255, dtype="uint8")
+      >>> features(load(path), np.array([[0, 255]], np.uint8)).tolist()
+      [[0.0, 1.0]]
     """
     return types.features(_batch(saved, x))
 
 
-def _batch(saved: Model, x: Any) -> types.Data:
-    """Features with their unit; those in float64 on the host have it applied already."""
+def _batch(saved: Model, x: AnyArray) -> types.Data:
+    """Returns features with their unit; those in float64 on the host have it applied already."""
     x = checks.as_array(x, "x")
     d = saved.params.w.shape[0]
     if x.ndim == 0 or x.shape[-1] != d:
@@ -173,24 +197,51 @@ def _unit(saved: Model) -> str:
     )
 
 
-def _seen(saved: Model, x: Any) -> Any:
-    """`features`, which on the host keep the float64 that parameters may need."""
+def _seen(saved: Model, x: AnyArray) -> AnyArray:
+    """Returns `features`, which on the host keep the float64 that parameters may need."""
     batch = _batch(saved, x)
     return batch.x if batch.scale is None else types.features(batch)
 
 
-def probabilities(saved: Model, x: Any) -> jax.Array:
-    """Predicted probabilities ``[..., q]``, see `model.probabilities`; ``x`` as in `features`."""
+def probabilities(saved: Model, x: AnyArray) -> Float[Array, "*batch q"]:
+    """Returns predicted probabilities ``[..., q]``, see `model.probabilities`.
+
+    Features are given as to `features`.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+      >>> save(path, Params(np.eye(2), np.zeros(2)))
+      >>> probabilities(load(path), [[1.0, 1.0]]).tolist()
+      [[0.5, 0.5]]
+    """
     return model.probabilities(saved.params, _seen(saved, x))
 
 
-def predict(saved: Model, x: Any, *, threshold: float | jax.Array = 0.0) -> jax.Array:
-    """Class ids ``[...]``, see `model.predict`; ``x`` as in `features`."""
+def predict(saved: Model, x: AnyArray, *, threshold: ArrayLike = 0.0) -> Integer[Array, "*batch"]:
+    """Predicts class ids ``[...]``, see `model.predict`; features are given as to `features`.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+      >>> save(path, Params(np.eye(2), np.zeros(2)), class_names=["cat", "dog"])
+      >>> saved = load(path)
+      >>> [saved.class_names[i] for i in predict(saved, [[0.0, 3.0], [1.0, 0.0]])]
+      ['dog', 'cat']
+    """
     return model.predict(saved.params, _seen(saved, x), threshold=threshold)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes under a temporary name and renames, so that no half of a file is ever left."""
+    """Writes under a temporary name and renames, so that no half of a file is ever left.
+
+    Example:
+      >>> import tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.txt"
+      >>> write_atomically(path, b"all of it")
+      >>> path.read_bytes()
+      b'all of it'
+    """
     # Of this process, as another one may write the same file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -201,11 +252,13 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
-def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
-    """The model that arrays by name describe, of stacked ones a single one."""
+def _model(arrays: Mapping[str, Shaped[NDArray, "..."]], where: str, member: int | None) -> Model:
+    """Returns the model that arrays by name describe, of stacked ones a single one."""
     if missing := [name for name in ("w", "b") if name not in arrays]:
         raise ValueError(f"{where}: there is no {' and no '.join(missing)}; expected w and b")
-    w, b = arrays["w"], arrays["b"]
+    # `Params` is one of JAX arrays; on the host they may be NumPy's.
+    w: Any = arrays["w"]
+    b: Any = arrays["b"]
     if w.ndim not in (2, 3) or b.shape != (*w.shape[:-2], w.shape[-1]) or 0 in w.shape:
         raise ValueError(
             f"{where}: w has shape {w.shape} and b {b.shape}; expected [d, q] and [q], or "
@@ -254,7 +307,7 @@ def _model(arrays: Mapping[str, Any], where: str, member: int | None) -> Model:
     )
 
 
-def _in_numpy(a: Any) -> np.ndarray:
+def _in_numpy(a: AnyArray) -> Shaped[NDArray, "..."]:
     """Returns a NumPy array that files can hold: bfloat16, which they do not know, as float32."""
     array = np.asarray(a)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
@@ -272,5 +325,5 @@ def _is_floating(dtype: Any) -> bool:
     return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
 
 
-def _brief(unit: np.ndarray) -> str:
+def _brief(unit: Real[NDArray, "*d"]) -> str:
     return f"{unit:.6g}" if unit.ndim == 0 else f"[{unit.min():.3g} ... {unit.max():.3g}]"

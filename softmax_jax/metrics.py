@@ -5,14 +5,14 @@
 expectation under the target distribution, which for one-hot targets is the usual count.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import information, losses
-from softmax_jax._annotations import AnyArray
+from softmax_jax._annotations import AnyArray, Array, Bool, Float, NDArray, Real
 from softmax_jax.checks import as_real, checked_count
 from softmax_jax.data.targets import Ids, Targets, distribution, hits, parse
 from softmax_jax.head import linear_cross_entropy
@@ -23,32 +23,42 @@ Sums = TypeVar("Sums")
 """A pytree of sums."""
 
 
+Total: TypeAlias = Float[Array | NDArray | np.floating, "*blocks"]
+"""A sum over examples, or one for each block of them; in NumPy where `total` has formed it."""
+
+
 class Metrics(NamedTuple):
     """Weighted sums over examples; all scalars but ``confusion``."""
 
-    weight: jax.Array
+    weight: Total
     """``Σ s_i``; the number of examples where they are not weighted."""
-    negative_log_likelihood: jax.Array
+    negative_log_likelihood: Total
     """``Σ s_i l_i`` in nats: minus the log of the likelihood, eqs. 3.4.6 and 3.4.7."""
-    correct: jax.Array
+    correct: Total
     """``Σ s_i`` of the examples whose most probable class is the target."""
-    top_k_correct: jax.Array
+    top_k_correct: Total
     """``Σ s_i`` of the examples whose target is among the k most probable classes."""
-    squared_error: jax.Array
+    squared_error: Total
     """``Σ s_i |ŷ_i - y_i|²``, the Brier score before division."""
-    confusion: jax.Array | None
+    confusion: Float[Array | NDArray, "*blocks q q"] | None
     """``[q, q]``, or None: weight of the examples of class (row) predicted as class (column)."""
 
 
 @jax.transfer_guard("allow")
-def correct(logits: jax.Array, targets: jax.Array | Targets, *, k: int = 1) -> jax.Array:
-    """Per example, 1 if the target is among the ``k`` largest logits, else 0: ``[...]``.
+def correct(logits: AnyArray, targets: AnyArray | Targets, *, k: int = 1) -> Float[Array, "*batch"]:
+    """Returns 1 where the target is among the ``k`` largest logits, else 0: ``[...]``.
 
-    With probabilities as targets, the probability they give to those ``k`` classes. Among equal
-    logits the lower class comes first. A row with a NaN logit predicts nothing and counts 0.
+    With probabilities as targets, it is the probability that they give to those ``k`` classes.
+    Among equal logits the lower class comes first. A row with a NaN logit predicts nothing and
+    counts 0.
 
     Raises:
       ValueError: if ``k`` is not positive, or as `data.targets.parse`.
+
+    Example:
+      >>> logits, labels = jnp.array([[2.0, 0.0, 1.0], [1.0, 3.0, 2.0]]), jnp.array([0, 2])
+      >>> correct(logits, labels).tolist(), correct(logits, labels, k=2).tolist()
+      ([1.0, 0.0], [1.0, 1.0])
     """
     k = checked_count(k, "k")
     logits = as_real(logits, "logits")
@@ -63,13 +73,13 @@ def correct(logits: jax.Array, targets: jax.Array | Targets, *, k: int = 1) -> j
 
 @jax.transfer_guard("allow")
 def accuracy(
-    logits: jax.Array,
-    targets: jax.Array | Targets,
-    weights: jax.Array | None = None,
+    logits: AnyArray,
+    targets: AnyArray | Targets,
+    weights: AnyArray | None = None,
     *,
     k: int = 1,
-) -> jax.Array:
-    """Correct predictions over predictions, weighted; among the ``k`` best classes for ``k > 1``.
+) -> Float[Array, ""]:
+    """Returns correct predictions over predictions, weighted; for ``k > 1`` see `correct`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,8 +90,13 @@ def accuracy(
 
 
 @jax.transfer_guard("allow")
-def squared_error(logits: jax.Array, targets: jax.Array | Targets) -> jax.Array:
-    """Per example ``|softmax(o) - y|²``, whose mean is the Brier score (Brier 1950): ``[...]``."""
+def squared_error(logits: AnyArray, targets: AnyArray | Targets) -> Float[Array, "*batch"]:
+    """Returns ``|softmax(o) - y|²``, whose mean is the Brier score (Brier 1950): ``[...]``.
+
+    Example:
+      >>> squared_error(jnp.zeros((1, 2)), jnp.array([0])).tolist()
+      [0.5]
+    """
     error = losses.cross_entropy_gradient(logits, targets)
     return jnp.sum(error * error, axis=-1)
 
@@ -89,7 +104,7 @@ def squared_error(logits: jax.Array, targets: jax.Array | Targets) -> jax.Array:
 @jax.transfer_guard("allow")
 def measure(
     logits: AnyArray,
-    targets: AnyArray,
+    targets: AnyArray | Targets,
     weights: AnyArray | None = None,
     *,
     k: int = TOP_K,
@@ -106,6 +121,12 @@ def measure(
 
     Raises:
       ValueError: on shapes that do not fit, or as `losses.cross_entropy`.
+
+    Example:
+      >>> logits, labels = jnp.array([[2.0, 0.0], [1.0, 3.0]]), jnp.array([0, 0])
+      >>> sums = measure(logits, labels, weights=jnp.array([1.0, 3.0]), confusion=True)
+      >>> float(sums.weight), float(sums.correct), sums.confusion.tolist()
+      (4.0, 1.0, [[1.0, 3.0], [0.0, 0.0]])
     """
     logits = as_real(logits, "logits")
     parsed = parse(targets, logits.shape)
@@ -134,7 +155,7 @@ def measure_head(
     k: int = TOP_K,
     memory: int | None = None,
 ) -> Metrics:
-    """`measure` of a head so large that its logits are not held, see `softmax_jax.head`.
+    """Does as `measure` for a head so large that its logits are not held, see `softmax_jax.head`.
 
     Args:
       params: ``w: [d, q]``, ``b: [q]``.
@@ -149,6 +170,11 @@ def measure_head(
 
     Raises:
       ValueError: as `head.linear_cross_entropy`.
+
+    Example:
+      >>> params, labels = Params(w=jnp.eye(3), b=jnp.zeros(3)), jnp.array([0, 1, 0])
+      >>> float(measure_head(params, jnp.eye(3), labels).correct)
+      2.0
     """
     k, extras = checked_count(k, "k"), ("rank", "collision")
     out = linear_cross_entropy(x, params.w, params.b, labels, extras=extras, memory=memory)
@@ -171,7 +197,9 @@ def measure_head(
     )
 
 
-def _confusion(logits: jax.Array, targets: Targets, weights: jax.Array) -> jax.Array:
+def _confusion(
+    logits: Real[Array, "n q"], targets: Targets, weights: Float[Array, " n"]
+) -> Float[Array, "q q"]:
     q, kind = logits.shape[-1], weights.dtype
     chosen = jnp.where(_predicts_nothing(logits), -1, jnp.argmax(logits, axis=-1))
     true = distribution(targets, q, kind)
@@ -180,22 +208,38 @@ def _confusion(logits: jax.Array, targets: Targets, weights: jax.Array) -> jax.A
     return jnp.einsum("n,ni,nj->ij", weights, true, jax.nn.one_hot(chosen, q, dtype=kind))
 
 
-def _predicts_nothing(logits: jax.Array) -> jax.Array:
+def _predicts_nothing(logits: Real[Array, "*batch q"]) -> Bool[Array, "*batch"]:
     return jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def merge(a: Sums, b: Sums) -> Sums:
-    """The sums over both, `Metrics` or others; associative and commutative up to rounding."""
+    """Returns the sums over both, of `Metrics` or others.
+
+    It is associative and commutative up to rounding.
+
+    Example:
+      >>> labels = jnp.array([0])
+      >>> right, wrong = (measure(jnp.array([o]), labels) for o in ([1.0, 0.0], [0.0, 1.0]))
+      >>> summarize(merge(right, wrong))["accuracy"]
+      0.5
+    """
     return jax.tree.map(lambda u, v: u + v, a, b)
 
 
 def total(stacked: Sums) -> Sums:
-    """The sum over a leading axis, of blocks or hosts, in NumPy float64; waits for the device."""
+    """Returns the sum over a leading axis, of blocks or hosts, in NumPy float64.
+
+    It waits for the device.
+
+    Example:
+      >>> total({"weight": jnp.array([2.0, 3.0])})
+      {'weight': np.float64(5.0)}
+    """
     return jax.tree.map(lambda a: np.sum(a, axis=0, dtype=np.float64), jax.device_get(stacked))
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """Means from sums, as plain numbers.
+    """Returns means from sums, as plain numbers.
 
     Returns:
       ``examples`` (total weight), ``nats`` and ``bits`` (mean negative log-likelihood),

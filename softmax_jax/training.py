@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from softmax_jax import head, losses, metrics, model
+from softmax_jax._annotations import AnyArray, Array, Float, Integer, Scalar, Shaped
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
 from softmax_jax.checks import as_real, checked_count, checked_strength
@@ -29,30 +30,36 @@ from softmax_jax.penalty import Penalty
 
 
 class TrainState(NamedTuple):
-    """State of training: all it depends on besides data, optimiser and batch size."""
+    """State of training: all it depends on besides data, optimiser and batch size.
 
-    step: jax.Array
+    Members of a sweep are stacked along an axis in front, see `ensemble.stack`.
+    """
+
+    step: Integer[Array, ""]
     """int32; one for all members of a sweep."""
     params: Params
     opt_state: optax.OptState
-    key: jax.Array
+    key: Shaped[Array, "..."]
     """Key of the order of the examples; with ``step`` it determines each minibatch."""
-    learning_rate: jax.Array
+    learning_rate: Float[Array, "*m"]
     """Factor on the updates of the optimiser."""
-    l2: jax.Array
-    label_smoothing: jax.Array
-    diverged: jax.Array
+    l2: Float[Array, "*m"]
+    label_smoothing: Float[Array, "*m"]
+    diverged: Integer[Array, "*m"]
     """int32: the step whose loss or result was not finite, or -1. It and all later ones leave
     parameters and optimiser as they were before it."""
 
 
 class StepMetrics(NamedTuple):
-    """Scores of a batch under the parameters before its step: float32 scalars."""
+    """Scores of a batch under the parameters before its step: float32 scalars.
 
-    loss: jax.Array
+    Those of an epoch have an axis of steps, and those of a sweep one of members in front.
+    """
+
+    loss: Float[Array, "*steps"]
     """Mean cross-entropy with the targets as they are given, in nats: as `evaluate` has it."""
-    accuracy: jax.Array
-    weight: jax.Array
+    accuracy: Float[Array, "*steps"]
+    weight: Float[Array, "*steps"]
     """Sum of the example weights of the batch."""
 
 
@@ -61,10 +68,10 @@ def init(
     params: Params,
     optimizer: optax.GradientTransformation,
     *,
-    key: jax.Array | None = None,
-    learning_rate: float | jax.Array = 1.0,
-    l2: float | jax.Array = 0.0,
-    label_smoothing: float | jax.Array = 0.0,
+    key: Shaped[Array, "..."] | None = None,
+    learning_rate: Scalar = 1.0,
+    l2: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -79,6 +86,11 @@ def init(
     Raises:
       ValueError: if ``l2`` is negative or not finite, or ``label_smoothing`` outside [0, 1].
       RuntimeError: in a process that was forked after its parent had used JAX.
+
+    Example:
+      >>> state = init(Params(jnp.zeros((4, 3)), jnp.zeros(3)), optax.adam(0.1), l2=0.01)
+      >>> int(state.step), f"{state.l2:.2f}", int(state.diverged)
+      (0, '0.01', -1)
     """
     if not isinstance(l2, jax.core.Tracer):
         checked_strength(l2, "l2")
@@ -111,7 +123,9 @@ class Program:
         self._jitted = jax.jit(function)
 
     @jax.transfer_guard("allow")
-    def __call__(self, state: TrainState, batch: Data, *stop: Any) -> Any:
+    def __call__(
+        self, state: TrainState, batch: Data, *stop: AnyArray | None
+    ) -> tuple[TrainState, StepMetrics]:
         """Runs it."""
         num_classes = jnp.shape(state.params.w)[-1]
         return self._jitted(state, admitted(batch, num_classes, look=False), *stop)
@@ -124,11 +138,19 @@ class Program:
 def make_update(
     optimizer: optax.GradientTransformation, *, most_logits: int = head.MOST_LOGITS
 ) -> Program:
-    """``update(state, batch) -> (state, metrics)``, jitted: one step of any optax optimiser.
+    """Returns ``update(state, batch) -> (state, metrics)``, one step of an optax optimiser, jitted.
 
     Call it once and keep the result; it compiles once for each batch shape. Of a batch with more
     than ``most_logits`` logits, and of one with sparse targets, they are not held, see
     `head.linear_cross_entropy`.
+
+    Example:
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = init(Params(jnp.zeros((2, 2)), jnp.zeros(2)), optimizer)
+      >>> batch = Data(x=jnp.eye(2), targets=jnp.array([0, 1]))
+      >>> state, scores = make_update(optimizer)(state, batch)
+      >>> f"{scores.loss:.4f}", state.params.w.tolist()
+      ('0.6931', [[0.125, -0.125], [-0.125, 0.125]])
     """
     return Program(partial(_update, optimizer, most_logits=most_logits))
 
@@ -217,7 +239,7 @@ def _gradient_of_large_head(
     )
 
 
-def _weight(batch: Data) -> jax.Array:
+def _weight(batch: Data) -> Float[Array, ""]:
     if batch.weights is None:
         return jnp.float32(len(batch.x))
     return jnp.sum(batch.weights, dtype=jnp.float32)
@@ -229,14 +251,15 @@ def make_epoch(
     batch_size: int,
     most_logits: int = head.MOST_LOGITS,
 ) -> Program:
-    """``epoch(state, data, stop) -> (state, metrics)``, jitted: a pass over ``data``, one program.
+    """Returns ``epoch(state, data, stop) -> (state, metrics)``, a pass over ``data``, jitted.
 
-    From ``state.step`` on, to the end of the epoch that it is in, or to ``stop`` if that is sooner.
-    The rows are shuffled by ``state.key`` and the number of the epoch, and taken in minibatches of
-    ``batch_size``; each row is seen once. If they do not divide evenly, the last minibatch is
-    filled up with rows of weight zero. With the data on the device, Python is not involved between
-    the first step and the last. An epoch run in pieces is the same to the last bit. Of a minibatch
-    with more than ``most_logits`` logits they are not held, see `head.linear_cross_entropy`.
+    It is one program. It goes from ``state.step`` on, to the end of the epoch that it is in, or to
+    ``stop`` if that is sooner. The rows are shuffled by ``state.key`` and the number of the epoch,
+    and taken in minibatches of ``batch_size``; each row is seen once. If they do not divide evenly,
+    the last minibatch is filled up with rows of weight zero. With the data on the device, Python is
+    not involved between the first step and the last. An epoch run in pieces is the same to the last
+    bit. Of a minibatch with more than ``most_logits`` logits they are not held, see
+    `head.linear_cross_entropy`.
 
     The metrics are those of all steps of the epoch, ``[ceil(n / batch_size)]``; where a step was
     not taken they are zero, and so is its weight.
@@ -262,7 +285,16 @@ def epoch_function(
     most_logits: int,
     strategy: str = "auto",
 ) -> Callable:
-    """Returns the epoch of `make_epoch`, not jitted, with the strategy of its large heads."""
+    """Returns the epoch of `make_epoch`, not jitted, with the strategy of its large heads.
+
+    Example:
+      >>> data = Data(x=jnp.eye(2), targets=jnp.array([0, 1]))
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = init(Params(jnp.zeros((2, 2)), jnp.zeros(2)), optimizer)
+      >>> epoch = epoch_function(optimizer, batch_size=2, most_logits=head.MOST_LOGITS)
+      >>> int(jax.jit(epoch)(state, data)[0].step)
+      1
+    """
     batch_size = checked_count(batch_size, "batch_size")
 
     def epoch(state, data, stop=None):

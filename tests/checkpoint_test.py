@@ -58,6 +58,40 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert_same(state, state_at(3))
 
 
+def test_shapes_and_types_alone_are_enough_to_restore(tmp_path):
+    saved(tmp_path, [3])
+    with checkpoint.open_folder(tmp_path) as folder:
+        found = checkpoint.restore(folder, jax.eval_shape(lambda: state_at(0)))
+    assert_same(found.state, state_at(3))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found.state))
+
+
+def test_keys_of_any_generator_are_restored_from_their_type(tmp_path):
+    state = {
+        "keys": jax.random.split(jax.random.key(3, impl="rbg"), 2),
+        "wide": np.float64(0.1),
+    }
+    like = {
+        "keys": jax.eval_shape(lambda: state["keys"]),
+        "wide": jax.ShapeDtypeStruct((), np.float64),
+    }
+    with checkpoint.open_folder(tmp_path) as folder:
+        checkpoint.save(folder, 1, state, extra={}, score=0.0)
+        found = checkpoint.restore(folder, like)
+    assert_same(found.state, state)
+    assert jax.random.key_impl(found.state["keys"]) == "rbg"
+
+
+def test_other_shapes_than_were_saved_are_told_of(tmp_path):
+    saved(tmp_path, [3])
+    like = jax.eval_shape(lambda: state_at(0))._replace(l2=jax.ShapeDtypeStruct((2,), np.float32))
+    with (
+        checkpoint.open_folder(tmp_path) as folder,
+        pytest.raises(ValueError, match=r"none of the 1 checkpoints .* can be read"),
+    ):
+        checkpoint.restore(folder, like)
+
+
 def test_a_folder_without_checkpoints_restores_nothing(tmp_path):
     assert restored(tmp_path / "new") is None
 

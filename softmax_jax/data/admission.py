@@ -1,10 +1,9 @@
 """Examples at the door of compiled programs."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import as_array, checked_real
 from softmax_jax.data.targets import SparseTargets, checked, raw
 from softmax_jax.data.types import Data, formed_on_host
@@ -37,12 +36,12 @@ def admitted(data: Data, num_classes: int, *, look: bool) -> Data:
     )
 
 
-def _checked_unit(unit: Any) -> Any:
+def _checked_unit(unit: AnyArray | None) -> AnyArray | None:
     return unit if unit is None or jnp.isscalar(unit) else checked_real(unit, "scale, shift")
 
 
 def number_of_examples(data: Data) -> int:
-    """Returns n.
+    """Returns the number of examples.
 
     Raises:
       ValueError: if there are no examples, or the arrays have not equally many.

@@ -8,11 +8,12 @@ and must count nothing.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from softmax_jax._annotations import Array, Bool, Integer, Shaped
 from softmax_jax.checks import checked_count
 from softmax_jax.data.types import Data
 
@@ -23,6 +24,9 @@ CACHED = 1_600_000
 last-level cache, and enough rows to share out."""
 ROWS = 2**13
 """Rows of a block where rounding sets its size: as many are summed in float32 at a time."""
+
+Index: TypeAlias = int | Integer[Array, ""]
+"""Where a block starts: a number, or one that a compiled program forms."""
 
 Carry = TypeVar("Carry")
 Sums = TypeVar("Sums")
@@ -68,7 +72,10 @@ def balanced(n: int, most: int) -> tuple[int, int]:
 
 
 def scan(
-    visit: Callable[[Carry, Any, jax.Array], tuple[Carry, Any]], carry: Carry, n: int, most: int
+    visit: Callable[[Carry, Index, Bool[Array, " rows"]], tuple[Carry, Any]],
+    carry: Carry,
+    n: int,
+    most: int,
 ) -> tuple[Carry, Any]:
     """Calls ``visit(carry, start, is_new) -> (carry, output)`` for blocks of one size.
 
@@ -87,7 +94,7 @@ def scan(
         carry, output = visit(carry, 0, jnp.ones(n, bool))
         return carry, jax.tree.map(lambda a: a[None], output)
 
-    def step(carry: Carry, i: jax.Array) -> tuple[Carry, Any]:
+    def step(carry: Carry, i: Integer[Array, ""]) -> tuple[Carry, Any]:
         start = jnp.minimum(i * rows, n - rows)
         return visit(carry, start, start + jnp.arange(rows, dtype=jnp.int32) >= i * rows)
 
@@ -95,7 +102,11 @@ def scan(
 
 
 def total(
-    f: Callable[[Any, jax.Array], Sums], n: int, most: int, *, axis: str | None = None
+    f: Callable[[Index, Bool[Array, " rows"]], Sums],
+    n: int,
+    most: int,
+    *,
+    axis: str | None = None,
 ) -> Sums:
     """Returns the sum of ``f(start, is_new)`` over blocks, a pytree of arrays; see `scan`.
 
@@ -107,7 +118,7 @@ def total(
         of all devices.
     """
 
-    def add(sums: Sums, start: Any, is_new: jax.Array) -> tuple[Sums, None]:
+    def add(sums: Sums, start: Index, is_new: Bool[Array, " rows"]) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, f(start, is_new)), None
 
     _, rows = balanced(n, most)
@@ -119,7 +130,7 @@ def total(
     return sums if axis is None else jax.lax.psum(sums, axis)
 
 
-def rows_of(arrays: Any, start: Any, rows: int) -> Any:
+def rows_of(arrays: Any, start: Index, rows: int) -> Any:
     """Returns ``rows`` rows of each array of a pytree, from ``start`` on."""
     return jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a, arrays
@@ -129,7 +140,7 @@ def rows_of(arrays: Any, start: Any, rows: int) -> Any:
 def joined(outputs: Any, n: int) -> Any:
     """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``."""
 
-    def one(a: jax.Array) -> jax.Array:
+    def one(a: Shaped[Array, "blocks rows *each"]) -> Shaped[Array, " n *each"]:
         if len(a) == 1:
             return a[0]
         seen = a.shape[0] * a.shape[1] - n
@@ -138,7 +149,7 @@ def joined(outputs: Any, n: int) -> Any:
     return jax.tree.map(one, outputs)
 
 
-def block_of(data: Data, start: Any, is_new: jax.Array) -> Data:
+def block_of(data: Data, start: Index, is_new: Bool[Array, " rows"]) -> Data:
     """Returns a block of examples, in which those that are not new have weight zero; see `scan`."""
     rows = len(is_new)
     weights = is_new.astype(jnp.float32)
@@ -148,7 +159,9 @@ def block_of(data: Data, start: Any, is_new: jax.Array) -> Data:
     return data._replace(x=x, targets=targets, weights=weights)
 
 
-def take(data: Data, rows: jax.Array, is_real: jax.Array | None = None) -> Data:
+def take(
+    data: Data, rows: Integer[Array, " rows"], is_real: Bool[Array, " rows"] | None = None
+) -> Data:
     """Returns the examples of the given rows, with weight zero where they are filling.
 
     Args:
@@ -157,7 +170,7 @@ def take(data: Data, rows: jax.Array, is_real: jax.Array | None = None) -> Data:
       is_real: where they are no filling; None for everywhere.
     """
 
-    def at(a: jax.Array) -> jax.Array:
+    def at(a: Shaped[Array, " n *each"]) -> Shaped[Array, " rows *each"]:
         return a.at[rows].get(mode="promise_in_bounds")
 
     weights = None if data.weights is None else at(data.weights)

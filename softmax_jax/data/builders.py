@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from softmax_jax._annotations import Integer, NDArray
 from softmax_jax.data.idx import read_idx
 from softmax_jax.data.npz import MAX_BYTES
 from softmax_jax.data.prepared import write_digests
@@ -58,7 +59,9 @@ class _GreyImages(tfds.core.GeneratorBasedBuilder):
     def _post_download_and_prepare_hook(self) -> None:
         write_digests(pathlib.Path(self.data_path))
 
-    def _generate_examples(self, images, labels) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, images: Integer[NDArray, "n height width"], labels: Integer[NDArray, " n"]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield i, {"image": image, "label": int(label)}
 
@@ -119,7 +122,7 @@ class _IdxImages(_GreyImages):
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
 
-    def _download(self, dl_manager) -> dict[str, np.ndarray]:
+    def _download(self, dl_manager) -> dict[str, Integer[NDArray, "..."]]:
         urls = {name: f"{self.URL}{name}.gz" for name in self.SHA256}
         paths = {name: pathlib.Path(path) for name, path in dl_manager.download(urls).items()}
         arrays = {}
@@ -140,8 +143,8 @@ class _IdxImages(_GreyImages):
     @classmethod
     def read_folder(
         cls, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
-    ) -> dict[str, np.ndarray]:
-        """The four arrays from the files of ``folder``, gzipped or not, by their names.
+    ) -> dict[str, Integer[NDArray, "..."]]:
+        """Reads the four arrays from the files of ``folder``, gzipped or not, by their names.
 
         Args:
           folder: of the files.
@@ -180,8 +183,11 @@ class _IdxImages(_GreyImages):
         return arrays
 
 
-def content_digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    """SHA-256 of the elements of each array as uint8: the same however a file was compressed."""
+def content_digests(arrays: dict[str, Integer[NDArray, "..."]]) -> dict[str, str]:
+    """Returns the SHA-256 of the elements of each array as uint8.
+
+    It is the same however a file was compressed.
+    """
     return {
         name: hashlib.sha256(array.astype(np.uint8, order="C", copy=False).data).hexdigest()
         for name, array in arrays.items()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from softmax_jax._annotations import Float, NDArray
 from softmax_jax.data.dataset import Dataset, from_arrays
 
 CLASS_NAMES = ("cat", "chicken", "dog")
@@ -18,6 +19,12 @@ def classroom(*, num_train: int = 3000, num_test: int = 3000, seed: int = 0) -> 
     With noise of one variance σ² for all, Bayes' rule gives the log-odds of the classes exactly as
     ``o_j = μ_j·x / σ² - |μ_j|² / (2 σ²)``: softmax regression is the true model here, and
     `bayes_weights` the parameters that no other can beat.
+
+    Example:
+      >>> from softmax_jax import data
+      >>> images = data.classroom(num_train=100, num_test=10)
+      >>> images.train.x.shape, images.image_shape, images.class_names
+      ((100, 4), (2, 2), ('cat', 'chicken', 'dog'))
     """
     generator = np.random.default_rng(seed)
 
@@ -29,7 +36,7 @@ def classroom(*, num_train: int = 3000, num_test: int = 3000, seed: int = 0) -> 
     return from_arrays(*draw(num_train), *draw(num_test), class_names=CLASS_NAMES)
 
 
-def bayes_weights() -> tuple[np.ndarray, np.ndarray]:
-    """``w: [4, 3]`` and ``b: [3]`` of the optimal classifier for `classroom`."""
+def bayes_weights() -> tuple[Float[NDArray, "4 3"], Float[NDArray, " 3"]]:
+    """Returns ``w: [4, 3]`` and ``b: [3]`` of the optimal classifier for `classroom`."""
     w = PROTOTYPES.T / NOISE**2
     return w, -0.5 * np.sum(PROTOTYPES**2, axis=1) / NOISE**2

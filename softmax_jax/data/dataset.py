@@ -1,11 +1,11 @@
 """A data set in memory, and the checks it passes at the door."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from softmax_jax._annotations import NDArray
+from softmax_jax._annotations import AnyArray, Float, NDArray, Real, Shaped
 from softmax_jax.checks import as_array, checked_names, is_real, refuse_not_finite
 from softmax_jax.data.targets import (
     checked_targets,
@@ -35,12 +35,12 @@ class Dataset(NamedTuple):
 
 
 def from_arrays(
-    train_x: Any,
-    train_targets: Any,
-    test_x: Any,
-    test_targets: Any,
+    train_x: AnyArray,
+    train_targets: AnyArray,
+    test_x: AnyArray,
+    test_targets: AnyArray,
     *,
-    class_names: Sequence[str | bytes] | NDArray | None = None,
+    class_names: Sequence[str | bytes] | Shaped[NDArray, " q"] | None = None,
     num_classes: int | None = None,
     scale: float = 1.0,
 ) -> Dataset:
@@ -97,11 +97,11 @@ def from_arrays(
     return Dataset(train, test, names, image_shape=image_shape)
 
 
-def _counted(x: np.ndarray) -> str:
+def _counted(x: Shaped[NDArray, "n ..."]) -> str:
     return f"{x.shape[1]} features" if x.ndim == 2 else f"{x.shape[1]} x {x.shape[2]} pixels"
 
 
-def _checked_shape(x: Any, split: str) -> np.ndarray:
+def _checked_shape(x: AnyArray, split: str) -> Shaped[NDArray, "n ..."]:
     x = np.asarray(as_array(x, split))
     if x.ndim not in (2, 3) or x.size == 0:
         raise ValueError(
@@ -113,7 +113,7 @@ def _checked_shape(x: Any, split: str) -> np.ndarray:
     return x
 
 
-def stored_features(x: np.ndarray, split: str) -> np.ndarray:
+def stored_features(x: Shaped[NDArray, "n d"], split: str) -> Real[NDArray, "n d"]:
     """Returns real ``[n, d]`` as it is if its type is compact, or in float32.
 
     Raises:
@@ -137,7 +137,11 @@ def stored_features(x: np.ndarray, split: str) -> np.ndarray:
 
 
 def _refuse_lost_digits(
-    x: np.ndarray, stored: np.ndarray, lowest: np.ndarray, highest: np.ndarray, split: str
+    x: Real[NDArray, "n d"],
+    stored: Float[NDArray, "n d"],
+    lowest: Float[NDArray, " d"],
+    highest: Float[NDArray, " d"],
+    split: str,
 ) -> None:
     """Raises a ValueError if float32 cannot tell the values of a feature apart."""
     lowest, highest = lowest.astype(np.float64), highest.astype(np.float64)
@@ -170,7 +174,7 @@ def _refuse_lost_digits(
 
 
 def _checked_class_names(
-    class_names: Sequence[str | bytes] | NDArray | None,
+    class_names: Sequence[str | bytes] | Shaped[NDArray, " q"] | None,
     num_classes: int | None,
     train: Data,
     test: Data,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from softmax_jax._annotations import Integer, NDArray
 from softmax_jax.data.npz import DEFLATE_RATIO, MAX_BYTES
 
 _UINT8 = 0x08
@@ -18,7 +19,9 @@ _MOST_AXES = 64  # of an array of NumPy
 _PIECE = 2**18
 
 
-def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.ndarray:
+def read_idx(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+) -> Integer[NDArray, "..."]:
     """Reads an array of uint8 from an IDX file, gzipped or not.
 
     The layout is two zero bytes, the element type (8 for uint8), the number of axes, each axis as
@@ -55,7 +58,7 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.
 
 @contextlib.contextmanager
 def _unpacked(path: pathlib.Path) -> Iterator[tuple[io.BufferedIOBase, bool]]:
-    """The content as a stream, and whether the file is gzipped."""
+    """Opens the content as a stream, and says whether the file is gzipped."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -89,7 +92,7 @@ def _shape(path: pathlib.Path, stream: io.BufferedIOBase) -> tuple[int, ...]:
     return shape
 
 
-def _fill(array: np.ndarray, stream: io.BufferedIOBase) -> int:
+def _fill(array: Integer[NDArray, "..."], stream: io.BufferedIOBase) -> int:
     """Reads into the array, and returns how many bytes there were."""
     view, filled = memoryview(array.reshape(-1)), 0  # type: ignore[arg-type]
     # A piece at a time, for gzip unpacks into memory of its own first.

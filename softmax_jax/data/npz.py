@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from softmax_jax._annotations import NDArray, Shaped
+
 MAX_BYTES = 2**32
 """Bytes that a file may unpack to by default, if it is smaller itself."""
 
@@ -31,7 +33,7 @@ def read_npz(
     *,
     required: Collection[str] = (),
     max_bytes: int = MAX_BYTES,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[NDArray, "..."]]:
     """Reads arrays of numbers and text from an ``.npz`` file, compressed or not.
 
     Sizes are compared with the directory of the file, and this with the file itself, before
@@ -63,7 +65,7 @@ def _arrays(
     names: Collection[str] | None,
     required: Collection[str],
     max_bytes: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[NDArray, "..."]]:
     left = max(size, max_bytes)
     arrays = {}
     with zipfile.ZipFile(stream) as file:
@@ -99,15 +101,17 @@ def _entries(file: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _count(stream: BinaryIO, size: int) -> int:
-    """Entries by the record at the end of the file, which zipfile does not look at."""
+    """Returns the number of entries by the record at the end, which zipfile does not look at."""
     stream.seek(max(0, size - _END_BYTES))
     tail = stream.read()
     start = tail.rindex(b"PK\x05\x06") + 10
     return int.from_bytes(tail[start : start + 2], "little")
 
 
-def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo, left: int) -> tuple[np.ndarray, int]:
-    """An array, and the bytes that it takes."""
+def _read(
+    file: zipfile.ZipFile, info: zipfile.ZipInfo, left: int
+) -> tuple[Shaped[NDArray, "..."], int]:
+    """Returns an array, and the bytes that it takes."""
     name = info.filename.removesuffix(".npy")
     with file.open(info) as entry:
         shape, dtype = _header(entry)

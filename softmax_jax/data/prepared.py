@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from softmax_jax._annotations import Integer, NDArray, Shaped
 from softmax_jax.data import blocks
 from softmax_jax.data.dataset import Dataset, from_arrays
 from softmax_jax.data.npz import MAX_BYTES
@@ -57,6 +58,14 @@ def load_prepared(
     Raises:
       OSError: if the folder holds no data set.
       ValueError: names the file that is damaged, or says what is stored or shaped otherwise.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from softmax_jax import data
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> digits = data.load("digits", data_dir=folder)  # has TFDS prepare them there
+      >>> data.load_prepared(folder / "softmax_jax_digits" / "1.1.0").train.x.shape
+      (1438, 64)
     """
     folder = pathlib.Path(directory)
     if not (folder / "dataset_info.json").is_file():
@@ -70,7 +79,7 @@ def load_prepared(
 
         builder = tfds.builder_from_directory(os.fspath(folder))
         _refuse_other_layout(builder.info, has_digests)
-        arrays: list[np.ndarray] = []
+        arrays: list[NDArray] = []
         for split in ("train", "test"):
             arrays += _read_split(builder, split, max_bytes, block_size)
         label = builder.info.features["label"]
@@ -173,8 +182,8 @@ def _refuse_other_layout(info: Any, has_digests: bool) -> None:
 
 def _read_split(
     builder: Any, name: str, max_bytes: int, block_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, of which nothing is allocated before their number is known to be real."""
+) -> tuple[Shaped[NDArray, "n ..."], Integer[NDArray, " n"]]:
+    """Reads images and labels; nothing is allocated before their number is known to be real."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     split = builder.info.splits[name]
@@ -208,7 +217,10 @@ def _read_split(
 
 
 def _refuse_invented_classes(label: Any, path: pathlib.Path, rows: int) -> None:
-    """Without names, TFDS makes as many as features.json says."""
+    """Raises a ValueError if there are more classes than rows, and no names of them.
+
+    Without names, TFDS makes as many as features.json says.
+    """
     q = label.num_classes
     if q > max(rows, path.stat().st_size if path.is_file() else 0):
         raise ValueError(f"'label' has {q:,} classes, but there are {rows:,} rows and no names")

@@ -85,6 +85,15 @@ def load_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Dat
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is no ``.npz`` file, an array is missing or defective.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from softmax_jax import data
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "pixels.npz"
+      >>> x, y = np.array([[0, 255], [255, 0]], np.uint8), np.array([0, 1])
+      >>> np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+      >>> data.features(data.load_npz(path).train).tolist()
+      [[0.0, 1.0], [1.0, 0.0]]
     """
     keys = (*_NPZ_KEYS, "class_names", "num_classes")
     arrays = read_npz(path, keys, required=_NPZ_KEYS, max_bytes=max_bytes)
@@ -186,7 +195,7 @@ def _progress_bars(show: bool):
 
 
 def _check_reachable(name: str, url: str, prepared: os.PathLike[str]) -> None:
-    """Looks before TFDS leaps: it would retry for minutes."""
+    """Raises a ConnectionError if a host does not answer; TFDS itself would retry for minutes."""
     # In a thread, for no timeout bounds the look-up of a name; urllib heeds proxies.
     answer: queue.Queue[Exception | None] = queue.Queue()
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Bool, Float, Integer, NDArray, Real
 from softmax_jax.checks import (
     as_array,
     checked_count,
@@ -31,30 +32,31 @@ from softmax_jax.checks import (
 class Ids(NamedTuple):
     """One class for each example."""
 
-    ids: jax.Array
-    """``[...]`` integers. Under a transformation they may lie outside [0, q)."""
+    ids: Integer[Array, "*batch"]
+    """``[...]`` integers; in NumPy where `checked` leaves them on the host. Under a transformation
+    they may lie outside [0, q)."""
 
 
 class Dense(NamedTuple):
     """Probabilities of all classes."""
 
-    probabilities: jax.Array
-    """``[..., q]``; they need not sum to one."""
+    probabilities: Real[Array, "*batch q"] | Bool[Array, "*batch q"]
+    """``[..., q]``; in NumPy where `checked` leaves them on the host. They need not sum to one."""
 
 
 class SparseTargets(NamedTuple):
     """Soft labels over few classes of a row, such as the largest probabilities of a teacher."""
 
-    ids: jax.Array
+    ids: AnyArray
     """``[..., t]`` integers. The weights of a class that is named twice are added."""
-    weights: jax.Array
+    weights: AnyArray
     """``[..., t]``; they need not sum to one."""
 
 
 Targets: TypeAlias = Ids | Dense | SparseTargets
 
 
-def parse(targets: Any, shape: tuple[int, ...]) -> Targets:
+def parse(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
     """Returns targets of any kind, checked, as JAX arrays; those that are parsed already as such.
 
     Args:
@@ -75,8 +77,8 @@ def parse(targets: Any, shape: tuple[int, ...]) -> Targets:
     )
 
 
-def checked(targets: Any, shape: tuple[int, ...]) -> Targets:
-    """`parse` for arguments of a jitted function: host arrays stay there, as it is quicker."""
+def checked(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
+    """Does as `parse` for arguments of a jitted function: host arrays stay there, as is quicker."""
     if isinstance(targets, Ids | Dense):
         return targets
     if not shape or shape[-1] == 0:
@@ -97,7 +99,7 @@ def checked(targets: Any, shape: tuple[int, ...]) -> Targets:
     return Ids(checked_ids(targets, q, "targets"))
 
 
-def raw(targets: Targets) -> Any:
+def raw(targets: Targets) -> AnyArray:
     """Returns the arrays of targets as users give them, the inverse of `parse`."""
     return targets if isinstance(targets, SparseTargets) else targets[0]
 
@@ -116,8 +118,8 @@ def _checked_sparse(targets: SparseTargets, rows: tuple[int, ...], q: int) -> Sp
 
 
 def parse_counted(
-    targets: Any, shape: tuple[int, ...], ignore_id: int | None
-) -> tuple[Targets, jax.Array | None]:
+    targets: AnyArray | Targets, shape: tuple[int, ...], ignore_id: int | None
+) -> tuple[Targets, Bool[Array, "*batch"] | None]:
     """Returns `parse` with a 0 for class ids to ignore, and which rows ``[...]`` count.
 
     Where no id is to be ignored, None stands for all rows.
@@ -149,7 +151,9 @@ def parse_counted(
 
 
 @partial(jax.jit, static_argnames=("num_classes", "dtype"))
-def distribution(targets: Targets, num_classes: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+def distribution(
+    targets: Targets, num_classes: int, dtype: jax.typing.DTypeLike
+) -> Float[Array, "*batch {num_classes}"]:
     """Returns the weight of each class: ``[..., q]``, one-hot for class ids.
 
     A class id out of range makes its row NaN: under a transformation it could not raise.
@@ -169,7 +173,7 @@ def distribution(targets: Targets, num_classes: int, dtype: jax.typing.DTypeLike
     return jnp.sum(targets.weights[..., None].astype(dtype) * one_hot, axis=-2)
 
 
-def hits(chosen: jax.Array, targets: Targets) -> jax.Array:
+def hits(chosen: Integer[Array, "*batch k"], targets: Targets) -> Float[Array, "*batch"]:
     """Returns the weight that targets give to the chosen classes: ``[...]`` float32.
 
     It is 1 or 0 for a class id.
@@ -187,7 +191,9 @@ def hits(chosen: jax.Array, targets: Targets) -> jax.Array:
     return jnp.sum(jnp.where(is_hit, targets.weights, 0), axis=-1, dtype=jnp.float32)
 
 
-def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
+def _same(
+    chosen: Integer[Array, "*#batch"], ids: Integer[Array, "*#batch"]
+) -> Bool[Array, "*#batch"]:
     """Returns where the chosen classes are those of the ids; negative ones are none."""
     if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)  # small types cannot hold what they are compared with
@@ -195,9 +201,9 @@ def _same(chosen: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def checked_targets(
-    targets: Any, rows: int, where: str, dtype: type[np.floating[Any]] = np.float32
-) -> np.ndarray:
-    """Class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
+    targets: AnyArray, rows: int, where: str, dtype: type[np.floating[Any]] = np.float32
+) -> Integer[NDArray, " {rows}"] | Float[NDArray, "{rows} q"]:
+    """Returns class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
 
     One column, ``[rows, 1]``, are class ids too, as Keras ships them.
     """
@@ -240,7 +246,11 @@ def checked_targets(
     return probabilities
 
 
-def number_of_classes(targets: np.ndarray, num_classes: SupportsIndex | None, where: str) -> int:
+def number_of_classes(
+    targets: Integer[NDArray, " n"] | Float[NDArray, "n q"],
+    num_classes: SupportsIndex | None,
+    where: str,
+) -> int:
     """Returns q for checked targets: one more than the largest class id unless it is given.
 
     Raises:
@@ -275,8 +285,10 @@ def number_of_classes(targets: np.ndarray, num_classes: SupportsIndex | None, wh
     return num_classes
 
 
-def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "labels") -> np.ndarray:
-    """Class ids as int32, all of them below ``num_classes``."""
+def checked_labels(
+    labels: AnyArray, rows: int, num_classes: int, where: str = "labels"
+) -> Integer[NDArray, " {rows}"]:
+    """Returns class ids as int32, all of them below ``num_classes``."""
     labels = np.asarray(as_array(labels, where))
     if labels.ndim != 1 and labels.shape != (rows, 1):
         raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
@@ -286,7 +298,7 @@ def checked_labels(labels: Any, rows: int, num_classes: int, where: str = "label
 
 
 def refuse_single_class(
-    mass: np.ndarray, where: str, remedy: str = "give rows of two classes at least"
+    mass: Real[NDArray, " q"], where: str, remedy: str = "give rows of two classes at least"
 ) -> None:
     """Raises a ValueError if no two classes of ``mass: [q]`` have any."""
     present = np.flatnonzero(mass > 0)
@@ -297,7 +309,9 @@ def refuse_single_class(
         )
 
 
-def mass_of_classes(y: np.ndarray, weights: np.ndarray | None, q: int) -> np.ndarray:
+def mass_of_classes(
+    y: Integer[NDArray, " n"] | Float[NDArray, "n q"], weights: Float[NDArray, " n"] | None, q: int
+) -> Real[NDArray, " {q}"]:
     """Returns the weight of each class in `checked_targets`: ``[q]``."""
     if y.ndim == 1:
         return np.bincount(y, weights, minlength=q)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_array, as_real, is_known, is_wide, per_feature
 from softmax_jax.model import Params
@@ -17,26 +18,32 @@ from softmax_jax.model import Params
 class Data(NamedTuple):
     """Examples as they are stored, and how to read their features; a whole data set is one too."""
 
-    x: Any
+    x: AnyArray
     """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
-    targets: Any
+    targets: AnyArray
     """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `SparseTargets`."""
-    weights: Any = None
+    weights: AnyArray | None = None
     """``[n]`` example weights; None means 1."""
-    scale: float | jax.Array | np.ndarray | None = None
+    scale: AnyArray | None = None
     """Scalar or ``[d]``; None means 1."""
-    shift: float | jax.Array | np.ndarray | None = None
+    shift: AnyArray | None = None
     """Scalar or ``[d]``; None means 0."""
 
 
 @jax.transfer_guard("allow")
-def features(batch: Data) -> jax.Array:
-    """``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
+def features(batch: Data) -> Float[Array, "*batch d"]:
+    """Returns ``x * scale + shift`` as the model sees it: ``[..., d]``, floating point.
 
-    Formed in float32 at least: float16 and bfloat16 features that have no scale and no shift keep
-    their type, all others become float32 (or float64 under ``jax_enable_x64``). Host arrays of
+    It is formed in float32 at least: float16 and bfloat16 features that have no scale and no shift
+    keep their type, all others become float32 (or float64 under ``jax_enable_x64``). Host arrays of
     float64 or of integers of 32 bits and more are formed by NumPy in float64, so that a shift takes
     away a large offset, of a date for example, before float32 would round it.
+
+    Example:
+      >>> from softmax_jax import data
+      >>> pixels = data.Data(x=np.array([[0, 255]], np.uint8), targets=[1], scale=1 / 255)
+      >>> data.features(pixels)
+      Array([[0., 1.]], dtype=float32)
     """
     batch = formed_on_host(batch)
     x = as_real(batch.x, "x")
@@ -50,7 +57,7 @@ def features(batch: Data) -> jax.Array:
     return x
 
 
-def for_stored(params: Params, scale: Any, shift: Any) -> Params:
+def for_stored(params: Params, scale: AnyArray | None, shift: AnyArray | None) -> Params:
     r"""Returns parameters that give for stored ``x`` the logits of ``params`` for its features.
 
     .. math:: (x \odot a + c) W + b = x \, (a \odot W) + (b + c W)
@@ -81,12 +88,12 @@ def for_stored(params: Params, scale: Any, shift: Any) -> Params:
     return Params(scaled, shifted)
 
 
-def _like_rows_of(x: jax.Array, value: Any) -> jax.Array:
+def _like_rows_of(x: Float[Array, "*shape"], value: AnyArray) -> Float[Array, "*shape"]:
     return jnp.broadcast_to(as_real(value, "scale, shift").astype(x.dtype), x.shape)
 
 
 def formed_on_host(batch: Data) -> Data:
-    """The batch with wide host features formed in float64; any other as it is."""
+    """Returns the batch with wide host features formed in float64; any other as it is."""
     scale, shift = batch.scale, batch.shift
     if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
         return batch

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax.data.blocks import joined, rows_of, scan
+from softmax_jax._annotations import Array, Bool, Float
+from softmax_jax.data.blocks import Index, joined, rows_of, scan
 from softmax_jax.head import tiles
 from softmax_jax.head.plan import Plan, Spec
 from softmax_jax.head.statistics import State
@@ -34,14 +35,14 @@ Values = dict[str, State]
 class Smoothing(NamedTuple):
     """Scalars of the loss; None for a zero that is known when the loss is compiled."""
 
-    label_smoothing: jax.Array | None
-    z_loss: jax.Array | None
+    label_smoothing: Float[Array, ""] | None
+    z_loss: Float[Array, ""] | None
 
 
 class Out(NamedTuple):
     """Results for each row. As a cotangent, None means zero."""
 
-    loss: jax.Array | None
+    loss: Float[Array, " n"] | None
     """``[n]`` losses before their weights."""
     values: Values
 
@@ -51,7 +52,7 @@ def _loss_and_values(
     plan: Plan,
     operands: Operands,
     targets: TargetWeights,
-    expected_cotangent: jax.Array,
+    expected_cotangent: Float[Array, " n"],
     smoothing: Smoothing,
 ) -> Out:
     """Returns loss and statistics of each row; the expected cotangent is for derivatives only."""
@@ -69,7 +70,7 @@ def _measured(spec: Spec, operands: Operands, targets: TargetWeights) -> Row:
 
 
 def _block_of_rows(
-    operands: Operands, targets: TargetWeights, start: tiles.Index, size: int
+    operands: Operands, targets: TargetWeights, start: Index, size: int
 ) -> tuple[Operands, TargetWeights]:
     by_row = (targets.ids, targets.weights, targets.dense)
     ids, weights, dense = rows_of(by_row, start, size)
@@ -87,7 +88,7 @@ def _out(spec: Spec, row: Row, smoothing: Smoothing) -> Out:
     return Out(_combined(values, smoothing), values)
 
 
-def _combined(values: Values, smoothing: Smoothing) -> jax.Array:
+def _combined(values: Values, smoothing: Smoothing) -> Float[Array, " n"]:
     """Returns the loss ``(1 - ε) nats + ε spread + z logsumexp²``."""
     loss, epsilon, z = values["nats"], smoothing.label_smoothing, smoothing.z_loss
     if epsilon is not None:
@@ -120,7 +121,7 @@ class _Saved(NamedTuple):
 
     operands: Operands
     targets: TargetWeights
-    expected_cotangent: jax.Array
+    expected_cotangent: Float[Array, " n"]
     smoothing: Smoothing
     row: Row
     wanted: Gradients
@@ -152,7 +153,7 @@ def _fused(
     spec: Spec,
     operands: Operands,
     targets: TargetWeights,
-    expected_cotangent: jax.Array,
+    expected_cotangent: Float[Array, " n"],
     smoothing: Smoothing,
     wanted: Gradients,
 ) -> tuple[Row, Gradients]:
@@ -213,7 +214,7 @@ def _plus_block(
     row: Row,
     cotangents: Values,
     total: Gradients,
-    start: tiles.Index,
+    start: Index,
     kept: tiles.Kept = tiles.NOTHING_KEPT,
 ) -> Gradients:
     """Adds the gradients of a block of rows."""
@@ -263,7 +264,9 @@ def _backward(plan: Plan, saved: _Saved, cotangent: Out) -> tuple[Operands, None
     return chosen(total, saved.expected_cotangent, arguments), None, None, None
 
 
-def _factor(expected_cotangent: jax.Array, cotangent: Out) -> tuple[jax.Array, jax.Array]:
+def _factor(
+    expected_cotangent: Float[Array, " n"], cotangent: Out
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """Returns the loss cotangent as a multiple of the expected one, and whether that is valid.
 
     It is if one factor fits every row and no other result has a cotangent.

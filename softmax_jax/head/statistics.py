@@ -14,10 +14,11 @@ nor a confident prediction costs a digit.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import Array, Float, Integer
+from softmax_jax.data.blocks import Index
 from softmax_jax.head.targets import TargetWeights
 
 State = Any
@@ -27,15 +28,15 @@ State = Any
 class Tile(NamedTuple):
     """Logits of some rows and some classes."""
 
-    unscaled: jax.Array
+    unscaled: Float[Array, "rows width"]
     """``[rows, width]`` numbers ``u``; the logits are ``scale * u``."""
-    gap: jax.Array
+    gap: Float[Array, "rows width"]
     """``[rows, width]`` distances ``m - o_j`` of the logits below a largest one. In `of_tile` that
     is the largest of the tile, elsewhere the largest of the row."""
-    p: jax.Array
+    p: Float[Array, "rows width"]
     """``[rows, width]``: ``exp(-gap)`` in `of_tile`, elsewhere the probabilities."""
-    scale: float | jax.Array
-    start: int | jax.Array
+    scale: float | Float[Array, ""]
+    start: Index
     """First class."""
     targets: TargetWeights
     """Targets of the rows, for all classes."""
@@ -46,7 +47,7 @@ class Tile(NamedTuple):
         return self.unscaled.shape[1]
 
     @property
-    def classes(self) -> jax.Array:
+    def classes(self) -> Integer[Array, "1 width"]:
         """Ids ``[1, width]`` of the classes."""
         return self.start + jnp.arange(self.width, dtype=jnp.int32)[None]
 
@@ -54,22 +55,22 @@ class Tile(NamedTuple):
 class Part(NamedTuple):
     """Relation of a part of the classes to the larger part that it is merged into: ``[rows]``."""
 
-    lift: jax.Array
+    lift: Float[Array, " rows"]
     """Distance of the part's largest logit below that of both parts."""
-    shrink: jax.Array
+    shrink: Float[Array, " rows"]
     """``exp(-lift)``; 0 for a part without any possible class."""
-    total: jax.Array
+    total: Float[Array, " rows"]
     """``Σ_j exp(-gap_j)`` over the part, with the gaps below its own largest logit."""
 
 
 class Normalizer(NamedTuple):
     """Largest logit and log-normaliser of each row ``[n]``."""
 
-    m: jax.Array
+    m: Float[Array, " n"]
     """Largest logit."""
-    m_unscaled: jax.Array
+    m_unscaled: Float[Array, " n"]
     """Number of which ``m`` is a multiple, see `Tile.unscaled`."""
-    r: jax.Array
+    r: Float[Array, " n"]
     """``log Σ_j exp(o_j - m) >= 0``; NaN where the largest logit is not finite."""
 
 
@@ -77,9 +78,9 @@ class Whole(NamedTuple):
     """Numbers of the rows that are known when all classes have been seen."""
 
     normalizer: Normalizer
-    total: jax.Array
+    total: Float[Array, " rows"]
     """``[rows]``: ``Σ_j exp(-gap_j)``."""
-    scale: float | jax.Array
+    scale: float | Float[Array, ""]
     num_classes: int
     targets: TargetWeights
 
@@ -127,11 +128,17 @@ class Statistic(NamedTuple):
     """
     value: Callable[[State, Normalizer], State]
     """``(saved, normalizer) -> value``, the result: ``[rows, ...]``, or a pytree of such."""
-    factor: Callable[[Tile, State, State], jax.Array] | None = None
+    factor: Callable[[Tile, State, State], Float[Array, "rows width_or_1"]] | None = None
     """``(tile, saved, cotangent) -> f``, ``[rows, 1 or width]``: the derivative in the logits has
     the term ``p f``. The cotangent has the structure of the value, with None for those of its
     leaves that need no derivative. None for no such term."""
-    add: Callable[[jax.Array, Tile, State, State], jax.Array] | None = None
+    add: (
+        Callable[
+            [Float[Array, "rows width"], Tile, State, State],
+            Float[Array, "rows width"],
+        ]
+        | None
+    ) = None
     """``(g, tile, saved, cotangent) -> g`` with the terms of the derivative that no probability
     multiplies. None for no such terms."""
     again: Callable[[Tile, State], State] | None = None

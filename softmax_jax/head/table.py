@@ -12,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.head.statistics import Normalizer, Part, Statistic, Tile, Whole
 from softmax_jax.head.targets import columns, dense_of_tile, places_in_tile
 from softmax_jax.model import ABSTAIN
 
 
 class _Surprisal(NamedTuple):
-    """Sums over classes of weights ``y_j`` and of ``y_j`` times the gap: ``[rows]``."""
+    """Sums over classes of weights ``y_j`` and of ``y_j`` times the gap: ``[rows]``.
 
-    below: jax.Array
-    mass: jax.Array
+    The mass is a scalar while it is the same for all rows.
+    """
+
+    below: Float[Array, " rows"]
+    mass: Float[Array, " rows"] | Float[Array, ""]
 
 
 def _surprisal_merge(a: _Surprisal, b: _Surprisal, part_a: Part, part_b: Part) -> _Surprisal:
@@ -29,7 +33,7 @@ def _surprisal_merge(a: _Surprisal, b: _Surprisal, part_a: Part, part_b: Part) -
     return _Surprisal(below, a.mass + b.mass)
 
 
-def _surprisal(saved: _Surprisal, normalizer: Normalizer) -> jax.Array:
+def _surprisal(saved: _Surprisal, normalizer: Normalizer) -> Float[Array, " rows"]:
     return saved.below + saved.mass * normalizer.r
 
 
@@ -53,13 +57,20 @@ def _nats_of_tile(tile: Tile) -> _Surprisal:
     return _Surprisal(below, mass)
 
 
-def _nats_factor(tile: Tile, saved: _Surprisal, cotangent: jax.Array) -> jax.Array:
+def _nats_factor(
+    tile: Tile, saved: _Surprisal, cotangent: Float[Array, " rows"]
+) -> Float[Array, "rows 1"]:
     # A row that does not count may have a target out of range, whose mass is NaN.
     c = cotangent
     return jnp.where(c == 0, 0, c * saved.mass)[:, None]
 
 
-def _nats_add(g: jax.Array, tile: Tile, saved: _Surprisal, cotangent: jax.Array) -> jax.Array:
+def _nats_add(
+    g: Float[Array, "rows width"],
+    tile: Tile,
+    saved: _Surprisal,
+    cotangent: Float[Array, " rows"],
+) -> Float[Array, "rows width"]:
     targets, c = tile.targets, cotangent[:, None]
     if targets.dense is not None:
         g = g - c * dense_of_tile(targets, tile.start, tile.width, g.dtype)
@@ -68,7 +79,12 @@ def _nats_add(g: jax.Array, tile: Tile, saved: _Surprisal, cotangent: jax.Array)
     return g
 
 
-def _scattered(g: jax.Array, tile: Tile, ids: jax.Array, values: jax.Array) -> jax.Array:
+def _scattered(
+    g: Float[Array, "rows width"],
+    tile: Tile,
+    ids: Integer[Array, "rows t"],
+    values: Float[Array, "rows t"],
+) -> Float[Array, "rows width"]:
     """Adds ``values: [rows, t]`` at the classes ``ids``, where the tile has them."""
     at, _ = places_in_tile(ids, tile.start, tile.width)
     rows = jnp.arange(len(ids))[:, None]
@@ -88,7 +104,7 @@ NATS = Statistic(
 """Cross-entropy with the targets, ``Σ_j y_j (m - o_j + r)``."""
 
 
-def _uniform(tile: Tile) -> jax.Array:
+def _uniform(tile: Tile) -> Float[Array, "1 width"] | Float[Array, ""]:
     """Returns ``u_j`` of the classes of a tile: ``[1, width]``, or a scalar."""
     each = tile.targets.uniform
     assert each is not None
@@ -106,7 +122,12 @@ def _spread_finish(state: _Surprisal, whole: Whole) -> _Surprisal:
     return state._replace(mass=jnp.broadcast_to(state.mass, state.below.shape))
 
 
-def _spread_add(g: jax.Array, tile: Tile, saved: _Surprisal, cotangent: jax.Array) -> jax.Array:
+def _spread_add(
+    g: Float[Array, "rows width"],
+    tile: Tile,
+    saved: _Surprisal,
+    cotangent: Float[Array, " rows"],
+) -> Float[Array, "rows width"]:
     return g - cotangent[:, None] * _uniform(tile)
 
 
@@ -134,12 +155,16 @@ LOGSUMEXP = Statistic(
 )
 
 
-def _entropy_merge(a: jax.Array, b: jax.Array, part_a: Part, part_b: Part) -> jax.Array:
+def _entropy_merge(
+    a: Float[Array, " rows"], b: Float[Array, " rows"], part_a: Part, part_b: Part
+) -> Float[Array, " rows"]:
     lifted_a = part_a.shrink * (a + part_a.total * part_a.lift)
     return lifted_a + part_b.shrink * (b + part_b.total * part_b.lift)
 
 
-def _entropy_factor(tile: Tile, saved: jax.Array, cotangent: jax.Array) -> jax.Array:
+def _entropy_factor(
+    tile: Tile, saved: Float[Array, " rows"], cotangent: Float[Array, " rows"]
+) -> Float[Array, "rows width"]:
     gap = jnp.minimum(tile.gap, 1e30)
     return cotangent[:, None] * (gap - saved[:, None])
 
@@ -167,7 +192,7 @@ COLLISION = Statistic(
 """``Σ_j p_j²``."""
 
 
-def _rank_of_tile(tile: Tile) -> jax.Array:
+def _rank_of_tile(tile: Tile) -> Float[Array, " rows"]:
     """Returns the unscaled logit of the target if it is in the tile, else 0."""
     assert tile.targets.ids is not None
     at, inside = places_in_tile(tile.targets.ids[:, :1], tile.start, tile.width)
@@ -175,7 +200,7 @@ def _rank_of_tile(tile: Tile) -> jax.Array:
     return jnp.where(inside, found, 0)[:, 0]
 
 
-def _rank_again(tile: Tile, target: jax.Array) -> jax.Array:
+def _rank_again(tile: Tile, target: Float[Array, " rows"]) -> Integer[Array, " rows"]:
     """Counts the classes before the target; its logit must be known before they can be."""
     assert tile.targets.ids is not None
     u, target, own = tile.unscaled, target[:, None], tile.targets.ids[:, :1]
@@ -184,7 +209,9 @@ def _rank_again(tile: Tile, target: jax.Array) -> jax.Array:
     return jnp.sum(before & (tile.classes != own), axis=1, dtype=jnp.int32)
 
 
-def _rank_finish(state: tuple[jax.Array, jax.Array], whole: Whole) -> jax.Array:
+def _rank_finish(
+    state: tuple[Float[Array, " rows"], Integer[Array, " rows"]], whole: Whole
+) -> Integer[Array, " rows"]:
     assert whole.targets.weights is not None
     is_none = jnp.isnan(whole.normalizer.r) | jnp.isnan(whole.targets.weights[:, 0])
     return jnp.where(is_none, whole.num_classes, state[1])
@@ -206,18 +233,18 @@ RANK = Statistic(
 class Top(NamedTuple):
     """Largest logits of each row and their classes, of equal ones the lower class first."""
 
-    values: jax.Array
+    values: Float[Array, "rows k"]
     """``[rows, k]``; unscaled until all classes have been seen."""
-    ids: jax.Array
+    ids: Integer[Array, "rows k"]
     """``[rows, k]`` int32."""
 
 
 class Best(NamedTuple):
     """Value of `top`: `Top`, and the prediction."""
 
-    values: jax.Array
-    ids: jax.Array
-    argmax: jax.Array
+    values: Float[Array, "rows k"]
+    ids: Integer[Array, "rows k"]
+    argmax: Integer[Array, " rows"]
     """``[rows]`` int32; `model.ABSTAIN` where the largest logit is not finite."""
 
 

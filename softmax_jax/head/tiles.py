@@ -17,13 +17,14 @@ import numpy as np
 
 from softmax_jax import _dtypes
 from softmax_jax._annotations import Array, Float, Num
-from softmax_jax.data.blocks import balanced
+from softmax_jax.data.blocks import Index, balanced
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
 from softmax_jax.head.targets import TargetWeights, columns
 
-Index: TypeAlias = int | jax.Array
-Kept: TypeAlias = tuple[jax.Array | None, jax.Array | None]
+Kept: TypeAlias = tuple[
+    Float[Array, "*blocks rows width"] | None, Float[Array, "rows width_of_last"] | None
+]
 """Logits of the blocks of classes of one size, stacked if there are several, and of the last one if
 it is smaller; None where they are not kept."""
 NOTHING_KEPT: Kept = (None, None)
@@ -61,9 +62,9 @@ class Row(NamedTuple):
 class _Seen(NamedTuple):
     """State of `measure`, for the classes seen so far."""
 
-    m: jax.Array
-    m_unscaled: jax.Array
-    others: jax.Array
+    m: Float[Array, " rows"]
+    m_unscaled: Float[Array, " rows"]
+    others: Float[Array, " rows"]
     """``Σ_j exp(o_j - m) - 1``: the sum over all classes but one that attains the maximum; -1 for
     no class."""
     states: tuple[State, ...]
@@ -93,7 +94,7 @@ def _scan_classes(
     return carry, (first, last)
 
 
-def accumulation_type(x: jax.Array, w: jax.Array) -> np.dtype:
+def accumulation_type(x: Num[Array, "..."], w: Num[Array, "d q"]) -> np.dtype:
     """Returns the type of logits, losses and sums: float32 at least."""
     return jnp.dtype(_dtypes.accumulation_type(x, w))
 
@@ -107,7 +108,9 @@ def _product_type(operands: Operands) -> np.dtype:
     return jnp.dtype(jnp.bfloat16) if narrow else accumulation_type(operands.x, operands.w)
 
 
-def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], operands: Operands) -> jax.Array:
+def _product(
+    a: Num[Array, "..."], b: Num[Array, "..."], axes: tuple[int, int], operands: Operands
+) -> Float[Array, "i j"]:
     """Multiplies matrices over an axis of ``a`` and one of ``b``."""
     kind = _product_type(operands)
     return jax.lax.dot_general(
@@ -118,7 +121,9 @@ def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], operands: Operan
     )
 
 
-def _unscaled_logits(spec: Spec, operands: Operands, start: Index, width: int) -> jax.Array:
+def _unscaled_logits(
+    spec: Spec, operands: Operands, start: Index, width: int
+) -> Float[Array, "rows {width}"]:
     """Returns numbers ``u`` of a tile; the logits are ``scale * u``.
 
     Apart, because compilers fuse the difference of two multiples into an operation of one rounding,
@@ -137,12 +142,17 @@ def _unscaled_logits(spec: Spec, operands: Operands, start: Index, width: int) -
     return u
 
 
-def _scale(spec: Spec, operands: Operands) -> float | jax.Array:
+def _scale(spec: Spec, operands: Operands) -> float | Float[Array, ""]:
     cap = 1.0 if spec.soft_cap is None else spec.soft_cap
     return cap / operands.temperature if spec.has_temperature else cap
 
 
-def _through_logits(spec: Spec, operands: Operands, u: jax.Array, g: jax.Array) -> jax.Array:
+def _through_logits(
+    spec: Spec,
+    operands: Operands,
+    u: Float[Array, "rows width"],
+    g: Float[Array, "rows width"],
+) -> Float[Array, "rows width"]:
     """Turns the derivative in the logits into that in ``x w + b``."""
     if spec.soft_cap is not None:
         g = g * (1 - jnp.minimum(u * u, 1))
@@ -150,7 +160,10 @@ def _through_logits(spec: Spec, operands: Operands, u: jax.Array, g: jax.Array) 
 
 
 def _below_own_largest(
-    u: jax.Array, scale: float | jax.Array, start: Index, targets: TargetWeights
+    u: Float[Array, "rows width"],
+    scale: float | Float[Array, ""],
+    start: Index,
+    targets: TargetWeights,
 ) -> Tile:
     m = jnp.max(u, axis=1)
     # Where all classes are impossible, gaps are infinite.
@@ -159,7 +172,11 @@ def _below_own_largest(
 
 
 def _below_row_largest(
-    u: jax.Array, scale: float | jax.Array, start: Index, targets: TargetWeights, row: Normalizer
+    u: Float[Array, "rows width"],
+    scale: float | Float[Array, ""],
+    start: Index,
+    targets: TargetWeights,
+    row: Normalizer,
 ) -> Tile:
     gap = (row.m_unscaled[:, None] - u) * scale
     return Tile(u, gap, jnp.exp(-(gap + row.r[:, None])), scale, start, targets)
@@ -189,7 +206,7 @@ def _seen_nothing(spec: Spec, size: int, dtype: np.dtype) -> _Seen:
     )
 
 
-def _part(seen: _Seen, m: jax.Array) -> Part:
+def _part(seen: _Seen, m: Float[Array, " rows"]) -> Part:
     # A part without a possible class has added all that it adds: nothing, or the infinity of a
     # target that is impossible.
     is_none = seen.m == -jnp.inf
@@ -279,7 +296,9 @@ def _after_second_pass(
     return tuple((state, found[i]) if i in found else state for i, state in enumerate(states))
 
 
-def _gradient_of_tile(spec: Spec, tile: Tile, row: Row, cotangents: dict[str, State]) -> jax.Array:
+def _gradient_of_tile(
+    spec: Spec, tile: Tile, row: Row, cotangents: dict[str, State]
+) -> Float[Array, "rows width"]:
     """Returns the derivative in the logits of a tile: ``[rows, width]``."""
     wanted = [
         (statistic, row.saved[statistic.name], cotangents[statistic.name])
@@ -339,7 +358,9 @@ def add_gradients(
     return _scan_classes(operands.w.shape[1], spec.classes, visit, so_far, kept)[0]
 
 
-def _added(total: jax.Array, part: jax.Array, start: Index) -> jax.Array:
+def _added(
+    total: Float[Array, "*d q"], part: Float[Array, "*d width"], start: Index
+) -> Float[Array, "*d q"]:
     """Adds ``part`` to the columns from ``start``."""
     axis = total.ndim - 1
     there = jax.lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)
