@@ -117,6 +117,14 @@ class Program:
     Host arrays become JAX arrays of the same numbers: 64-bit integers are not wrapped, class ids
     are looked at. What JAX has already passes as it is; an id out of range in it makes the loss
     NaN, and so the step diverges.
+
+    Example:
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = init(Params(jnp.zeros((1, 2)), jnp.zeros(2)), optimizer)
+      >>> update = make_update(optimizer)  # a program
+      >>> state, scores = update(state, Data(x=jnp.ones((4, 1)), targets=jnp.zeros(4, int)))
+      >>> isinstance(update, Program), int(state.step), f"{scores.loss:.4f}"
+      (True, 1, '0.6931')
     """
 
     def __init__(self, function: Callable) -> None:

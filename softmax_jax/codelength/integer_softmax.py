@@ -51,7 +51,11 @@ def frequencies(logits: Integer[NDArray, "n q"]) -> Integer[NDArray, "n q"]:
 def exp2_table(bits: int) -> np.ndarray:
     """Returns ``2^30 · 2^(-i / 2^bits)`` for i from 0 to 255, rounded: ``[256]`` int64.
 
-    By products of the square roots of square roots of one half.
+    It is made of products of the square roots of square roots of one half.
+
+    Example:
+      >>> exp2_table(8)[[0, 128]].tolist()  # 1 and the root of one half
+      [1073741824, 759250125]
     """
     roots = [1 << (_WORK - 1)]
     for _ in range(bits):
