@@ -22,6 +22,7 @@ def leaves(record, name=""):
         yield name, record
 
 
+@pytest.mark.slow
 def test_solutions_are_what_they_were():
     recorded, found = RECORD["fits"], golden.fits()
     assert recorded.keys() == found.keys()
@@ -56,7 +57,7 @@ def test_a_coded_file_is_what_it_was():
     assert golden.coded() == RECORD["coded"], "files of others could not be decoded" + RENEW
 
 
-@pytest.mark.parametrize("part", ["trained", "runs"])
+@pytest.mark.parametrize("part", ["trained", pytest.param("runs", marks=pytest.mark.slow)])
 def test_trained_parameters_are_what_they_were(part):
     found = getattr(golden, part)()
     for name, was in RECORD[part].items():

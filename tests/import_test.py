@@ -30,6 +30,7 @@ def test_import_is_light(module):
     assert not set(HEAVY) & set(loaded)
 
 
+@pytest.mark.slow
 def test_annotations_do_without_jaxtyping():
     code = """
 import sys

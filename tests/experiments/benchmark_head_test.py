@@ -31,6 +31,7 @@ def test_errors_are_seen(arrays):
     assert [float(error) for error in benchmark.errors(wrong, exact)] == pytest.approx([0.01, 0.1])
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["linear_cross_entropy.py"])
     benchmark.main(["--rows=32", "--features=4", "--classes=64", "--rounds=1"])

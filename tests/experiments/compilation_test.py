@@ -36,6 +36,7 @@ def programs(folder):
     return {path.name for path in folder.rglob("*-cache")}
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_anew(run, tmp_path):
     first = run()
     kept = programs(tmp_path / "cache" / "softmax_jax" / "compiled")
@@ -45,6 +46,7 @@ def test_a_second_run_compiles_nothing_anew(run, tmp_path):
     assert second["test"] == first["test"]
 
 
+@pytest.mark.slow
 def test_the_cache_can_be_switched_off(run, tmp_path):
     run("--nocompilation_cache")
     assert not (tmp_path / "cache" / "softmax_jax").exists()

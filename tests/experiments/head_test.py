@@ -49,6 +49,7 @@ def test_labels_come_from_the_true_head(config):
     assert head_run.bayes_loss(config) == pytest.approx(float(np.mean(entropy)), abs=4 * error)
 
 
+@pytest.mark.slow
 def test_the_shipped_config_has_262144_classes(run_script, tmp_path):
     assert settings.Head().title == "head-262144"
     smoke = [f"--config={CONFIGS / 'head.py'}:smoke", "--config.levels=4", "--config.steps=3"]

@@ -41,6 +41,7 @@ def test_logits_that_mislead_have_no_temperature():
     assert reliability.table(scores)[0][2] == "no temperature"
 
 
+@pytest.mark.slow
 def test_what_makes_a_temperature_meaningless_is_told():
     scores, _ = reliability.calibrated(50 * np.eye(3)[np.arange(60) % 3], np.arange(60) % 3)
     assert "not trained on" in reliability.diagnosis(scores)

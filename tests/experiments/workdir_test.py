@@ -286,6 +286,7 @@ def test_a_summary_that_is_nested_too_deeply_is_made_again(tmp_path):
 NAMES = ["\ud800", "$\\frac{1}$", "new\nline\x00", "_<b>&", "ma\xf1ana"]
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_written_or_drawn_lose_no_report(tmp_path, monkeypatch):
     monkeypatch.undo()  # of `no_pictures`
     generator = np.random.default_rng(0)

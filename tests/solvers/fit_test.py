@@ -56,6 +56,7 @@ def test_the_solution_is_that_of_scikit_learn(iris, method):
     assert solution.objective == pytest.approx(objective(solution.params, x, y, l2=1e-2), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_float32_work_is_certified_and_continued_in_float64_where_needed(digits):
     x, y = digits
     exact = solvers.fit(x, y, l2=1e-3, scale=1 / 16, tol=1e-13)
@@ -298,6 +299,7 @@ def losses_in_numpy(theta, x, y, q):
     return loss, np.concatenate([r.sum(0)[:, None], r.T @ x], axis=1).ravel()
 
 
+@pytest.mark.slow
 def test_rows_without_weight_are_as_if_they_were_not_there(digits):
     x, y = digits
     weights = np.zeros((2, len(x)))
@@ -452,6 +454,7 @@ def test_weak_l1_that_proximal_gradients_do_not_solve_is_solved_by_newton():
     assert np.abs(g).max() < l1 * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_proximal_newton_of_more_features_than_the_preconditioner_has_components():
     x, y = noise(60, 300, 2)
     l1 = 0.5 * solvers.fit_path(x, y, l2=0, l1="auto", max_passes=1).l1[0]

@@ -27,7 +27,7 @@ def made(seed, *, soft=False, weighted=False, n=120, d=6, q=5):
     return x, y, options
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [*range(2), pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "kind", ["weighted", *(pytest.param(k, marks=pytest.mark.slow) for k in ("soft", "plain"))]
 )
@@ -56,6 +56,7 @@ def test_a_start_close_by_takes_few_passes():
     assert again.passes < first.passes / 2
 
 
+@pytest.mark.slow
 def test_it_is_taken_where_logits_are_too_many():
     x, y, options = made(0)
     # A logit for each row and class that has weight: there are four.

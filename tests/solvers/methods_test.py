@@ -104,6 +104,7 @@ def test_an_equal_method_compiles_nothing_anew(name, count_compilations):
     assert count_compilations(lambda: solvers.fit(x, y, **options, **again) and None) == 0
 
 
+@pytest.mark.slow
 def test_other_constants_lead_to_the_same_solution():
     x, y = problem()
     usual = solvers.fit(x, y, l2=1e-3)
