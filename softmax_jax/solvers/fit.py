@@ -1,5 +1,6 @@
 """`fit` and `fit_path`: the front doors of the solvers."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from softmax_jax import _fork, checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, schedule, strengths
+from softmax_jax.solvers import jax_settings, row_space, schedule, strengths
 from softmax_jax.solvers.inputs import Inputs, arrange
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL, Job, Stop
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, SHARP, SMOOTH, Method, method_of
@@ -298,7 +299,14 @@ def _solved(
     patient = stop
     if successor is not None:
         patient = stop._replace(max_passes=min(stop.max_passes, method.successor_after))
-    found = schedule.solve(inputs, jobs, method, patient, report, slots=slots)
+    in_row_space = method.in_row_space
+    if in_row_space is None:
+        in_row_space = row_space.pays(inputs, jobs)
+    in_row_space = in_row_space and row_space.applies(inputs, jobs, patient)
+    solve = row_space.solve if in_row_space else schedule.solve
+    # Decided; programs are the same for both.
+    method = dataclasses.replace(method, in_row_space=False)
+    found = solve(inputs, jobs, method, patient, report, slots=slots)
     solved = {place: solution for place, (solution, _) in found.items()}
     for job in jobs if successor is not None else ():
         first, ended = found[job.place]

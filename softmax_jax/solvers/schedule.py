@@ -200,13 +200,27 @@ def _begun(inputs: Inputs, plan: Plan, method: Method, stop: Stop, report: Repor
         return slots
     theta = _with_absent(theta, inputs.absent[[job.weighting for job in jobs]])
     begin: Any = theta.astype(plan.dtype)
+    zero = begin
     if plan.initial is None:
         begin, slots.jobs = warm_up.on_samples(
             method, slots.problem, setup.aids, begin, jobs, stop, report
         )
     slots.state = method.init(slots.problem, setup.aids, begin)
     slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
+    if begin is not zero and _is_above_zero(slots):
+        # A sample of fewer rows than features is explained by chance.
+        slots.state = method.init(slots.problem, setup.aids, zero)
+        slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
     return slots
+
+
+def _is_above_zero(slots: Slots) -> bool:
+    """Returns whether some job begins above its objective at zero, the log of the classes."""
+    if slots.problem.offset is not None:
+        return False
+    absent = slots.inputs.absent[[job.weighting for job in slots.jobs]]
+    value = np.asarray(slots.state.value)
+    return bool((np.isfinite(value) & (value > np.log((~absent).sum(axis=1)))).any())
 
 
 def _advance(slots: Slots) -> np.ndarray:

@@ -148,6 +148,12 @@ def to_solver(units: Units, theta: Float[NDArray, "q columns"]) -> Float[NDArray
     return np.concatenate([bias, np.where(units.varies, w, 0)], axis=1)
 
 
+def from_solver(units: Units, theta: Float[NDArray, "q columns"]) -> Float[NDArray, "q columns"]:
+    """Converts parameters back to the features that users have: the inverse of `to_solver`."""
+    w = np.where(units.varies, theta[:, 1:] * units.size, 0)
+    return np.concatenate([theta[:, :1] - (w @ units.mean)[:, None], w], axis=1)
+
+
 def to_users(
     units: Units,
     theta: Float[NDArray, "q columns"],

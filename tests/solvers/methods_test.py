@@ -113,7 +113,7 @@ def test_other_constants_lead_to_the_same_solution():
         {"flat": 0.01},
         {"renewal_of_exact": 2},
         {"sizes": methods.Sizes(core=6)},
-        {"sizes": methods.Sizes(core=6, leading=1, complete_up_to=2)},
+        {"sizes": methods.Sizes(core=6, leading=1, steps_for_all=0)},
         {"sizes": methods.Sizes(sample=50)},
         {"warm_up": (), "float64_below": 0},
     ):

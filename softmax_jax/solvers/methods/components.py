@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float
-from softmax_jax.solvers import passes
+from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
@@ -18,9 +18,11 @@ class Sizes:
     core: int = 1000
     """Order of the inverse that is formed exactly."""
     leading: int = 256
-    """Most components in it, and all of them where features are too many for `complete_up_to`."""
-    complete_up_to: int = 2048
-    """Features whose covariance gets all its eigenvectors; beyond, the leading ones."""
+    """Most components in it, and most of those that are computed where not all are."""
+    steps_for_all: float = 25.0
+    """Steps of the solver that all eigenvectors of the covariance may cost."""
+    steps_for_leading: float = 10.0
+    """Steps that the leading ones may cost, where all cost more."""
     sample: int = 8192
     """Rows that the Hessian, and the covariance, are estimated from."""
     pool: int = 65_536
@@ -29,6 +31,18 @@ class Sizes:
     def rank(self, d: int, q: int) -> int:
         """Returns how many components the core gets."""
         return min(d, max(self.core // q - 1, 0), self.leading)
+
+    def components(self, n: int, d: int, q: int) -> int:
+        """Returns how many components to compute: all ``d``, or as many as are worth their cost.
+
+        All take a covariance and its eigenvectors, ``p`` of them four products with the rows and
+        back: `cost` has the model. Each component beyond saves steps where the penalty is weak.
+        """
+        rows, step = min(n, self.sample), cost.step(n, d, q)
+        if 2.0 * rows * d * d + cost.eigenvectors(d) <= self.steps_for_all * step:
+            return d
+        worth = self.steps_for_leading * step / (16.0 * rows * d)
+        return int(min(max(worth, 1), self.leading, d - 1))
 
     def is_exact(self, d: int, q: int) -> bool:
         """Returns whether the core has room for all features, so that it is the Hessian itself."""
@@ -92,7 +106,8 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     if is_exact:
         return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
 
-    if d <= sizes.complete_up_to:
+    number = sizes.components(problem.blocks * problem.rows, d, q)
+    if number == d:
 
         def add_covariance(j, carry):
             x, s = weighted(j)
@@ -111,14 +126,14 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
 
         return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
-    v = jax.random.normal(jax.random.key(0), (d, sizes.leading), dtype)
+    v = jax.random.normal(jax.random.key(0), (d, number), dtype)
     for _ in range(3):
         v = jnp.linalg.qr(multiply(v))[0]
     values, turn = jnp.linalg.eigh(v.T @ multiply(v))
     values = jnp.maximum(values[::-1], 0)
-    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - sizes.leading)
+    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - number)
     u = unit[:, None] * (v @ turn[:, ::-1])
-    return Basis(u, values, jnp.ones(sizes.leading, dtype), rest, factor, moments * factor**2)
+    return Basis(u, values, jnp.ones(number, dtype), rest, factor, moments * factor**2)
 
 
 def scores(

@@ -98,6 +98,8 @@ class Method(abc.ABC):
     """Divides the target where the gap estimated in working precision proved too small."""
     large_offset: float = 30.0
     """Difference of offsets within a row above which a third of them is solved for first."""
+    in_row_space: bool | None = False
+    """Whether to solve in as many dimensions as there are rows; None means where it costs less."""
     passes_to_begin: ClassVar[int] = 1
     """Passes of `init`."""
     watches_separation: ClassVar[bool] = True

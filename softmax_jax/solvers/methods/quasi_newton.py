@@ -111,6 +111,7 @@ class QuasiNewton(Method):
     """Method for more logits, if there is no offset."""
     patience: int = 60
     warm_up_steps: int = 12
+    in_row_space: bool | None = None
     float64_target: float = 1e-18
 
     def instead(self, inputs: Inputs) -> Method:

@@ -1,0 +1,35 @@
+"""A model of what work costs, by which the solvers choose between ways to do it.
+
+Costs are floating-point operations at the speed of large products. A byte from memory takes as
+long as some of them, which bounds work that does little with each number.
+"""
+
+BYTE = 6.0
+"""FLOP that take as long as a byte from memory: 100 GFLOP/s and 16 GB/s on two cores."""
+EIGH = 10.0
+"""FLOP of an eigendecomposition of order ``m`` in float32, as a multiple of ``m³``: it takes so
+long as a product of that size does."""
+FLOAT64 = 2.0
+"""FLOP of float32 that take as long as one of float64."""
+
+
+def step(n: int, d: int, q: int) -> float:
+    """Returns the cost of a step: a pass forward and back over dense rows in float32.
+
+    Example:
+      >>> step(1000, 100, 10)  # bound by memory: features are read twice
+      4800000.0
+      >>> step(1000, 100, 1000)
+      400000000.0
+    """
+    return float(max(4 * n * d * q, BYTE * 8 * n * d))
+
+
+def eigenvectors(order: int) -> float:
+    """Returns the cost of all eigenvectors of a symmetric matrix in float32.
+
+    Example:
+      >>> eigenvectors(100)
+      10000000.0
+    """
+    return EIGH * order**3
