@@ -16,6 +16,9 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
     p), which never overshoots, and gets there from however far where offsets or weights are large.
     Where they are very large, the loss is all but piecewise linear, which tells Newton's method
     little; it is then minimised for the logits divided by a temperature, which falls to 1.
+
+    The Hessian takes n q² multiplications and q³ for its inverse, where a gradient takes n q. It
+    serves for as long as steps with it divide the gradient by ten (the chord method).
     """
     _, k, q, _ = logits.shape
     reach = jnp.max(logits, axis=2) - jnp.min(
@@ -26,36 +29,46 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
     mass = passes.mass(problem)
     eye = jnp.eye(q, dtype=logits.dtype)
 
-    def derivatives(b, heat):
-        def add(j, carry):
-            o = block_of(logits, j) + b[:, :, None]
-            p, _, _ = passes.softmax(o / wide(heat))
-            y = passes.targets(problem, j, q)
-            s = passes.weights(problem, j, mass)[:, None]
-            sp = s * p
-            first = jnp.sum(s * (p - y), axis=-1)
-            second = jnp.sum(sp, axis=-1)[:, :, None] * eye[None]
-            return carry[0] + first, carry[1] + second - jnp.einsum("kar,kbr->kab", sp, p)
+    def probabilities(b, heat, j):
+        p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / wide(heat))
+        return p, passes.weights(problem, j, mass)[:, None]
 
-        start = (jnp.zeros((k, q), logits.dtype), jnp.zeros((k, q, q), logits.dtype))
-        return over_blocks(problem, add, start)
+    def gradient(b, heat):
+        def add(j, g):
+            p, s = probabilities(b, heat, j)
+            return g + jnp.sum(s * (p - passes.targets(problem, j, q)), axis=-1)
 
-    def go_on(carry):
-        _, _, size, last, far, i = carry
-        falls = far | (size < 0.5 * last) | jnp.isinf(last)
-        return (i < 300) & jnp.any((size > 1e-14) & falls)
+        return over_blocks(problem, add, jnp.zeros((k, q), logits.dtype))
 
-    def newton(carry):
-        b, heat, size, _, _, i = carry
-        g, h = derivatives(b, heat)
+    def inverse_hessian(b, heat):
+        def add(j, h):
+            p, s = probabilities(b, heat, j)
+            diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
+            return h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
+
+        h = over_blocks(problem, add, jnp.zeros((k, q, q), logits.dtype))
         # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat
         # along adding one number to all classes, or to some that are never confused with others.
         diagonal = jnp.einsum("kaa->ka", h)
         scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
         values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
         inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
-        turned = jnp.einsum("kab,ka->kb", vectors, scale * g)
-        step = -scale * jnp.einsum("kab,kb->ka", vectors, inverse * turned)
+        return scale[:, :, None] * vectors, inverse
+
+    def go_on(carry):
+        _, _, size, last, far, i, _ = carry
+        falls = far | (size < 0.5 * last) | jnp.isinf(last)
+        return (i < 300) & jnp.any((size > 1e-14) & falls)
+
+    def newton(carry):
+        b, heat, size, _, far, i, inverse = carry
+        g = gradient(b, heat)
+        falls = jnp.isfinite(size) & (jnp.sum(jnp.abs(g), axis=-1) < 0.1 * size)
+        vectors, values = inverse = jax.lax.cond(
+            jnp.all(~far & falls), lambda: inverse, lambda: inverse_hessian(b, heat)
+        )
+        turned = jnp.einsum("kab,ka->kb", vectors, g)
+        step = -jnp.einsum("kab,kb->ka", vectors, values * turned)
         # Within a change of the logits by one the loss stays close to its quadratic model.
         length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
         step = step / jnp.maximum(1, length)
@@ -63,11 +76,12 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
         is_far = length[:, 0] > 0.1
         cooler = jnp.where(is_far, heat, jnp.maximum(heat / 3, 1))
         rest = jnp.where(heat > 1, jnp.inf, jnp.sum(jnp.abs(g), axis=-1))
-        return b, cooler, rest, size, is_far, i + 1
+        return b, cooler, rest, size, is_far, i + 1, inverse
 
     scaling = _iterative_scaling(problem, logits / hot[None, :, None, None])
     unknown = jnp.full(k, jnp.inf, logits.dtype)
-    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0)
+    nothing = jnp.zeros((k, q, q), logits.dtype), jnp.zeros((k, q), logits.dtype)
+    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0, nothing)
     return jax.lax.while_loop(go_on, newton, start)[0]
 
 

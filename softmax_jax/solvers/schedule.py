@@ -207,7 +207,8 @@ def _begun(inputs: Inputs, plan: Plan, method: Method, stop: Stop, report: Repor
         )
     slots.state = method.init(slots.problem, setup.aids, begin)
     slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
-    if begin is not zero and _is_above_zero(slots):
+    may_begin_anew = slots.jobs[0].steps_left(stop, 1) >= 1
+    if begin is not zero and may_begin_anew and _is_above_zero(slots):
         # A sample of fewer rows than features is explained by chance.
         slots.state = method.init(slots.problem, setup.aids, zero)
         slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
