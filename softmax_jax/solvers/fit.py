@@ -269,7 +269,7 @@ def fit_path(
         solved = _solved(inputs, smooth, smooth_method, stop, report, slots)
         solved |= _solved(inputs, sharp, sharp_method, stop, report, slots)
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
-    solution = _without_padding(stacked(solved, shape), inputs.d)
+    solution = _with_all_features(stacked(solved, shape), inputs)
     solution = _with_all_classes(solution, inputs.classes, inputs.num_classes)
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
 
@@ -317,14 +317,27 @@ def _solved(
     return solved
 
 
-def _without_padding(solution: Solution, d: int) -> Solution:
-    """Returns the solution for the first ``d`` features; there are no weights of others."""
+def _with_all_features(solution: Solution, inputs: Inputs) -> Solution:
+    """Returns the solution for the features that users have, without those of padding."""
+    d, features, shift = inputs.d, inputs.features, inputs.shift
 
     def cut(params):
         return params._replace(w=params.w[..., :d, :])
 
-    return solution._replace(
+    def filled(params):
+        w: Any = np.zeros((*params.w.shape[:-2], shift.size, params.w.shape[-1]))
+        w[..., features, :] = params.w
+        return params._replace(w=w)
+
+    solution = solution._replace(
         params=cut(solution.params), centered=cut(solution.centered), mean=solution.mean[..., :d]
+    )
+    if d == shift.size:
+        return solution
+    mean: Any = np.broadcast_to(shift, (*solution.mean.shape[:-1], shift.size)).copy()
+    mean[..., features] = solution.mean
+    return solution._replace(
+        params=filled(solution.params), centered=filled(solution.centered), mean=mean
     )
 
 
