@@ -12,7 +12,14 @@ from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import sparse, spread
 from softmax_jax.solvers.problem import Problem
-from softmax_jax.solvers.rows import Rows, is_sparse, of_classes, of_features, with_padding
+from softmax_jax.solvers.rows import (
+    Rows,
+    canonical,
+    is_sparse,
+    of_classes,
+    of_features,
+    with_padding,
+)
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import Units, of_their_own
 
@@ -81,7 +88,7 @@ def arrange(
     n, q = len(rows.y), classes.size
     features = np.arange(rows.x.shape[1])
     if is_sparse(rows.x):
-        rows = rows._replace(x=_canonical(rows.x))
+        rows = rows._replace(x=canonical(rows.x))
         features = _used(rows, fit_intercept)
         rows = of_features(rows, features)
     if is_sparse(rows.x) and _is_better_dense(rows.x):
@@ -215,18 +222,6 @@ def _rounded_up(n: int) -> int:
 
 def _shares(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _canonical(x: AnyArray) -> AnyArray:
-    """Returns CSR rows with one entry a number, and none for zeros."""
-    if not x.has_canonical_format:
-        # Narrow integers may not hold the sum of their parts.
-        x = x.astype(np.float64) if x.dtype.kind in "iub" else x.copy()
-        x.sum_duplicates()
-    if not x.data.all():
-        x = x.copy()
-        x.eliminate_zeros()
-    return x
 
 
 def _used(rows: Rows, fit_intercept: bool) -> np.ndarray:

@@ -132,6 +132,18 @@ def is_sparse(x: AnyArray) -> bool:
     return hasattr(x, "tocsr")
 
 
+def canonical(x: AnyArray) -> AnyArray:
+    """Returns CSR rows with one entry a number, and none for zeros."""
+    if not x.has_canonical_format:
+        # Narrow integers may not hold the sum of their parts.
+        x = x.astype(np.float64) if x.dtype.kind in "iub" else x.copy()
+        x.sum_duplicates()
+    if not x.data.all():
+        x = x.copy()
+        x.eliminate_zeros()
+    return x
+
+
 def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
     """Returns features as CSR, JAX or NumPy array, and the largest of them in size."""
     x = checks.as_rows(x, "x")

@@ -161,3 +161,10 @@ def test_memory_of_a_product_is_that_of_its_entries():
         operand = jax.ShapeDtypeStruct((m, 4), np.float32)
         program = jax.jit(sparse.product).lower(lines, operand, np.int32(0)).compile()
         assert program.memory_analysis().temp_size_in_bytes < 4 * n * d / 20
+
+
+@pytest.mark.slow
+def test_cross_validation():
+    options = {"l2": [1e-1, 1e-2], "folds": 3, "standardize": True, "tol": 1e-9}
+    dense, found = (solvers.cross_validate(x, Y, **options) for x in (X, scipy.sparse.csr_array(X)))
+    np.testing.assert_allclose(found.loss, dense.loss, rtol=1e-5)

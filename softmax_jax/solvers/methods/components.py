@@ -140,16 +140,20 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
 
         return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
+    leading = sizes.leading_of_sparse(d, q, blocks / problem.blocks) if is_sparse else sizes.leading
+    v = jax.random.normal(jax.random.key(0), (d, leading), dtype)
     if is_sparse:
-        leading = sizes.leading_of_sparse(d, q, blocks / problem.blocks)
-        v = jax.random.normal(jax.random.key(0), (d, leading), dtype)
-        v = jax.lax.fori_loop(1, _ITERATIONS, lambda _, v: _orthonormal(multiply(v)), v)
+
+        def iterate(_, pair):
+            v = _orthonormal(pair[1])
+            return v, multiply(v)
+
+        v, multiplied = jax.lax.fori_loop(0, _ITERATIONS, iterate, (v, v))
     else:
-        leading = sizes.leading
-        v = jax.random.normal(jax.random.key(0), (d, leading), dtype)
         for _ in range(1, _ITERATIONS):
             v = jnp.linalg.qr(multiply(v))[0]
-    values, turn = jnp.linalg.eigh(v.T @ multiply(v))
+        multiplied = multiply(v)
+    values, turn = jnp.linalg.eigh(v.T @ multiplied)
     values = jnp.maximum(values[::-1], 0)
     rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - leading, 1)
     u = unit[:, None] * (v @ turn[:, ::-1])
@@ -165,7 +169,7 @@ def _orthonormal(v: Float[Array, "d p"]) -> Float[Array, "d p"]:
     for _ in range(2):
         v = v / jnp.maximum(jnp.linalg.norm(v, axis=0), jnp.finfo(v.dtype).tiny)[None, :]
         values, vectors = jnp.linalg.eigh(jnp.matmul(v.T, v, precision="highest"))
-        least = jnp.finfo(v.dtype).eps * values[-1]
+        least = jnp.finfo(v.dtype).eps * values[-1] + jnp.finfo(v.dtype).tiny
         v = jnp.matmul(
             v, vectors / jnp.sqrt(jnp.maximum(values, least))[None, :], precision="highest"
         )
