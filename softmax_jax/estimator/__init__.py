@@ -9,10 +9,10 @@ scikit-learn's ``C``: `softmax_jax.conventions.from_sklearn` translates, ``l2 = 
 unit weights. For two classes scikit-learn has one vector of weights, and this library one for each
 class, as for more: see `softmax_jax.conventions.from_sigmoid`.
 
-Features are dense or SciPy sparse; sparse ones are never densified as a whole, and dense ones keep
-their type (uint8, float32, ...). Weights and predictions are float32 for features of float32 or
-narrower floats, and float64 for others. With scikit-learn's ``array_api_dispatch`` they are arrays
-of the kind, and on the device, of the features that the estimator was fitted to.
+Features are dense or SciPy sparse; sparse ones stay so unless they are dense or few, and dense ones
+keep their type (uint8, float32, ...). Weights and predictions are float32 for features of float32
+or narrower floats, and float64 for others. With scikit-learn's ``array_api_dispatch`` they are
+arrays of the kind, and on the device, of the features that the estimator was fitted to.
 """
 
 from softmax_jax.estimator._cross_validated import SoftmaxRegressionCV as SoftmaxRegressionCV

@@ -13,16 +13,16 @@ FLOAT64 = 2.0
 """FLOP of float32 that take as long as one of float64."""
 
 
-def step(n: int, d: int, q: int) -> float:
-    """Returns the cost of a step: a pass forward and back over dense rows in float32.
+def step(numbers: int, q: int) -> float:
+    """Returns the cost of a step: a pass forward and back over so many numbers in float32.
 
     Example:
-      >>> step(1000, 100, 10)  # bound by memory: features are read twice
+      >>> step(1000 * 100, 10)  # bound by memory: features are read twice
       4800000.0
-      >>> step(1000, 100, 1000)
+      >>> step(1000 * 100, 1000)
       400000000.0
     """
-    return float(max(4 * n * d * q, BYTE * 8 * n * d))
+    return float(max(4 * numbers * q, BYTE * 8 * numbers))
 
 
 def eigenvectors(order: int) -> float:

@@ -10,17 +10,17 @@ import numpy as np
 
 from softmax_jax import _fork, metrics
 from softmax_jax._annotations import AnyArray, ArrayLike
-from softmax_jax.checks import dense_rows, per_feature
+from softmax_jax.checks import per_feature
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, strengths
+from softmax_jax.solvers import jax_settings, spread, strengths
 from softmax_jax.solvers.fit import fit_path
 from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_single_class, splits
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, Method
-from softmax_jax.solvers.rows import checked_weights, checked_x, checked_y
+from softmax_jax.solvers.rows import canonical, checked_weights, checked_x, checked_y, is_sparse
 from softmax_jax.solvers.solution import Progress, Solution
 
 
@@ -238,7 +238,8 @@ def _compared(
     *_, d, q = params.w.shape
     # One shape for all blocks of all folds, so that they share a program.
     most = int((test > 0).sum(axis=1).max())
-    size = min(most, block_size or rows_within(max(d, l2.size * q)))
+    numbers_a_row = l2.size * q if is_sparse(x) else max(d, l2.size * q)
+    size = min(most, block_size or rows_within(numbers_a_row))
     sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
     loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
@@ -275,11 +276,13 @@ def _compared(
 def standard_deviations(x: AnyArray, weights: np.ndarray) -> np.ndarray:
     """Returns ``[d]`` weighted standard deviations of features, in float64, a block at a time."""
     share = weights / weights.sum()
+    if is_sparse(x):
+        return spread.of_entries(canonical(x), share).deviation
 
     def mean(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         total = np.zeros(x.shape[1])
         for at in slices(len(share), rows_within(x.shape[1])):
-            total += share[at] @ function(np.asarray(dense_rows(x, at), np.float64))
+            total += share[at] @ function(np.asarray(x[at], np.float64))
         return total
 
     center = mean(lambda block: block)

@@ -10,8 +10,17 @@ from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers.problem import Problem, SparseBlocks
-from softmax_jax.solvers.rows import Rows, is_sparse, of_classes, with_padding
+from softmax_jax.solvers import sparse, spread
+from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.rows import (
+    Rows,
+    canonical,
+    is_sparse,
+    of_classes,
+    of_features,
+    with_padding,
+)
+from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import Units, of_their_own
 
 # Above this offset, work is in float64: sums of squares stay below 3e38, float32's largest number.
@@ -24,6 +33,12 @@ _UNEVEN = 2.0**12
 # elimination, then share programs. With more, passes and a Hessian of that order would take longer.
 _SMALL = 2**14
 _FEW_PARAMETERS = 2**7
+# Sparse rows are stored as dense ones if that makes at most so many numbers of each entry, or so
+# many in all.
+_DENSITY = 8
+_FEW = 2**20
+# Sparse rows of a block.
+_FEWEST_ROWS, _MOST_ROWS = 2**13, 2**16
 
 
 class Inputs(NamedTuple):
@@ -53,26 +68,48 @@ class Inputs(NamedTuple):
     num_classes: int
     """Number of classes, with those of no weight."""
     d: int
-    """Number of features, without those of padding."""
+    """Number of features in the problem, without those of padding."""
+    features: np.ndarray
+    """``[d]``: which of all features these are."""
+    shift: np.ndarray
+    """Shifts of all features, which are the values of the others."""
 
 
 def arrange(
     given: Rows, *, block_size: int | None, fit_intercept: bool, standardize: bool, grouped: bool
 ) -> Inputs:
     """Lays out rows; see `fit_path` for the arguments."""
+    if block_size is not None:
+        block_size = checks.checked_count(block_size, "block_size")
     num_classes = given.mass.shape[1]
     has_weight = (given.mass > 0).any(axis=0)
     classes = np.flatnonzero(has_weight | (not fit_intercept))
     rows = of_classes(given, classes) if classes.size < num_classes else given
-    (n, d), q = given.x.shape, classes.size
-    rows = with_padding(rows, _padding(n, d, num_classes))
-    layout = _layout(rows.weights, max(rows.x.shape[1], q), block_size)
+    n, q = len(rows.y), classes.size
+    features = np.arange(rows.x.shape[1])
+    if is_sparse(rows.x):
+        rows = rows._replace(x=canonical(rows.x))
+        features = _used(rows, fit_intercept)
+        rows = of_features(rows, features)
+    if is_sparse(rows.x) and _is_better_dense(rows.x):
+        rows = rows._replace(x=_dense(rows.x))
+    d = features.size
+    if is_sparse(rows.x):
+        layout = _layout(rows.weights, block_size or _rows_of_sparse(q))
+        shares = np.mean(_shares(rows.weights), axis=0)
+        own_spread = spread.of_entries(rows.x, shares)
+    else:
+        rows = with_padding(rows, _padding(n, d, num_classes))
+        width = max(rows.x.shape[1], q)
+        layout = _layout(rows.weights, block_size or max(rows_within(width, numbers=CACHED), 256))
+        own_spread = None
     problem, units = of_their_own(
         jax.device_put(_stored(rows, layout, fit_intercept, grouped)),
         rows.scale,
         rows.shift,
         rows.largest,
         standardize=standardize,
+        spread=own_spread,
     )
     share = rows.mass / rows.mass.sum(axis=1, keepdims=True)
     return Inputs(
@@ -88,6 +125,8 @@ def arrange(
         q=q,
         num_classes=num_classes,
         d=d,
+        features=features,
+        shift=given.shift,
     )
 
 
@@ -119,13 +158,9 @@ class _Layout(NamedTuple):
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
 
 
-def _layout(weights: np.ndarray, width: int, block_size: int | None) -> _Layout:
-    """Lays out rows of ``width`` numbers, with ``weights: [m, n]``, in blocks."""
+def _layout(weights: np.ndarray, block_size: int) -> _Layout:
+    """Lays out rows with ``weights: [m, n]`` in blocks."""
     n = weights.shape[1]
-    if block_size is None:
-        block_size = max(rows_within(width, numbers=CACHED), 256)
-    else:
-        block_size = checks.checked_count(block_size, "block_size")
     blocks = -(-n // min(block_size, n))
     rows = _rounded_up(-(-n // blocks))
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
@@ -139,13 +174,13 @@ def _layout(weights: np.ndarray, width: int, block_size: int | None) -> _Layout:
 
 def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> Problem:
     """Returns the problem with features as they are stored, and no strengths."""
-    (n, d), weights = rows.x.shape, rows.weights
-    shares: Any = np.array(layout.of((weights / weights.sum(axis=1, keepdims=True)).T))
+    n, d = rows.x.shape
+    shares: Any = np.array(layout.of(_shares(rows.weights).T))
     shares.reshape(len(layout.order), -1)[n:] = 0
     targets = layout.of(rows.y)
     per_column: Any = np.ones(d)
     return Problem(
-        x=_sparse_blocks(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
+        x=_sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
         center=0 * per_column,
         scale=per_column,
         intercept=jnp.asarray(fit_intercept, jnp.float64),
@@ -163,8 +198,15 @@ def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
     return bool(
         factor.max() > _UNEVEN * factor.min()
         or not 1e-6 < factor.min() <= factor.max() < 1e6
+        or (isinstance(problem.x, SparseRows) and not _fits_float32(problem))
         or (offset is not None and np.abs(offset).max() > _WIDE)
     )
+
+
+def _fits_float32(problem: Problem) -> bool:
+    """Returns whether float32 holds the units, with which entries are multiplied there."""
+    sizes = np.abs([problem.scale, problem.center])
+    return bool(sizes.max() < 1e30 and sizes[0].min(where=sizes[0] > 0, initial=1) > 1e-30)
 
 
 def _power_of_two(n: int) -> int:
@@ -178,21 +220,48 @@ def _rounded_up(n: int) -> int:
     return -(-n // step) * step
 
 
-def _sparse_blocks(x: AnyArray, layout: _Layout) -> SparseBlocks:
-    blocks, rows = layout.blocks, layout.rows
-    x = x[layout.order]
-    parts = [x[j * rows : (j + 1) * rows].tocoo() for j in range(blocks)]
-    entries = max(max(part.nnz for part in parts), 1)
-    entries = _power_of_two(entries) if entries <= _SMALL else _rounded_up(entries)
+def _shares(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum(axis=1, keepdims=True)
 
-    def padded(arrays, dtype):
-        out = np.zeros((blocks, entries), dtype)
-        for row, a in zip(out, arrays, strict=True):
-            row[: len(a)] = a
-        return out
 
-    return SparseBlocks(
-        row=padded((part.row for part in parts), np.int32),
-        column=padded((part.col for part in parts), np.int32),
-        value=padded((part.data for part in parts), x.dtype),
-    )
+def _used(rows: Rows, fit_intercept: bool) -> np.ndarray:
+    """Returns the features that are in the problem: the others are zero in all rows.
+
+    Such features tell nothing, and have no weight. One with a shift is an intercept of a kind, and
+    stays where there is no other.
+    """
+    is_used = np.bincount(rows.x.indices, minlength=rows.x.shape[1]) > 0
+    if not fit_intercept:
+        is_used |= rows.shift != 0
+    return np.flatnonzero(is_used) if is_used.any() else np.arange(1)
+
+
+def _is_better_dense(x: AnyArray) -> bool:
+    """Returns whether sparse rows are dense enough, or few enough, to be stored as dense ones.
+
+    A product with dense numbers takes an eighteenth of the time that one with as many entries
+    takes. Indices included, entries that are stored by rows and by columns take more than
+    twice the memory of so many dense numbers.
+    """
+    return x.shape[0] * x.shape[1] <= max(_DENSITY * x.nnz, _FEW)
+
+
+def _dense(x: AnyArray) -> np.ndarray:
+    row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    dense: Any = np.zeros(x.shape, x.dtype)
+    dense[row, x.indices] = x.data
+    return dense
+
+
+def _rows_of_sparse(q: int) -> int:
+    """Returns how many sparse rows make a block: few blocks, as each adds to all parameters."""
+    return min(max(rows_within(q), _FEWEST_ROWS), _MOST_ROWS)
+
+
+def _sparse_rows(x: AnyArray, layout: _Layout) -> SparseRows:
+    n = x.shape[0]
+    x = x[layout.order[:n]]
+    # Those that fill up the last block are empty.
+    x.resize(layout.blocks * layout.rows, x.shape[1])
+    blocks = [x[j * layout.rows : (j + 1) * layout.rows] for j in range(layout.blocks)]
+    return sparse.stored(blocks, _rounded_up)

@@ -9,23 +9,116 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float, Int, Integer, Shaped
 from softmax_jax.checks import is_wide
 from softmax_jax.normalizer import softmax_and_normalizer
-from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, over_blocks, put
+from softmax_jax.solvers import sparse
+from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
+from softmax_jax.solvers.sparse import SparseRows
 
 
 def features(problem: Problem, j: Integer[Array, ""]) -> Float[Array, "rows d"]:
-    """Returns block ``j`` as the model sees it."""
+    """Returns block ``j`` of dense rows as the model sees it."""
+    assert not isinstance(problem.x, SparseRows)
     dtype = problem.dtype
-    if isinstance(problem.x, SparseBlocks):
-        row, column, value = (block_of(a, j) for a in problem.x)
-        x = jnp.zeros((problem.rows, problem.d), dtype).at[row, column].add(value.astype(dtype))
-    else:
-        # What float32 cannot hold is centered before it loses its digits.
-        x = block_of(problem.x, j)
-        x = x.astype(jax.dtypes.canonicalize_dtype(float) if is_wide(x.dtype) else dtype)
+    # What float32 cannot hold is centered before it loses its digits.
+    x = block_of(problem.x, j)
+    x = x.astype(jax.dtypes.canonicalize_dtype(float) if is_wide(x.dtype) else dtype)
     center, scale = (
         jnp.broadcast_to(a.astype(x.dtype), x.shape) for a in (problem.center, problem.scale)
     )
     return ((x - center) * scale).astype(dtype)
+
+
+def forward(
+    problem: Problem, theta: Float[Array, "k q columns"], j: Integer[Array, ""]
+) -> Float[Array, "k q rows"]:
+    """Returns ``W^T x + b`` for block ``j``."""
+    if not isinstance(problem.x, SparseRows):
+        return product(theta, features(problem, j))
+    k, q, columns = theta.shape
+    w = theta[..., 1:].reshape(k * q, columns - 1)
+    o = times(problem, w.T, j).T.reshape(k, q, problem.rows)
+    return o + jnp.broadcast_to(theta[..., :1], o.shape)
+
+
+def backward(
+    problem: Problem, residual: Float[Array, "k q rows"], j: Integer[Array, ""]
+) -> Float[Array, "k q columns"]:
+    """Returns ``[R 1, R X]`` for residuals of block ``j``."""
+    if not isinstance(problem.x, SparseRows):
+        return transposed_product(residual, features(problem, j))
+    k, q, rows = residual.shape
+    g = transposed_times(problem, residual.reshape(k * q, rows).T, j).T.reshape(k, q, problem.d)
+    return jnp.concatenate([jnp.sum(residual, axis=-1, keepdims=True), g], axis=-1)
+
+
+def times(
+    problem: Problem, v: Float[Array, "d p"], j: Integer[Array, ""]
+) -> Float[Array, "rows p"]:
+    r"""Returns ``X V`` for block ``j``.
+
+    Features are :math:`(x - c)\, g`, which centering would make dense. So sparse entries are
+    multiplied as they are stored, and :math:`X V = x\, (g V) - 1\, (c \cdot g V)`.
+    """
+    if not isinstance(problem.x, SparseRows):
+        return jnp.matmul(features(problem, j), v, precision="highest")
+    center, scale = _units(problem)
+    scaled = scale[:, None] * v
+    o = sparse.product(problem.x.rows, scaled, j)
+    return o - jnp.broadcast_to(jnp.matmul(center, scaled, precision="highest")[None], o.shape)
+
+
+def transposed_times(
+    problem: Problem, r: Float[Array, "rows p"], j: Integer[Array, ""]
+) -> Float[Array, "d p"]:
+    r"""Returns ``X^T R`` for block ``j``.
+
+    Of sparse entries it is :math:`(x^\top R - c\, (1^\top R))\, g`.
+    """
+    if not isinstance(problem.x, SparseRows):
+        return jnp.matmul(features(problem, j).T, r, precision="highest")
+    center, scale = _units(problem)
+    g = sparse.product(problem.x.columns, r, j)
+    return scale[:, None] * (g - center[:, None] * jnp.sum(r, axis=0)[None, :])
+
+
+def weighted_sum(
+    problem: Problem, s: Float[Array, " rows"], j: Integer[Array, ""]
+) -> Float[Array, " d"]:
+    """Returns the sum of the rows of block ``j`` with weights ``s``."""
+    if not isinstance(problem.x, SparseRows):
+        return s @ features(problem, j)
+    return transposed_times(problem, s[:, None], j)[:, 0]
+
+
+def weighted_squares(
+    problem: Problem,
+    s: Float[Array, " rows"],
+    j: Integer[Array, ""],
+    unit: Float[Array, " d"] | None = None,
+) -> Float[Array, " d"]:
+    r"""Returns the sum of the squared rows of block ``j`` with weights ``s``.
+
+    Of sparse entries it is :math:`g^2 (\sum s x^2 - 2 c \sum s x + c^2 \sum s)`.
+
+    Args:
+      problem: the rows.
+      s: weights.
+      j: the block.
+      unit: factors on the features.
+    """
+    if not isinstance(problem.x, SparseRows):
+        x = features(problem, j)
+        x = x if unit is None else x * jnp.broadcast_to(unit, x.shape)
+        return jnp.sum(s[:, None] * x * x, axis=0)
+    center, scale = _units(problem)
+    columns = problem.x.columns
+    first = sparse.product(columns, s[:, None], j)[:, 0]
+    second = sparse.product(columns, s[:, None], j, jnp.square)[:, 0]
+    squares = jnp.maximum(second - center * (2 * first - center * jnp.sum(s)), 0)
+    return squares * (scale if unit is None else scale * unit) ** 2
+
+
+def _units(problem: Problem) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    return problem.center.astype(problem.dtype), problem.scale.astype(problem.dtype)
 
 
 def targets(problem: Problem, j: Integer[Array, ""], q: int) -> Float[Array, "1 {q} rows"]:
@@ -55,7 +148,7 @@ def linear(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Array,
     k, q, _ = theta.shape
 
     def fill(j, o):
-        return put(o, product(theta, features(problem, j)), j)
+        return put(o, forward(problem, theta, j), j)
 
     empty = jnp.zeros((problem.blocks, k, q, problem.rows), theta.dtype)
     return over_blocks(problem, fill, empty)
@@ -80,7 +173,7 @@ def gradient(
     def add(j, g):
         p = block_of(probabilities, j)
         s = weights(problem, j, total)[:, None]
-        return g + transposed_product(s * (p - targets(problem, j, q)), features(problem, j))
+        return g + backward(problem, s * (p - targets(problem, j, q)), j)
 
     zero = jnp.zeros((k, q, 1 + problem.d), probabilities.dtype)
     g = over_blocks(problem, add, zero)

@@ -5,11 +5,12 @@ parameters are stacked, with the bias as a column in front of the weights: ``the
 One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arithmetic where that of
 a single problem is bound by memory.
 
-Rows lie in blocks, as they are stored (uint8, bfloat16, floats, or sparse), and become features in
-the type that the work is done in one block at a time, in units of their own: see `_units`. They are
-shuffled, so that the first blocks are a fair sample of all: `Problem.active` says how many count.
-Logits are ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields
-them so, backwards it takes them so, and a vector unit finds many rows where there are few classes.
+Rows lie in blocks, as they are stored (uint8, bfloat16, floats), and become features in the type
+that the work is done in one block at a time, in units of their own: see `_units`. Sparse rows stay
+sparse: a product with features is one with their entries, see `sparse`. Rows are shuffled, so that
+the first blocks are a fair sample of all: `Problem.active` says how many count. Logits are
+``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields them so,
+backwards it takes them so, and a vector unit finds many rows where there are few classes.
 
 A loop over these blocks fills and reads arrays of all problems, of as many blocks as count in this
 call; `softmax_jax.data.blocks` cuts rows of one problem into blocks, all of which count.
@@ -26,18 +27,10 @@ from jax.typing import DTypeLike
 
 from softmax_jax._annotations import Array, Float, Integer, NDArray, Num, Shaped
 from softmax_jax.penalty import Penalty
+from softmax_jax.solvers.sparse import SparseRows
 
 NEVER = -1e30
 """Bias of a class of no weight, whose probability is then exactly zero."""
-
-
-class SparseBlocks(NamedTuple):
-    """Blocks of sparse rows as coordinates; the padding has the value zero."""
-
-    row: Integer[Array, "blocks entries"]
-    """Row within the block."""
-    column: Integer[Array, "blocks entries"]
-    value: Num[Array, "blocks entries"]
 
 
 @runtime_checkable
@@ -56,7 +49,7 @@ class Strengths(Protocol):
 class Problem(NamedTuple):
     """Rows and penalties of ``k`` problems."""
 
-    x: Num[Array, "blocks rows d"] | SparseBlocks
+    x: Num[Array, "blocks rows d"] | SparseRows
     """Numbers as stored; features are ``(x - center) * scale``."""
     center: Float[Array, " d"]
     """Stored numbers where features are zero, in float64."""

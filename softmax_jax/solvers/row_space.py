@@ -30,13 +30,13 @@ from softmax_jax.solvers.methods.method import Method
 from softmax_jax.solvers.problem import (
     NEVER,
     Problem,
-    SparseBlocks,
     block_of,
     over_blocks,
     with_strengths,
 )
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.solution import Solution, negligible, solution_of
+from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import Units, from_solver
 
 # Steps of a problem, and of one that goes on from its neighbour's solution.
@@ -59,13 +59,13 @@ def pays(inputs: Inputs, jobs: Sequence[Job]) -> bool:
     n, d, q = inputs.problem.blocks * inputs.problem.rows, inputs.problem.d, inputs.q
     steps = _STEPS + _STEPS_FROM_NEIGHBOUR * (len(jobs) - 1)
     change = cost.FLOAT64 * (2.0 * n * n * d + 2 * cost.eigenvectors(n))
-    return change + steps * cost.step(n, n, q) < steps * cost.step(n, d, q)
+    return change + steps * cost.step(n * n, q) < steps * cost.step(n * d, q)
 
 
 def applies(inputs: Inputs, jobs: Sequence[Job], stop: Stop) -> bool:
     """Returns whether the problems can be solved so: dense rows, l2 > 0, and no start given."""
     return (
-        not isinstance(inputs.problem.x, SparseBlocks)
+        not isinstance(inputs.problem.x, SparseRows)
         and inputs.initial is None
         and all(job.l2 > 0 and job.l1 == 0 for job in jobs)
         and stop.max_passes >= _LEAST_PASSES
@@ -184,7 +184,7 @@ def _outside(
     def add(j, w):
         own = block_of(a, j)
         own = own * jnp.broadcast_to(block_of(counts, j), own.shape)
-        return w + passes.transposed_product(own, passes.features(problem, j))[..., 1:]
+        return w + passes.backward(problem, own, j)[..., 1:]
 
     zero = jnp.zeros((k, q, problem.d), theta.dtype)
     w = over_blocks(problem, add, zero)

@@ -95,18 +95,32 @@ def of_classes(rows: Rows, classes: np.ndarray) -> Rows:
     )
 
 
+def of_features(rows: Rows, features: np.ndarray) -> Rows:
+    """Returns sparse rows with these features alone."""
+    x = rows.x
+    number = np.zeros(x.shape[1], x.indices.dtype)
+    number[features] = np.arange(features.size)
+    is_kept = np.isin(np.arange(x.shape[1]), features)[x.indices]
+    kept = np.concatenate([[0], np.cumsum(is_kept)])[x.indptr]
+    return rows._replace(
+        x=type(x)(
+            (x.data[is_kept], number[x.indices[is_kept]], kept), shape=(x.shape[0], features.size)
+        ),
+        scale=rows.scale[features],
+        shift=rows.shift[features],
+        initial=None
+        if rows.initial is None
+        else rows.initial[:, np.concatenate([[0], 1 + features])],
+    )
+
+
 def with_padding(rows: Rows, padding: int) -> Rows:
-    """Returns the rows with so many features of zeros appended."""
+    """Returns dense rows with so many features of zeros appended."""
     if padding == 0:
         return rows
     columns = ((0, 0), (0, padding))
-    if is_sparse(rows.x):
-        n, d = rows.x.shape
-        x = type(rows.x)((rows.x.data, rows.x.indices, rows.x.indptr), shape=(n, d + padding))
-    else:
-        x = (jnp.pad if isinstance(rows.x, jax.Array) else np.pad)(rows.x, columns)
     return rows._replace(
-        x=x,
+        x=(jnp.pad if isinstance(rows.x, jax.Array) else np.pad)(rows.x, columns),
         scale=np.pad(rows.scale, (0, padding), constant_values=1),
         shift=np.pad(rows.shift, (0, padding)),
         initial=None if rows.initial is None else np.pad(rows.initial, columns),
@@ -116,6 +130,18 @@ def with_padding(rows: Rows, padding: int) -> Rows:
 def is_sparse(x: AnyArray) -> bool:
     """Returns whether ``x`` is a SciPy sparse array or matrix."""
     return hasattr(x, "tocsr")
+
+
+def canonical(x: AnyArray) -> AnyArray:
+    """Returns CSR rows with one entry a number, and none for zeros."""
+    if not x.has_canonical_format:
+        # Narrow integers may not hold the sum of their parts.
+        x = x.astype(np.float64) if x.dtype.kind in "iub" else x.copy()
+        x.sum_duplicates()
+    if not x.data.all():
+        x = x.copy()
+        x.eliminate_zeros()
+    return x
 
 
 def checked_x(x: AnyArray) -> tuple[AnyArray, float]:

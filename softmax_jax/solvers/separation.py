@@ -15,7 +15,7 @@ def margin(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Array,
     k, q, _ = theta.shape
 
     def least(j, margin):
-        o = passes.product(theta, passes.features(problem, j))
+        o = passes.forward(problem, theta, j)
         is_target = jnp.broadcast_to(passes.targets(problem, j, q) > 0, o.shape)
         own = jnp.min(jnp.where(is_target, o, jnp.inf), axis=1)
         other = jnp.max(jnp.where(is_target, -jnp.inf, o), axis=1)

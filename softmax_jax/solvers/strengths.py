@@ -130,7 +130,7 @@ def _without_weights(
         terms = log_z - passes.over_classes(y * below)
         r = s[:, None] * (p - y)
         loss = carry[0] + jnp.sum(s * terms)
-        return loss, carry[1] + passes.transposed_product(r, passes.features(problem, j))
+        return loss, carry[1] + passes.backward(problem, r, j)
 
     zero = jnp.zeros((1, q, 1 + problem.d), problem.dtype)
     loss, g = over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))

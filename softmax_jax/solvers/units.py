@@ -18,7 +18,9 @@ from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.checks import is_wide
 from softmax_jax.model import Params
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.problem import Problem, SparseBlocks, block_of, cast, over_blocks
+from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
+from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.spread import Spread
 
 # Between these, squares of factors are numbers.
 _SMALLEST, _LARGEST = 1e-100, 1e100
@@ -42,6 +44,7 @@ def of_their_own(
     largest: float,
     *,
     standardize: bool,
+    spread: Spread | None = None,
 ) -> tuple[Problem, Units]:
     """Puts a problem into units of its own.
 
@@ -51,17 +54,17 @@ def of_their_own(
       shift: see there.
       largest: the largest stored number in size.
       standardize: penalise the weights of features divided by their standard deviations.
+      spread: that of sparse features.
 
     Returns:
       The problem in its own units, and these.
     """
-    fits_float32 = not isinstance(stored.x, SparseBlocks) and not is_wide(stored.x.dtype)
-    dtype = jnp.float32 if fits_float32 and largest < 1e30 else jnp.float64
-    first, mean, reach = (np.asarray(a, np.float64) for a in _statistics(cast(stored, dtype)))
+    first, mean, reach = spread[:3] if spread else _spread(stored, largest)
     if stored.intercept > 0:
         center = first + mean
-        # Exact in float32 where the features are, so that differences are.
-        center = center.astype(np.float32).astype(np.float64) if dtype == jnp.float32 else center
+        if _fits_float32(stored, largest):
+            # Exact in float32 where the features are, so that differences are.
+            center = center.astype(np.float32).astype(np.float64)
         # A constant one is zero to the last digit.
         center = np.where(reach == 0, first, center)
     else:
@@ -75,7 +78,9 @@ def of_their_own(
     problem = stored._replace(center=jnp.asarray(center), scale=jnp.asarray(scale * size))
     factor = size
     if standardize:
-        deviation = np.asarray(_deviations(problem))
+        deviation = (
+            spread.deviation * np.abs(scale * size) if spread else np.asarray(_deviations(problem))
+        )
         # As in scikit-learn's StandardScaler, what does not vary is left in its unit.
         factor = np.where(deviation > 0, deviation, size)
     factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
@@ -83,6 +88,22 @@ def of_their_own(
     mean = center * scale + shift
     penalty = dataclasses.replace(problem.penalty, factor=jnp.asarray(factor))
     return problem._replace(penalty=penalty), Units(mean, size, varies)
+
+
+def _fits_float32(stored: Problem, largest: float) -> bool:
+    """Returns whether float32 holds all numbers of the rows."""
+    if isinstance(stored.x, SparseRows):
+        return False
+    return not is_wide(stored.x.dtype) and largest < 1e30
+
+
+def _spread(
+    stored: Problem, largest: float
+) -> tuple[Float[NDArray, " d"], Float[NDArray, " d"], Float[NDArray, " d"]]:
+    """Returns the first three parts of the `Spread` of dense features."""
+    dtype = jnp.float32 if _fits_float32(stored, largest) else jnp.float64
+    first, mean, reach = (np.asarray(a, np.float64) for a in _statistics(cast(stored, dtype)))
+    return first, mean, reach
 
 
 @jax.jit

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
+from softmax_jax.solvers.sparse import SparseRows
+
+# Products with the covariance, in which randomised subspace iteration finds components.
+_ITERATIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +36,32 @@ class Sizes:
         """Returns how many components the core gets."""
         return min(d, max(self.core // q - 1, 0), self.leading)
 
-    def components(self, n: int, d: int, q: int) -> int:
-        """Returns how many components to compute: all ``d``, or as many as are worth their cost.
-
-        All take a covariance and its eigenvectors, ``p`` of them four products with the rows and
-        back: `cost` has the model. Each component beyond saves steps where the penalty is weak.
-        """
-        rows, step = min(n, self.sample), cost.step(n, d, q)
-        if 2.0 * rows * d * d + cost.eigenvectors(d) <= self.steps_for_all * step:
-            return d
-        worth = self.steps_for_leading * step / (16.0 * rows * d)
-        return int(min(max(worth, 1), self.leading, d - 1))
-
     def is_exact(self, d: int, q: int) -> bool:
         """Returns whether the core has room for all features, so that it is the Hessian itself."""
         return self.rank(d, q) == d
+
+    def components(
+        self, numbers: int, d: int, q: int, *, share: float, is_sparse: bool = False
+    ) -> int:
+        """Returns how many components to compute: all ``d``, or as many as are worth their cost.
+
+        All take a covariance and its eigenvectors. The leading ``p`` take some products with the
+        covariance, two with the rows each; `cost` has the model. Each component saves steps where
+        the penalty is weak.
+
+        Args:
+          numbers: those that are stored of all rows.
+          d: number of features.
+          q: number of classes.
+          share: the share of the rows that they are estimated from.
+          is_sparse: whether the covariance is out of the question.
+        """
+        step, sample = cost.step(numbers, q), share * numbers
+        of_all = 2.0 * sample * d + cost.eigenvectors(d)
+        if not is_sparse and of_all <= self.steps_for_all * step:
+            return d
+        worth = self.steps_for_leading * step / (4.0 * _ITERATIONS * sample)
+        return int(min(max(worth, 1), self.leading, d))
 
 
 class Basis(NamedTuple):
@@ -90,14 +105,12 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
         factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
     unit = jnp.ones(d, dtype) if is_exact else 1 / factor
 
-    def weighted(j):
-        x = passes.features(problem, j)
-        s = jnp.mean(block_of(problem.weights, j), axis=0)
-        return x * jnp.broadcast_to(unit, x.shape), s[:, None]
+    def weights(j):
+        return jnp.mean(block_of(problem.weights, j), axis=0)
 
     def add_moments(j, carry):
-        x, s = weighted(j)
-        return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
+        s = weights(j)
+        return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j, unit)
 
     mass, moments = over_blocks(problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype)))
     mass = jnp.where(mass > 0, mass, 1)
@@ -106,12 +119,19 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     if is_exact:
         return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
 
-    number = sizes.components(problem.blocks * problem.rows, d, q)
-    if number == d:
+    def dense(j):
+        x = passes.features(problem, j)
+        return x * jnp.broadcast_to(unit, x.shape)
+
+    is_sparse = isinstance(problem.x, SparseRows)
+    number = sizes.components(
+        numbers_of(problem), d, q, share=blocks / problem.blocks, is_sparse=is_sparse
+    )
+    if number == d and not is_sparse:
 
         def add_covariance(j, carry):
-            x, s = weighted(j)
-            return carry + jnp.matmul(x.T, s * x, precision="highest")
+            x = dense(j)
+            return carry + jnp.matmul(x.T, weights(j)[:, None] * x, precision="highest")
 
         covariance = over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
         values, vectors = jnp.linalg.eigh(covariance / mass)
@@ -121,19 +141,49 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
 
     def multiply(v):
         def add(j, carry):
-            x, s = weighted(j)
+            s = weights(j)[:, None]
+            if is_sparse:
+                scores = passes.times(problem, unit[:, None] * v, j)
+                return carry + unit[:, None] * passes.transposed_times(problem, s * scores, j)
+            x = dense(j)
             return carry + x.T @ (s * (x @ v))
 
         return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
+    def iterate(_, pair):
+        v = _orthonormal(pair[1])
+        return v, multiply(v)
+
     v = jax.random.normal(jax.random.key(0), (d, number), dtype)
-    for _ in range(3):
-        v = jnp.linalg.qr(multiply(v))[0]
-    values, turn = jnp.linalg.eigh(v.T @ multiply(v))
+    v, multiplied = jax.lax.fori_loop(0, _ITERATIONS, iterate, (v, v))
+    values, turn = jnp.linalg.eigh(v.T @ multiplied)
     values = jnp.maximum(values[::-1], 0)
-    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / (d - number)
+    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
     u = unit[:, None] * (v @ turn[:, ::-1])
     return Basis(u, values, jnp.ones(number, dtype), rest, factor, moments * factor**2)
+
+
+def numbers_of(problem: Problem) -> int:
+    """Returns how many numbers a product with all rows reads: those stored, without the zeros."""
+    if isinstance(problem.x, SparseRows):
+        return sum(pieces.value.size for pieces in problem.x.rows.levels[0])
+    return problem.blocks * problem.rows * problem.d
+
+
+def _orthonormal(v: Float[Array, "d p"]) -> Float[Array, "d p"]:
+    """Returns orthonormal columns that span those of ``v``, for many rows.
+
+    Products with a Gram matrix take a tenth of the time of Householder reflections there. The
+    first leaves what rounding makes of columns that are nearly dependent, the second mends that.
+    """
+    for _ in range(2):
+        v = v / jnp.maximum(jnp.linalg.norm(v, axis=0), jnp.finfo(v.dtype).tiny)[None, :]
+        values, vectors = jnp.linalg.eigh(jnp.matmul(v.T, v, precision="highest"))
+        least = jnp.finfo(v.dtype).eps * values[-1] + jnp.finfo(v.dtype).tiny
+        v = jnp.matmul(
+            v, vectors / jnp.sqrt(jnp.maximum(values, least))[None, :], precision="highest"
+        )
+    return v
 
 
 def scores(
@@ -151,8 +201,7 @@ def scores(
     blocks = min(problem.blocks, -(-sizes.pool // problem.rows))
 
     def of_block(j):
-        x = passes.features(problem, j)
-        ones = jnp.broadcast_to(problem.intercept, (len(x), 1))
-        return jnp.concatenate([ones, jnp.matmul(x, components, precision="highest")], axis=1)
+        ones = jnp.broadcast_to(problem.intercept, (problem.rows, 1))
+        return jnp.concatenate([ones, passes.times(problem, components, j)], axis=1)
 
     return jax.lax.map(of_block, jnp.arange(blocks))

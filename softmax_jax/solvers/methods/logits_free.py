@@ -44,6 +44,7 @@ from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.lbfgs import optimizer_of
 from softmax_jax.solvers.methods.method import Method, Setup
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, over_blocks
+from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import centered
 
 
@@ -198,7 +199,7 @@ def _mean(problem: Problem) -> jax.Array:
 
     def add(j, total):
         s = block_of(problem.weights, j)[0]
-        return total + s @ passes.features(problem, j)
+        return total + passes.weighted_sum(problem, s, j)
 
     return over_blocks(problem, add, jnp.zeros(problem.d, problem.dtype))
 
@@ -206,6 +207,9 @@ def _mean(problem: Problem) -> jax.Array:
 def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) -> _Pass:
     """Passes over the rows, with the entropy only if it is exact."""
     extras = ("entropy",) if exact else ()
+
+    if isinstance(problem.x, SparseRows):
+        return _over_sparse_rows(problem, params, absent)
 
     def loss_of(params, j):
         y = block_of(problem.targets, j)
@@ -231,6 +235,25 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
     start = _Pass(zero, jax.tree.map(jnp.zeros_like, params), zero)
     with jax.default_matmul_precision("highest"):
         return over_blocks(problem, add, start)
+
+
+def _over_sparse_rows(problem: Problem, params: Params, absent: Any) -> _Pass:
+    """Passes over sparse rows, with the logits of a block at a time."""
+    q = len(params.b)
+    bias = jnp.where(absent, NEVER, params.b).astype(params.b.dtype)
+    theta = jnp.concatenate([bias[:, None], params.w.T], axis=1)[None]
+
+    def add(j, carry):
+        p, below, log_z = passes.softmax(passes.forward(problem, theta, j))
+        y, s = passes.targets(problem, j, q), block_of(problem.weights, j)
+        loss = jnp.sum(s * (log_z - passes.over_classes(y * below)))
+        entropy = jnp.sum(s * (log_z - passes.over_classes(p * below)))
+        (g,) = passes.backward(problem, s[:, None] * (p - y), j)
+        gradient = Params(g[:, 1:].T, g[:, 0] * problem.intercept)
+        return jax.tree.map(jnp.add, carry, _Pass(loss, gradient, entropy))
+
+    zero = jnp.zeros((), problem.dtype)
+    return over_blocks(problem, add, _Pass(zero, jax.tree.map(jnp.zeros_like, params), zero))
 
 
 def _penalty(problem: Problem) -> Penalty:

@@ -128,9 +128,8 @@ def _variances(problem: Problem, sample: int) -> jax.Array:
     problem = problem._replace(active=jnp.minimum(blocks, problem.active))
 
     def add(j, carry):
-        x = passes.features(problem, j)
-        s = jnp.mean(block_of(problem.weights, j), axis=0)[:, None]
-        return carry[0] + jnp.sum(s), carry[1] + jnp.sum(s * x * x, axis=0)
+        s = jnp.mean(block_of(problem.weights, j), axis=0)
+        return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j)
 
     zero = jnp.zeros((), problem.dtype)
     mass, moments = over_blocks(problem, add, (zero, jnp.zeros(problem.d, problem.dtype)))
