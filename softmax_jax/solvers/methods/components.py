@@ -23,7 +23,7 @@ class Sizes:
     """Order of the inverse that is formed exactly."""
     leading: int = 256
     """Most components in it, and all of them where features are too many for `complete_up_to`."""
-    search: float = 4.0
+    search: float = 8.0
     """Passes over all rows that the leading components of sparse rows may take to be found."""
     fewest: int = 8
     """Components of sparse rows, however many passes that is."""
