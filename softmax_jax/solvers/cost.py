@@ -25,6 +25,18 @@ def step(numbers: int, q: int) -> float:
     return float(max(4 * numbers * q, BYTE * 8 * numbers))
 
 
+def sparse_step(entries: int, q: int) -> float:
+    """Returns the cost of a step over so many entries of sparse rows.
+
+    Each is a gather of ``q`` numbers, which takes as long as one of eight at least.
+
+    Example:
+      >>> sparse_step(1000, 10)
+      40000.0
+    """
+    return 4.0 * entries * max(q, 8)
+
+
 def eigenvectors(order: int) -> float:
     """Returns the cost of all eigenvectors of a symmetric matrix in float32.
 

@@ -94,7 +94,10 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("way", STORED)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(w, marks=[pytest.mark.slow] if w in ("float32", "int8") else []) for w in STORED],
+)
 def test_storage_changes_nothing(way):
     stored = STORED[way]()
     before = stored.copy()

@@ -56,7 +56,8 @@ class Sizes:
           share: the share of the rows that they are estimated from.
           is_sparse: whether the covariance is out of the question.
         """
-        step, sample = cost.step(numbers, q), share * numbers
+        step = cost.sparse_step(numbers, q) if is_sparse else cost.step(numbers, q)
+        sample = share * numbers
         of_all = 2.0 * sample * d + cost.eigenvectors(d)
         if not is_sparse and of_all <= self.steps_for_all * step:
             return d
