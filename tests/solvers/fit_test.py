@@ -462,3 +462,20 @@ def test_proximal_newton_of_more_features_than_the_preconditioner_has_components
     gradients = solvers.fit(x, y, l2=0, l1=l1, l1_method=solvers.Proximal(newton=None), tol=1e-7)
     assert newton.status == gradients.status == solvers.Status.CERTIFIED
     assert newton.objective == pytest.approx(gradients.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_directions_in_which_features_do_not_vary(l2):
+    rng = np.random.default_rng(0)
+    kind = rng.integers(3, size=600)
+    x = rng.normal(size=(3, 300))[kind]
+    y = np.array([rng.choice(3, p=np.roll([0.7, 0.2, 0.1], i)) for i in kind])
+    sizes = solvers.methods.Sizes(steps_for_all=0, leading=20)
+    method = solvers.QuasiNewton(float64_below=0, sizes=sizes)
+    solution = solvers.fit(x, y, l2=l2, method=method)
+    if l2 == 0:
+        means = np.array([np.bincount(y[kind == k], minlength=3) for k in range(3)]) / 600
+        least = -np.sum(means * np.log(means / means.sum(axis=1, keepdims=True)))
+    else:
+        least = solvers.fit(x, y, l2=l2).objective
+    assert solution.objective == pytest.approx(least, rel=1e-4)

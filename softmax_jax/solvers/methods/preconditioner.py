@@ -183,9 +183,11 @@ def apply(
         a = jnp.einsum("kij,kic->kjc", pre.class_vectors, a)
         h = pre.class_values[:, :, None] * variances[None, None, :] + l2[:, None, None]
         # Along adding the same to all classes h is zero but for l2, and what is there is rounding.
+        # So it is in directions in which features do not vary; without l2 nothing moves there.
         eps, tiny = jnp.finfo(h.dtype).eps, jnp.finfo(h.dtype).tiny
-        h = jnp.maximum(h, 10 * eps * blur[:, None, :] + tiny)
-        return jnp.einsum("kij,kjc->kic", pre.class_vectors, a / h)
+        least = jnp.broadcast_to(10 * eps * blur[:, None, :] + tiny, h.shape)
+        moves = (h > least) | (l2 > 0)[:, None, None]
+        return jnp.einsum("kij,kjc->kic", pre.class_vectors, moves * a / jnp.maximum(h, least))
 
     tail = kronecker(t[..., k1 - 1 :], basis.variances[k1 - 1 :], blur[:, k1 - 1 :])
     w = jnp.concatenate([head[..., 1:], tail], axis=-1) @ u.T

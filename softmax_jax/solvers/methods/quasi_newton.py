@@ -310,7 +310,8 @@ def _step(
     method: QuasiNewton, problem: Problem, basis: Basis, state: State, target: jax.Array
 ) -> State:
     direction = _direction(basis, problem.l2, state)
-    usable = jnp.isfinite(dot(state.gradient, direction))
+    slope = dot(state.gradient, direction)
+    usable = jnp.isfinite(slope) & (slope <= 0)
     direction = jnp.where(wide(usable), direction, -state.gradient)
     decrement = jnp.where(state.is_led, jnp.inf, -dot(state.gradient, direction) / 2)
     direction = jnp.where(wide(state.is_led), state.lead, direction)
