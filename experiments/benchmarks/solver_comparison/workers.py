@@ -54,21 +54,23 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
 
 
+def new_model(package: str, **options: Any) -> Any:
+    """Returns an estimator of scikit-learn or cyanure with these options."""
+    if package == "scikit-learn":
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(**options)
+    loss = {"loss": "multiclass-logistic", "fit_intercept": True, "verbose": False}
+    return importlib.import_module("cyanure.estimators").Classifier(**{**loss, **options})
+
+
 def work_peer(task: Mapping[str, Any], emit: Callable[..., None]) -> None:
     """Fits once, with a limit of iterations."""
     quiet()
     x, y, divisor = read_data(task)
     features = np.divide(x, divisor, dtype=task["dtype"])
     options = {**task["strengths"], "solver": task["solver"], "max_iter": task["max_iter"]}
-    model: Any
-    if task["package"] == "scikit-learn":
-        from sklearn.linear_model import LogisticRegression
-
-        model = LogisticRegression(**options, tol=NEVER)
-    else:
-        model = importlib.import_module("cyanure.estimators").Classifier(
-            **options, tol=NEVER, loss="multiclass-logistic", fit_intercept=True, verbose=False
-        )
+    model = new_model(task["package"], **options, tol=NEVER)
     emit(ready=True)
     _, result = timed(lambda: model.fit(features, y))
     w = model.coef_.T if task["package"] == "scikit-learn" else model.coef_
@@ -142,8 +144,8 @@ def work_iris(task: Mapping[str, Any], emit: Callable[..., None]) -> None:
 WORKERS = {"ours": work_ours, "peer": work_peer, "path": work_path, "iris": work_iris}
 
 
-def work() -> None:
-    """Does the task on standard input; answers are lines of JSON."""
+def work(workers: Mapping[str, Callable[..., None]] = WORKERS) -> None:
+    """Does the task on standard input with the worker that it names; answers are lines of JSON."""
     task = json.loads(sys.stdin.readline())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # some solvers print
@@ -152,4 +154,4 @@ def work() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    WORKERS[task["do"]](task, emit)
+    workers[task["do"]](task, emit)
