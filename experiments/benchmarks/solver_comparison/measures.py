@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-
 _BLOCK = 2**23
 """Features that are in float64 at a time."""
 

@@ -61,7 +61,7 @@ class Worker:
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             with contextlib.suppress(BrokenPipeError):
-                stream.close()
+                stream.close()  # type: ignore[union-attr]
 
     def _read(self) -> None:
         for line in self._process.stdout or ():

@@ -4,7 +4,6 @@ A worker imports the one package that it is about and nothing else that is heavy
 the time and the memory that a user's process takes.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .estimators import new_model
 from .measures import objective, read_data, timed
 from .peers import OURS
 
@@ -52,16 +52,6 @@ def quiet() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-
-
-def new_model(package: str, **options: Any) -> Any:
-    """Returns an estimator of scikit-learn or cyanure with these options."""
-    if package == "scikit-learn":
-        from sklearn.linear_model import LogisticRegression
-
-        return LogisticRegression(**options)
-    loss = {"loss": "multiclass-logistic", "fit_intercept": True, "verbose": False}
-    return importlib.import_module("cyanure.estimators").Classifier(**{**loss, **options})
 
 
 def work_peer(task: Mapping[str, Any], emit: Callable[..., None]) -> None:
