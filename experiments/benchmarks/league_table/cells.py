@@ -181,7 +181,7 @@ def table(folder: str = "") -> Mapping[str, Cell]:
         "hashed-text": Cell(partial(text, n=3000, d=2**20, q=4, words=200_000, length=69)),
         "binary": Cell(partial(tall, n=1_000_000, d=30, q=2)),
         "tall": Cell(partial(tall, n=1_000_000, d=50, q=10)),
-        "wide": Cell(partial(wide, n=200, d=5000, q=4), quick=True),
+        "wide": Cell(partial(wide, n=200, d=5000, q=4)),
         "badly-scaled": Cell(partial(badly_scaled, n=5000, d=60, q=5)),
         "elimination": Cell(partial(tall, n=200, d=25, q=3), eliminate=True),
         "many-frozen": Cell(partial(frozen, n=616, d=1024, q=77), copies=20),

@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from softmax_jax.figures import BLUE, ORANGE, STYLE
 
@@ -36,15 +36,16 @@ def draw(cells: Mapping[str, Mapping[str, Any]]) -> Figure:
             ax.plot([], [], "o", color=COLOURS[key], label=label)
         ax.axvline(1, color="black", linewidth=1.2, zorder=1)
         low, high = ax.get_xlim()
-        low, high = min(low, 0.5), max(high, 2.0)
+        low, high = min(low, 0.5), 1.3 * max(high, 2.0)
         ax.axvspan(low, 1, color="0.94", zorder=-1)
         ax.set_xlim(low, high)
         ax.set_yticks(range(len(names)), [f"{name}\n{size(cells[name])}" for name in names])
         ax.tick_params(axis="y", labelsize=8, length=0)
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.grid(axis="y", visible=False)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("seconds of the best peer / seconds of ours, certified (left of 1x: lost)")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -63,10 +63,10 @@ class Glmnet:
         read <- function(name, what, size)
           readBin(name, what, file.info(name)$size / size, size = size)
         at <- scan("options", quiet = TRUE)
-        if (file.exists("i"))
-          x <- Matrix::sparseMatrix(i = read("i", "integer", 4), p = read("p", "integer", 4),
-                                    x = read("x", "double", 8), dims = at[1:2], index1 = FALSE)
-        else x <- matrix(read("x", "double", 8), at[1], at[2])
+        x <- if (file.exists("i")) {
+          Matrix::sparseMatrix(i = read("i", "integer", 4), p = read("p", "integer", 4),
+                               x = read("x", "double", 8), dims = at[1:2], index1 = FALSE)
+        } else matrix(read("x", "double", 8), at[1], at[2])
         y <- factor(read("y", "integer", 4))
         family <- if (nlevels(y) == 2) "binomial" else "multinomial"
         strengths <- exp(seq(log(max(1, 10 * at[3])), log(at[3]), length.out = 10))
@@ -75,8 +75,9 @@ class Glmnet:
                         thresh = at[4], maxit = 1e7))[["elapsed"]]
         k <- length(fit$lambda)
         stopifnot(k == length(strengths))
-        if (family == "binomial") { w <- as.numeric(fit$beta[, k]); b <- fit$a0[k] }
-        else { w <- sapply(fit$beta, function(beta) as.numeric(beta[, k])); b <- fit$a0[, k] }
+        beta <- if (family == "binomial") list(fit$beta) else fit$beta
+        w <- sapply(beta, function(each) as.numeric(each[, k]))
+        b <- if (family == "binomial") fit$a0[k] else fit$a0[, k]
         writeBin(as.numeric(w), "w"); writeBin(as.numeric(b), "b")
         writeBin(seconds, "seconds")
     """
