@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from solver_comparison.peers import PEERS, Peer
-from solver_comparison.processes import UNCACHED, answers_of, progress
+from solver_comparison.processes import UNCACHED, progress
 from solver_comparison.record import plain
 from solver_comparison.single import row_of_peer
 from solver_comparison.tables import Row
@@ -18,9 +18,9 @@ from solver_comparison.trials import Trial, quickest
 from .cells import Cell, Problem
 from .peers import applicable
 from .tasks import (
-    SCRIPT,
     TARGETS,
     Setting,
+    answer_of_peer,
     answers_of_ours,
     attempts,
     excess_of,
@@ -30,8 +30,8 @@ from .tasks import (
 
 PROOF = 1e-6
 """Relative gap up to which the lower bound of ours is taken for the minimum."""
-REFERENCE = (*TARGETS, 1e-8)
-"""Tolerances of the calls that find it."""
+REFERENCE = (TARGETS[0], *TARGETS, 1e-8)
+"""Tolerances of the calls that find it, the first of which compiles."""
 LONG = 5.0
 """Seconds of a call beside which what is left to compile in a second one does not count."""
 
@@ -93,7 +93,7 @@ def reference(at: Setting) -> tuple[list[float], bool, dict[float, float]]:
         return lower.tolist(), True, feasible
     for solver, limit in (("newton-cg", 1000), ("lbfgs", 10_000)):
         task = task_of_peer(at, PEERS[f"scikit-learn {solver}"], limit, tol=1e-8)
-        for answer in answers_of(task, at.budget + 10, script=SCRIPT):
+        if answer := answer_of_peer(at, task):
             best = np.minimum(best, answer["objectives"])
     if not np.all(np.isfinite(best)):
         raise RuntimeError(f"{at.name}: no solver came to an end within {at.budget:g} s")
@@ -106,11 +106,10 @@ def measure_ours(
 ) -> dict[str, Any]:
     """Measures first calls, later calls, and first calls of what is compiled already."""
     result: dict[str, Any] = {"seconds": {}, "excess": {}, "first": None, "cached": None}
+    result["runs"] = {}
     # Where a call is short, the second one of a process is left out, as it may compile.
-    calls = 2 if max(feasible.values(), default=0) < LONG else 1
-    runs = (
-        fresh_runs(at, [min(feasible), *feasible] + [*feasible] * (calls - 1)) if feasible else []
-    )
+    calls = [*feasible] * (2 if max(feasible.values(), default=0) < LONG else 1)
+    runs = fresh_runs(at, [min(feasible), *calls]) if feasible else []
     if not runs:
         return {**result, "peak": None}
     result["peak"] = max(answer["peak"] for run in runs for answer in run)
@@ -118,7 +117,8 @@ def measure_ours(
     for target in feasible:
         chosen = [[a for a in run[1:] if a["tol"] == target][-1] for run in runs]
         excess = max(excess_of(a["objectives"], minimum) for a in chosen)
-        seconds = statistics.median(a["seconds"] for a in chosen)
+        result["runs"][target] = [a["seconds"] for a in chosen]
+        seconds = statistics.median(result["runs"][target])
         certified = all(a["certified"] for a in chosen)
         result["excess"][target] = excess
         if certified and excess <= target and seconds <= at.budget:
@@ -166,13 +166,14 @@ def measure_peers(
             rows[name] = row_of_peer(name, peer, attempt, cap, TARGETS)
         if best := quickest(rows[name].trials, TARGETS[-1]):
             cap = min(cap, max(1.0, 1.5 * best.seconds))
-    peaks = repeat_the_best(at, rows, peers, minimum)
+    again = repeat_the_best(at, rows, peers, minimum)
     return {
         name: {
             "seconds": row.seconds,
             "missing": row.missing,
-            "peak": peaks.get(name),
+            "peak": max((run.peak for run in again.get(name, ())), default=None),
             "trials": row.trials,
+            "repeats": again.get(name, []),
         }
         for name, row in rows.items()
     }
@@ -180,11 +181,11 @@ def measure_peers(
 
 def repeat_the_best(
     at: Setting, rows: Mapping[str, Row], peers: Mapping[str, Peer], minimum: Sequence[float]
-) -> dict[str, float]:
+) -> dict[str, list[Trial]]:
     """Puts medians of fresh processes in the rows, until the best of each target is a median.
 
     Returns:
-      The memory at the peak, by name.
+      All their fits, by name.
     """
     again: dict[tuple[str, float], list[Trial]] = {}
     for target in TARGETS:
@@ -202,10 +203,10 @@ def repeat_the_best(
                 again[key] = repeated(at, name, peers[name], int(best.effort), minimum)
             if again[key]:
                 rows[name].seconds[target] = statistics.median(t.seconds for t in again[key])
-    peaks: dict[str, float] = {}
+    fits: dict[str, list[Trial]] = {}
     for (name, _), runs in again.items():
-        peaks[name] = max([peaks.get(name, 0.0), *(run.peak for run in runs)])
-    return peaks
+        fits.setdefault(name, []).extend(runs)
+    return fits
 
 
 def repeated(
@@ -222,8 +223,8 @@ def repeated(
 def measure_default(at: Setting, minimum: Sequence[float]) -> dict[str, Any]:
     """Measures scikit-learn's `LogisticRegression` as it is, but for its strength."""
     task = task_of_peer(at, PEERS["scikit-learn lbfgs"], 100, tol=1e-4)
-    for answer in answers_of(task, 1.1 * at.budget + 5, script=SCRIPT):
-        excess = excess_of(answer["objectives"], minimum)
-        progress(f"{at.name}: scikit-learn as it is: {answer['seconds']:.3g} s, {excess:.1e}")
-        return {"seconds": answer["seconds"], "excess": excess}
-    return {"seconds": None, "excess": None}
+    if not (answer := answer_of_peer(at, task)):
+        return {"seconds": None, "excess": None}
+    excess = excess_of(answer["objectives"], minimum)
+    progress(f"{at.name}: scikit-learn as it is: {answer['seconds']:.3g} s, {excess:.1e}")
+    return {"seconds": answer["seconds"], "excess": excess}

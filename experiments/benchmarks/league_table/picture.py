@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from softmax_jax.figures import BLUE, ORANGE, STYLE
 
-from .table import KEYS, Ratio, geometric_mean, ratio, size
+from .table import KEYS, geometric_mean, ratio, size
 
 COLOURS = dict(zip(KEYS, (BLUE, ORANGE), strict=True))
 MARKERS = {">": ">", "<": "<", "": "o"}
@@ -22,7 +23,7 @@ def draw(cells: Mapping[str, Mapping[str, Any]]) -> Figure:
       >>> draw({}).axes[0].get_xscale()
       'log'
     """
-    names = sorted(cells, key=lambda name: geometric_mean(ratios_of(cells[name])) or 0)
+    names = sorted(cells, key=lambda name: np.nan_to_num(mean_of(cells[name])))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.6 + 0.36 * max(len(names), 3)), layout="constrained")
         ax = figure.subplots()
@@ -32,7 +33,7 @@ def draw(cells: Mapping[str, Mapping[str, Any]]) -> Figure:
         for key in KEYS:
             mean = geometric_mean([ratio(cell, key) for cell in cells.values()])
             ax.axvline(mean, color=COLOURS[key], linewidth=1, linestyle=":", zorder=0)
-            label = f"within {key} of the minimum (geometric mean {mean:.1f})"
+            label = f"within {key} of the minimum (geometric mean {mean:.2g})"
             ax.plot([], [], "o", color=COLOURS[key], label=label)
         ax.axvline(1, color="black", linewidth=1.2, zorder=1)
         low, high = ax.get_xlim()
@@ -51,9 +52,9 @@ def draw(cells: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def ratios_of(cell: Mapping[str, Any]) -> list[Ratio | None]:
-    """Returns the ratios of both accuracies."""
-    return [ratio(cell, key) for key in KEYS]
+def mean_of(cell: Mapping[str, Any]) -> float:
+    """Returns the geometric mean of the ratios of both accuracies, NaN where there is none."""
+    return geometric_mean([ratio(cell, key) for key in KEYS])
 
 
 def draw_cell(ax: Any, row: int, cell: Mapping[str, Any]) -> None:

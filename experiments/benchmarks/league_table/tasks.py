@@ -72,6 +72,15 @@ def answers_of_ours(
     return answers
 
 
+def answer_of_peer(at: Setting, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the answer of a fresh process; None if it fails, or takes longer than the budget."""
+    try:
+        return next(answers_of(task, 1.1 * at.budget + 5, script=SCRIPT), None)
+    except RuntimeError as e:
+        progress(f"{at.name}: {task['package']} {task['solver']}: failed: {e}")
+        return None
+
+
 def task_of_peer(at: Setting, peer: Peer, limit: int, **options: Any) -> dict[str, Any]:
     """Returns a task with a limit of iterations."""
     double = peer.package == "scikit-learn" and not at.single
