@@ -105,10 +105,10 @@ def test_workers_read_what_was_written(kind, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["scikit-learn", "cyanure"])
-@pytest.mark.parametrize("q", [2, 3])
-def test_peers_come_to_our_minimum(package, q):
+@pytest.mark.parametrize(("d", "q"), [(4, 2), (4, 3), (1, 3)])
+def test_peers_come_to_our_minimum(package, d, q):
     pytest.importorskip(peers.MODULES[package])
-    problem = cells.tall(0, 100, 4, q)
+    problem = cells.tall(0, 100, d, q)
     solution = solvers.fit(problem.x, problem.y, l2=problem.l2, tol=1e-8)
     task = {
         "solver": "lbfgs" if package == "scikit-learn" else "auto",

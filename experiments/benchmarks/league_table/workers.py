@@ -133,7 +133,8 @@ def params(model: Any, package: str) -> tuple[np.ndarray, np.ndarray]:
     if len(b) == 1:
         v = w.reshape(-1, 1) / 2
         return np.hstack([-v, v]), np.array([-b[0] / 2, b[0] / 2])
-    return w if package == "cyanure" else w.T, b
+    # Of a single feature, cyanure's have one axis.
+    return w.reshape(-1, len(b)) if package == "cyanure" else w.T, b
 
 
 WORKERS = {"ours": work_ours, "peer": work_peer}
