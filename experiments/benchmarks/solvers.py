@@ -55,8 +55,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from solver_comparison.measures import write_data
 from solver_comparison.path import path
 from solver_comparison.record import machine, plain
 from solver_comparison.single import single
@@ -112,13 +111,13 @@ def main(argv: Sequence[str]) -> None:
 
             split = data.load("fashion_mnist", folder=args.folder).train
             x, y = split.x[: args.rows or None], split.targets[: args.rows or None]
-            np.savez(images, x=x, y=y, divisor=255.0)
+            write_data(images, x, y, 255.0)
             print(f"Fashion-MNIST, training images: {x.shape[0]:,} x {x.shape[1]}, 10 classes")
         if "small" in args.parts:
             from sklearn.datasets import load_iris
 
             x, y = load_iris(return_X_y=True)
-            np.savez(flowers, x=x, y=y, divisor=1.0)
+            write_data(flowers, x, y)
         for name, part in PARTS.items():
             if name in args.parts:
                 report[name] = part(args, flowers if name == "small" else images)

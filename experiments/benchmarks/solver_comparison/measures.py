@@ -10,20 +10,27 @@ from typing import Any
 
 import numpy as np
 
+_BLOCK = 2**23
+"""Features that are in float64 at a time."""
+
 
 def objective(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, l2: float, divisor: float = 255
+    x: Any, y: np.ndarray, w: np.ndarray, b: np.ndarray, l2: float, divisor: float = 255
 ) -> float:
-    """Returns F(w, b) of ``x / divisor`` in float64, by NumPy and in blocks of rows."""
+    """Returns F(w, b) of ``x / divisor`` in float64, by NumPy and in blocks of rows.
+
+    Rows may be those of an array, or of a sparse one of SciPy's.
+    """
     w, b = np.asarray(w, np.float64), np.ravel(np.asarray(b, np.float64))
-    total = 0.0
-    for start in range(0, len(x), 4096):
-        rows = slice(start, start + 4096)
+    total, n = 0.0, x.shape[0]
+    step = max(1, min(4096, _BLOCK // max(w.shape)))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
         logits = x[rows].astype(np.float64) / divisor @ w + b
         largest = logits.max(axis=1)
         log_sums = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest
         total += float((log_sums - logits[np.arange(len(logits)), y[rows]]).sum())
-    return total / len(x) + l2 / 2 * float((w**2).sum())
+    return total / n + l2 / 2 * float((w**2).sum())
 
 
 class Memory:
@@ -49,10 +56,30 @@ class Memory:
         return int(match[1]) / 1024 if match else math.nan
 
 
-def read_data(task: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns the features as they are stored, the labels, and what to divide the features by."""
+_SPARSE = ("data", "indices", "indptr")
+
+
+def write_data(path: str | pathlib.Path, x: Any, y: np.ndarray, divisor: float = 1.0) -> None:
+    """Writes features, labels and what to divide the features by, for `read_data`."""
+    stored = {"x": x}
+    if not isinstance(x, np.ndarray):
+        stored = {name: getattr(x, name) for name in _SPARSE} | {"shape": np.array(x.shape)}
+    np.savez(path, **stored, y=y, divisor=divisor)
+
+
+def read_data(task: Mapping[str, Any]) -> tuple[Any, np.ndarray, float]:
+    """Returns the features as they are stored, the labels, and what to divide the features by.
+
+    Sparse features are a CSR array of SciPy's.
+    """
     with np.load(task["data"]) as file:
-        return file["x"], file["y"], float(file["divisor"])
+        if "x" in file:
+            x = file["x"]
+        else:
+            import scipy.sparse
+
+            x = scipy.sparse.csr_array(tuple(map(file.get, _SPARSE)), shape=tuple(file["shape"]))
+        return x, file["y"], float(file["divisor"])
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:

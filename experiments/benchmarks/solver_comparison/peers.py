@@ -1,8 +1,11 @@
 """Names of what is compared: ours, `optax.lbfgs`, and the solvers of other packages."""
 
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Sequence
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .processes import progress
@@ -36,26 +39,47 @@ PEERS = {
     "cyanure, float32": Peer("cyanure", "auto", 10, step=5),
     "cyanure, float64": Peer("cyanure", "auto", 10, step=5, dtype="float64"),
 }
-MODULES = {"scikit-learn": "sklearn", "cyanure": "cyanure"}
+MODULES = {"scikit-learn": "sklearn", "cyanure": "cyanure", "snapml": "snapml"}
 
 
-def chosen_peers(words: Sequence[str]) -> dict[str, Peer]:
+@functools.cache
+def is_installed(package: str) -> bool:
+    """Returns whether a package is there; glmnet is one of R's."""
+    if package != "glmnet":
+        return importlib.util.find_spec(MODULES[package]) is not None
+    if shutil.which("Rscript") is None:
+        return False
+    words = ["Rscript", "--vanilla", "-e", "library(glmnet)"]
+    return subprocess.run(words, capture_output=True).returncode == 0
+
+
+def chosen_peers(words: Sequence[str], peers: Mapping[str, Peer] = PEERS) -> dict[str, Peer]:
     """Returns the installed peers with one of the words in their names; without words, all."""
     chosen = {}
-    for name, peer in PEERS.items():
+    for name, peer in peers.items():
         if words and not any(word in name for word in words):
             continue
-        if importlib.util.find_spec(MODULES[peer.package]) is None:
+        if not is_installed(peer.package):
             progress(f"{name}: skipped, as {peer.package} is not installed")
             continue
         chosen[name] = peer
     return chosen
 
 
-def strengths_for(package: str, l2: float, n: int) -> dict[str, Any]:
-    """Returns the strength of a penalty in the words of a package, for ``n`` rows."""
+def strengths_for(package: str, l2: float, n: int, classes: int = 3) -> dict[str, Any]:
+    """Returns the strength of a penalty in the words of a package, for ``n`` rows.
+
+    Two classes are a sigmoid for all packages.
+    """
     from softmax_jax import conventions
 
+    if classes == 2:
+        l2 = conventions.to_sigmoid(l2).l2
     if package == "scikit-learn":
         return dict(conventions.to_sklearn(l2, total_weight=n))
-    return dict(conventions.to_cyanure(l2))
+    if package == "snapml":
+        return {"regularizer": 1 / conventions.to_sklearn(l2, total_weight=n)["C"]}
+    if package == "glmnet":
+        return {"lambda_": l2}
+    sigmoid = {"loss": "logistic"} if classes == 2 else {}
+    return {**conventions.to_cyanure(l2), **sigmoid}

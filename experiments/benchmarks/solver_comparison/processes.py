@@ -1,5 +1,6 @@
-"""Workers as the parent sees them: fresh processes that are given a task and answer in lines."""
+"""Workers as the parent sees them: fresh processes that are given tasks and answer in lines."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,48 +25,97 @@ def progress(text: str) -> None:
     print(f"[{time.perf_counter() - _BEGAN:6.0f} s] {text}", file=sys.stderr, flush=True)
 
 
-def answers_of(task: Mapping[str, Any], limit: float) -> Iterator[dict[str, Any]]:
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+"""Environment in which a fresh process compiles all that it runs."""
+
+
+class Worker:
+    """Fresh process that is given tasks in lines, and answers in lines."""
+
+    def __init__(
+        self,
+        task: Mapping[str, Any],
+        environment: Mapping[str, str] = UNCACHED,
+        script: pathlib.Path = _SCRIPT,
+    ):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.tell(task)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self._lines.put(line)
+        self._lines.put("")
+
+    def tell(self, value: Any) -> None:
+        """Gives it a line; one that it no longer reads is dropped."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self, limit: float) -> dict[str, Any] | None:
+        """Returns its next answer; None if it ended.
+
+        Raises:
+          TimeoutError: if there is none within ``limit`` seconds.
+          RuntimeError: if the process fails, with the end of what it said.
+        """
+        try:
+            line = self._lines.get(timeout=limit)
+        except queue.Empty:
+            raise TimeoutError from None
+        if line:
+            return json.loads(line)
+        if self._process.wait() != 0:
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            raise RuntimeError(said[-1] if said else f"exit {self._process.returncode}")
+        return None
+
+    def end(self) -> None:
+        """Says that nothing more will be told."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+
+def answers_of(
+    task: Mapping[str, Any],
+    limit: float,
+    environment: Mapping[str, str] = UNCACHED,
+    script: pathlib.Path = _SCRIPT,
+) -> Iterator[dict[str, Any]]:
     """Yields the answers of a fresh process as they come, until one takes longer than ``limit``.
 
     Raises:
       RuntimeError: if the process fails, with the end of what it said.
     """
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT), "--worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        lines: queue.Queue[str] = queue.Queue()
-
-        def read(stream):
-            for line in stream:
-                lines.put(line)
-            lines.put("")
-
-        reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
-        reader.start()
-        try:
-            process.stdin.write(json.dumps(task) + "\n")
-            process.stdin.close()
-            if not lines.get(timeout=STARTUP):  # else it is ready
-                process.wait()
-            else:
-                while line := lines.get(timeout=limit):
-                    yield json.loads(line)
-            if process.wait() != 0:
-                errors.seek(0)
-                said = errors.read().strip().splitlines() or [f"exit {process.returncode}"]
-                raise RuntimeError(said[-1])
-        except queue.Empty:
-            return
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
-            process.stdout.close()
+    with Worker(task, environment, script) as worker:
+        worker.end()
+        with contextlib.suppress(TimeoutError):
+            if worker.answer(STARTUP) is None:  # else it is ready
+                return
+            while answer := worker.answer(limit):
+                yield answer

@@ -158,17 +158,23 @@ def rows_of_peers(
     return list(rows.values())
 
 
-def row_of_peer(name: str, peer: Peer, attempt: Callable[[int], Trial], budget: float) -> Row:
+def row_of_peer(
+    name: str,
+    peer: Peer,
+    attempt: Callable[[int], Trial],
+    budget: float,
+    targets: Sequence[float] = TARGETS,
+) -> Row:
     """Measures a peer with the limits that just meet each target."""
     row = Row(name)
     try:
-        row.trials = climb(attempt, peer, TARGETS, budget)
+        row.trials = climb(attempt, peer, targets, budget)
         if any(math.isinf(trial.excess) for trial in row.trials):
             row.missing = f"> {budget:g}"
     except RuntimeError as e:
         progress(f"{name}: failed: {e}")
         row.missing = "failed"
-    for target in TARGETS:
+    for target in targets:
         if best := quickest(row.trials, target):
             row.seconds[target] = best.seconds
     return row

@@ -55,7 +55,8 @@ def climb(
             if not met:
                 break
             high = min(met, key=lambda trial: trial.effort)
-            below = [trial for trial in trials if trial.effort < high.effort]
+            ended = [trial for trial in trials if math.isfinite(trial.excess)]
+            below = [trial for trial in ended if trial.effort < high.effort]
             low = max(below, key=lambda trial: trial.effort, default=Trial(0))
             if high.effort - low.effort <= max(peer.step, 0.07 * low.effort):
                 break

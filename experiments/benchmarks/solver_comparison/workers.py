@@ -4,7 +4,6 @@ A worker imports the one package that it is about and nothing else that is heavy
 the time and the memory that a user's process takes.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .estimators import new_model
 from .measures import objective, read_data, timed
 from .peers import OURS
 
@@ -60,15 +60,7 @@ def work_peer(task: Mapping[str, Any], emit: Callable[..., None]) -> None:
     x, y, divisor = read_data(task)
     features = np.divide(x, divisor, dtype=task["dtype"])
     options = {**task["strengths"], "solver": task["solver"], "max_iter": task["max_iter"]}
-    model: Any
-    if task["package"] == "scikit-learn":
-        from sklearn.linear_model import LogisticRegression
-
-        model = LogisticRegression(**options, tol=NEVER)
-    else:
-        model = importlib.import_module("cyanure.estimators").Classifier(
-            **options, tol=NEVER, loss="multiclass-logistic", fit_intercept=True, verbose=False
-        )
+    model = new_model(task["package"], **options, tol=NEVER)
     emit(ready=True)
     _, result = timed(lambda: model.fit(features, y))
     w = model.coef_.T if task["package"] == "scikit-learn" else model.coef_
@@ -142,8 +134,8 @@ def work_iris(task: Mapping[str, Any], emit: Callable[..., None]) -> None:
 WORKERS = {"ours": work_ours, "peer": work_peer, "path": work_path, "iris": work_iris}
 
 
-def work() -> None:
-    """Does the task on standard input; answers are lines of JSON."""
+def work(workers: Mapping[str, Callable[..., None]] = WORKERS) -> None:
+    """Does the task on standard input with the worker that it names; answers are lines of JSON."""
     task = json.loads(sys.stdin.readline())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # some solvers print
@@ -152,4 +144,4 @@ def work() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    WORKERS[task["do"]](task, emit)
+    workers[task["do"]](task, emit)
