@@ -160,6 +160,7 @@ def test_a_class_without_weight_is_never_predicted(iris):
     assert "setosa" not in model.predict(x)
 
 
+@pytest.mark.slow
 def test_what_is_not_certified_warns_with_the_reason(iris):
     x, y = iris
     with pytest.warns(ConvergenceWarning, match=r"the solution: not certified \(max_passes"):
@@ -205,6 +206,7 @@ def minimum(x, y, penalty, *, bias=True):
     return value(t), t.reshape(-1, 3)
 
 
+@pytest.mark.slow
 def test_no_penalty_warns_only_where_the_gradient_is_not_small():
     x, y = overlapping()
     value, t = minimum(x, y, np.zeros(4))
@@ -217,6 +219,7 @@ def test_no_penalty_warns_only_where_the_gradient_is_not_small():
         SoftmaxRegression(l2=0, max_passes=3).fit(x, y)
 
 
+@pytest.mark.slow
 def test_no_intercept(store):
     x, y = overlapping()
     value, t = minimum(x, y, np.full(4, 1e-2), bias=False)
@@ -234,6 +237,7 @@ def test_no_intercept(store):
         np.testing.assert_array_equal(narrow.intercept_, np.zeros(3))
 
 
+@pytest.mark.slow
 def test_standardize(store):
     x, y = overlapping()
     sd = x.std(axis=0)
@@ -360,6 +364,7 @@ def objective(model, x, y, l2, l1=0.0):
     return losses.mean() + l2 / 2 * (w * w).sum() + l1 * np.abs(w).sum()
 
 
+@pytest.mark.slow
 def test_the_certificate_is_of_the_weights_in_float32():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(300, 3))
@@ -428,6 +433,7 @@ def test_partial_fit_takes_steps_of_adam(iris, store):
     assert not hasattr(model, "objective_")
 
 
+@pytest.mark.slow
 def test_partial_fit_comes_near_the_optimum(iris):
     x, y = scipy.stats.zscore(iris[0]), iris[1]
     best = SoftmaxRegression(l2=0.01, tol=1e-8).fit(x, y)
@@ -512,6 +518,7 @@ def test_select_from_model_keeps_what_l1_keeps(iris):
     np.testing.assert_allclose(by_mean.threshold_, np.abs(by_mean.estimator_.coef_).sum(0).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scoring", ["accuracy", "roc_auc_ovr", get_scorer("neg_brier_score")])
 def test_any_score(iris, scoring):
     x, y = iris
@@ -526,6 +533,7 @@ def test_any_score(iris, scoring):
     np.testing.assert_allclose(model.score(x, y), get_scorer(scoring)(model, x, y))
 
 
+@pytest.mark.slow
 def test_scores_know_classes_that_held_out_rows_lack(iris):
     x, y = iris
     ids = np.where(y == "setosa", -1, IDS)
@@ -613,6 +621,7 @@ def array_api(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("array_api")
 @pytest.mark.parametrize("device", ["CPU_DEVICE", "device1"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

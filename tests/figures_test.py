@@ -52,6 +52,7 @@ def test_weights_of_zero_are_drawn():
     assert_is_a_picture(figures.to_png(figures.weight_images(np.zeros((6, 2)), (2, 3), names(2))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [2, 10, 30])
 def test_a_confusion_matrix_is_drawn(q):
     counts = np.random.default_rng(0).integers(0, 50, size=(q, q))

@@ -46,6 +46,7 @@ def run(body, tmp_path):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_fork_after_jax_was_used_is_refused_at_every_door(tmp_path):
     body = """
     import jax.numpy as jnp
@@ -60,6 +61,7 @@ def test_a_fork_after_jax_was_used_is_refused_at_every_door(tmp_path):
         assert "loky" in line
 
 
+@pytest.mark.slow
 def test_a_fork_before_jax_was_used_works(tmp_path):
     # The second call finds JAX in use by the worker itself.
     assert (

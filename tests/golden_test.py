@@ -38,6 +38,7 @@ def test_solutions_are_what_they_were():
             assert now["passes"] == was["passes"], name + RENEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["cross_validation", "evaluated"])
 def test_scores_are_what_they_were(part):
     recorded, found = dict(leaves(RECORD[part])), dict(leaves(getattr(golden, part)()))
@@ -57,6 +58,7 @@ def test_a_coded_file_is_what_it_was():
     assert golden.coded() == RECORD["coded"], "files of others could not be decoded" + RENEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["trained", pytest.param("runs", marks=pytest.mark.slow)])
 def test_trained_parameters_are_what_they_were(part):
     found = getattr(golden, part)()

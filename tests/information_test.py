@@ -77,6 +77,7 @@ def test_gibbs_inequality_and_the_divergence(ps):
         np.testing.assert_allclose(kl, cross - own, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(distributions(count=2))
 def test_bits_are_nats_over_log_2_and_classes_of_probability_zero_have_derivatives(ps):

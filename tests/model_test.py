@@ -122,6 +122,7 @@ def test_a_prediction_at_the_threshold_is_given():
     assert model.predict(params, jnp.ones(2), threshold=0.25) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize(("d", "q"), [(5, 3), (40, 10), (7, 1000)])
 def test_rows_commit_at_their_own_confidence(d, q, uniform):

@@ -145,6 +145,7 @@ def test_strengths_and_learning_rate_are_arrays_of_the_state(params, data, count
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 20, 103, 500])
 def test_an_epoch_sees_each_row_once(params, data, batch_size):
     # With a learning rate of zero the step losses are those of one and the same model.
@@ -235,6 +236,7 @@ class TestSweep:
             for (start, rate, l2, smoothing), seed in zip(settings, order_seeds, strict=True)
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("order_seeds", [(0, 0, 0), (0, 1, 2)])
     def test_a_member_equals_the_single_run(self, params, data, order_seeds):
         states = self.states(params, order_seeds)
@@ -422,6 +424,7 @@ def test_wide_bfloat16_training_runs(data):
 class TestLargeHeads:
     """As if 10 logits were too many to hold."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("soft", [False, True])
     def test_an_epoch_is_the_same(self, params, data, soft):
         weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, size=103), jnp.float32)
@@ -457,6 +460,7 @@ class TestLargeHeads:
         actual = evaluation.evaluate(params, data, k=2, most_logits=10)
         assert_trees_close(actual._asdict(), expected._asdict(), rtol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("program", ["update", "labels", "soft"])
     def test_more_logits_than_are_allowed_are_not_held(self, program):
         n, d, q = 8192, 4, 4096  # 128 MiB of logits

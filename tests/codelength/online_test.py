@@ -35,6 +35,7 @@ def test_blocks_are_those_of_voita_and_titov(n, ends):
     assert online.block_ends(n) == ends
 
 
+@pytest.mark.slow
 def test_without_features_it_is_the_code_of_krichevsky_and_trofimov():
     rng = np.random.default_rng(0)
     q, labels = 4, rng.choice(4, size=40, p=[0.6, 0.3, 0.1, 0.0])
@@ -48,6 +49,7 @@ def test_without_features_it_is_the_code_of_krichevsky_and_trofimov():
     assert found.compression == pytest.approx(80 / found.total)
 
 
+@pytest.mark.slow
 def test_each_block_is_coded_by_the_fit_to_the_labels_before_it():
     x, labels = drawn()
     ends = [20, 50, 120]
@@ -83,6 +85,7 @@ def test_a_class_that_comes_late_costs_bits_and_not_infinity():
     assert found.bits[2] - found.bits[1] == pytest.approx(30 * math.log2(32.5 / 30.5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
     x, labels = drawn(n=600)
     control = online.control_labels(jax.random.key(0), labels)

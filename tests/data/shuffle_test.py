@@ -6,6 +6,7 @@ import scipy.stats
 from softmax_jax.data.shuffle import permutation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 4095, 4096, 4097, 60_000])
 def test_every_index_comes_once(n):
     order = np.asarray(permutation(jax.random.key(n), n))

@@ -10,6 +10,8 @@ from runs import codelength_run, settings
 from softmax_jax import data
 from softmax_jax.codelength import coding
 
+pytestmark = pytest.mark.slow
+
 CONFIG = pathlib.Path(codelength.__file__).parent / "configs" / "codelength_digits.py"
 FILES = {"config.json", "labels.smxl", "params.npz", "codelength.jsonl", "codelength.png"}
 

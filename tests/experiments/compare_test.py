@@ -6,6 +6,8 @@ import pytest
 import compare
 from runs import comparison, settings, train_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(digits, digits_run, tmp_path_factory):

@@ -9,6 +9,8 @@ import pytest
 
 import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = [sys.executable, train.__file__]
 
 

@@ -259,6 +259,7 @@ def test_what_is_not_certified_is_written_all_the_same(unfinished):
     assert rows_of(workdir) == results.rows
 
 
+@pytest.mark.slow
 def test_an_infimum_at_infinity_is_said(table, tmp_path):
     results = fit_run.fit(settings.Fit(data=table, l2=(0.0,)), tmp_path)
     assert results.rows[0]["status"] == "infimum at infinity"

@@ -105,6 +105,7 @@ def test_finite_differences_find_a_gradient_without_its_penalty(replace):
         assert not gradients.finite_difference_error(problem, "moderate") <= gradients.RELATIVE
 
 
+@pytest.mark.slow
 def test_main_exits_1_if_one_failed(short_main, capsys, replace):
     replace("cross_entropy_gradient", WRONG["sign"])
     with pytest.raises(SystemExit) as e:

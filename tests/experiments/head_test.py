@@ -21,6 +21,7 @@ def config():
     )
 
 
+@pytest.mark.slow
 def test_it_comes_close_to_the_lowest_loss(config, tmp_path):
     summary = head_run.train(config, tmp_path / "run")
     assert summary["classes"] == 64
@@ -37,6 +38,7 @@ def test_it_comes_close_to_the_lowest_loss(config, tmp_path):
     assert softmax_jax.io.predict(loaded, np.zeros((2, 2), np.float32)).shape == (2,)
 
 
+@pytest.mark.slow
 def test_labels_come_from_the_true_head(config):
     x, targets = head_run.generate(config, jax.random.key(0), 20_000)
     # A row has 64 labels, all of one distribution; the means of the first of them.
@@ -73,6 +75,7 @@ def test_bad_settings_are_refused(changes, message):
         settings.Head(**changes)
 
 
+@pytest.mark.slow
 def test_divergence_ends_with_advice(tmp_path):
     config = settings.Head(levels=4, features=1, steps=40, learning_rate=3e38, optimizer="sgd")
     with pytest.raises(FloatingPointError, match="try a third of it"):

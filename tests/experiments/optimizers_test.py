@@ -32,6 +32,7 @@ MARKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKED)
 def test_every_optimizer_lowers_the_loss(data, name):
     optimizer = optimizers.make(name, CONSTANT)

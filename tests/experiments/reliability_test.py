@@ -3,6 +3,8 @@ import pytest
 
 from runs import reliability
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(n=2000, q=4, sharper=3.0, seed=0):
     rng = np.random.default_rng(seed)

@@ -141,6 +141,7 @@ script.run(train_run.train, summaries.text, settings.Train, default="digits")
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_its_saves_goes_on(config, whole, tmp_path):
     for step in (6, 15):
         words = command(config, tmp_path, code=KILL_INSIDE_A_SAVE.replace("STEP", str(step)))
@@ -258,6 +259,7 @@ def test_results_that_are_gone_are_made_again(config, whole, tmp_path, name):
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_other_data_of_the_same_shape_are_refused(tmp_path):
     file = tmp_path / "table.npz"
     x, ids = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
@@ -308,6 +310,7 @@ script.run(train_run.train, summaries.text, settings.Train, default="digits")
 """
 
 
+@pytest.mark.slow
 def test_writes_that_fail_end_in_a_line_and_lose_nothing(config, whole, tmp_path):
     result = run(command(config, tmp_path, code=ALMOST_FULL))
     assert result.returncode == 1

@@ -8,6 +8,8 @@ import pytest
 import softmax_jax
 from runs import row_plots, sections, settings, train_run
 
+pytestmark = pytest.mark.slow
+
 CONFIG = settings.Train(data=settings.Data(name="classroom"), duration="1 epoch")
 
 

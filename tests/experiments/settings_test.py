@@ -260,6 +260,7 @@ def recording(cls, reads):
     return Recording
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "experiment", "changes"),
     [

@@ -176,6 +176,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(digits, tmp_path):
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_data_without_images_has_no_picture_of_weights(tmp_path):
     generator = np.random.default_rng(0)
     x, ids = generator.normal(size=(20, 3)), np.arange(20) % 2
@@ -269,6 +270,7 @@ def test_help_tells_the_flags(run_script):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_changes_the_config(run_script, tmp_path):
     config = f"--config={CONFIGS / 'classroom.py'}:smoke"
     result = run_script(SCRIPT, config, "--config.learning_rate=0.25", "--workdir=here")
@@ -299,6 +301,7 @@ def test_a_damaged_config_is_refused(tmp_path):
         train_run.train(shipped("classroom", "smoke"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -11,6 +11,8 @@ from runs import comparison, scores, settings, signals, summaries, train_run, va
 from softmax_jax import data
 from softmax_jax.model import Params
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -82,6 +82,7 @@ def classroom(**changes):
     )
 
 
+@pytest.mark.slow
 def test_events_of_others_stay_in_the_folder_of_a_run(tmp_path):
     other = tmp_path / "events.out.tfevents.1700000000.host"
     train_run.train(classroom(), tmp_path)
@@ -472,6 +473,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         train_run.train(classroom(), tmp_path / "ours")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["x64", "precision"])
 def test_a_run_that_goes_on_under_other_settings_of_jax_is_refused(tmp_path, setting):
     config = classroom()

@@ -176,6 +176,7 @@ def assert_everything(case):
     assert_close(gradients, wanted, 1e-5 if exact_sums else 3e-2)
 
 
+@pytest.mark.slow
 @hypothesis.given(case=cases())
 @examples(3)
 def test_hessian_products_are_those_of_all_the_logits(case):
@@ -571,6 +572,7 @@ def full_loss(w, x, labels, weights):
     return weights * losses.cross_entropy(model.logits(Params(w, jnp.zeros(w.shape[1])), x), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reduce",
     [jax.nn.logsumexp, lambda loss: jnp.sum(loss**2), jnp.mean],
@@ -600,6 +602,7 @@ def test_fused_is_right_around_the_cotangent_that_it_expected(small, reduce):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reverse_over_reverse(small):
     x, w, b, labels = small
 
@@ -785,6 +788,7 @@ def test_smoothing_of_one_takes_all_from_the_target(small, strategy, impossible)
         np.testing.assert_allclose(jax.grad(mean)(w), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("targets", ["ids", "dense", "sparse"])
 def test_reductions_are_those_of_cross_entropy(small, reduction, targets):

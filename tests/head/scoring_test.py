@@ -41,6 +41,7 @@ def test_predictions_are_those_of_the_model(small):
         head.top_k(params, x, k=6)
 
 
+@pytest.mark.slow
 def test_rows_commit_at_their_own_confidence_in_any_blocks():
     rng = np.random.default_rng(0)
     params = Params(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, 11), 11)))
@@ -61,6 +62,7 @@ def test_rows_commit_at_their_own_confidence_in_any_blocks():
             np.testing.assert_array_equal(answered, np.asarray(confidence) >= t, err_msg=name)
 
 
+@pytest.mark.slow
 def test_uniform_rows_are_at_one_over_q():
     params, x = Params(jnp.zeros((1, 50)), jnp.zeros(50)), jnp.ones((1, 1))
     scored = jax.jit(model.predict)

@@ -30,6 +30,7 @@ def assert_same(solution, small):
         np.testing.assert_array_equal(getattr(solution, name), getattr(small, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"l2": 1e-2}, {"l2": 0, "l1": 1e-2}, {"l2": 1e-2, "method": "logits-free"}],
@@ -62,6 +63,7 @@ def test_nothing_is_below_the_objective_less_the_gap_with_all_classes():
         assert value >= solution.objective - solution.gap
 
 
+@pytest.mark.slow
 def test_absent_classes_of_probabilities_weights_offsets_and_starts():
     x, _ = problem()
     rng = np.random.default_rng(1)
@@ -93,6 +95,7 @@ def slope(params, x, y, weights):
     return max(np.abs(x.T @ r + 1e-2 * params.w).max(), np.abs(r.sum(axis=0)).max())
 
 
+@pytest.mark.slow
 def test_rows_of_no_weight_are_the_only_ones_of_their_class():
     x, y = problem()
     weights = (y > 0) * 1.0
@@ -101,6 +104,7 @@ def test_rows_of_no_weight_are_the_only_ones_of_their_class():
     assert slope(solution.params, x, y, weights) < 1e-8
 
 
+@pytest.mark.slow
 def test_a_class_that_one_weighting_lacks():
     x, y = problem()
     weights = np.stack([np.ones(60), y < 2])
@@ -112,6 +116,7 @@ def test_a_class_that_one_weighting_lacks():
         assert slope(params, x, CLASSES[y], weights[m]) < 1e-8
 
 
+@pytest.mark.slow
 def test_cross_validation_with_absent_classes():
     x, y = problem()
     small = solvers.cross_validate(x, y, l2=[1e-2, 1e-1], folds=3)

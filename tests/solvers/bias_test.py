@@ -24,6 +24,7 @@ def arranged(x, y, **options):
     return arrange(rows, block_size=25, fit_intercept=True, standardize=False, grouped=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
 def test_no_other_bias_has_a_lower_loss(size):
     offset, weights = size * RNG.normal(size=(N, Q)), RNG.integers(1, 4, size=N)

@@ -86,6 +86,7 @@ def test_a_loop_of_single_fits_gives_the_same_curve(iris, kind):
     assert (found.folds.status == solvers.Status.CERTIFIED).all()
 
 
+@pytest.mark.slow
 def test_a_grid_of_two_dimensions(iris):
     l2, l1 = np.array([[1e-3], [1e-1]]), np.array([0.0, 1e-2])
     found = cross_validate(*iris, l2=l2, l1=l1)
@@ -120,12 +121,14 @@ def test_the_path_is_of_all_rows(iris):
         np.testing.assert_allclose(slope, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [scipy.sparse.csr_array, scipy.sparse.coo_matrix, jnp.asarray])
 def test_features_of_any_kind(iris, store):
     x, y = iris
     assert_same(cross_validate(store(x), y), cross_validate(x, y), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_blocks_do_not_matter(iris):
     whole = cross_validate(*iris, tol=1e-12)
     # The fits are the same but for rounding,
@@ -282,6 +285,7 @@ def test_a_score_sees_rows_of_classes_that_their_fold_cannot_train_on(iris):
     np.testing.assert_array_equal(found.fold_accuracy, np.zeros((FOLDS, len(L2))))
 
 
+@pytest.mark.slow
 def test_standardized_features_are_those_divided_by_their_standard_deviations(iris):
     x, y = iris
     weights = np.random.default_rng(0).uniform(0.5, 2, N)

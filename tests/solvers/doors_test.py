@@ -117,6 +117,7 @@ def test_other_arguments_as_the_numbers_they_are(problem, reference):
     assert solution.objective == pytest.approx(reference.objective, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_cross_validation_has_the_same_door(problem):
     x, y = problem
     same = solvers.cross_validate(x, y, l2=[1e-2, 1e-1], folds=3)
@@ -158,6 +159,7 @@ def test_what_no_door_takes(door, change, message):
         door(**(good | change))
 
 
+@pytest.mark.slow
 def test_more_classes_than_rows_where_they_are_meant():
     x, y = np.arange(8.0).reshape(4, 2), np.array([0, 1, 1, 9])
     solution = solvers.fit(x, y, l2=1e-2, num_classes=10)
@@ -185,6 +187,7 @@ def test_the_doors_share_their_keywords():
         assert fit[name].default == path[name].default == validate[name].default, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stored", [np.asarray, scipy.sparse.csr_array, jnp.asarray], ids=["dense", "sparse", "jax"]
 )

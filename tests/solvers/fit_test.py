@@ -87,6 +87,7 @@ def reference(digits):
     return solvers.fit(x, y, l2=1e-3, scale=1 / 16, shift=-0.5, tol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [pytest.param(w, marks=[pytest.mark.slow] if w in LESS_LIKELY else []) for w in STORED],
@@ -131,6 +132,7 @@ def test_weightings_share_passes(iris):
     assert path.objective[-1, 1] == pytest.approx(expanded.objective, rel=2e-9)
 
 
+@pytest.mark.slow
 def test_class_weights(iris):
     x, y = iris
     x, y = x[25:], y[25:]
@@ -277,6 +279,7 @@ def test_without_a_penalty_on_one_of_several_slots():
     assert (paths.objective[:, 1] < paths.objective[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_without_a_penalty_and_with_many_features():
     x, y = noise(2000, 300, 3)
     least = scipy.optimize.minimize(
@@ -438,6 +441,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(change, message, count
     assert count_compilations(refused) == 0
 
 
+@pytest.mark.slow
 def test_weak_l1_that_proximal_gradients_do_not_solve_is_solved_by_newton():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 1)) + 0.02 * rng.normal(size=(200, 5))

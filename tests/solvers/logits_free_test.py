@@ -88,6 +88,7 @@ def test_offsets_are_refused():
         solvers.fit(x, y, l2=1e-2, offset=np.zeros((120, 5)), method="logits-free", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bound is that of a CPU")
 def test_a_step_holds_no_logits():
     blocks, rows, d, q = 64, 1024, 16, 8192

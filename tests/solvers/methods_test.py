@@ -92,6 +92,7 @@ def test_methods_are_hashable_and_equal_ones_are_one(name):
     assert method_of(name, names, "method") is method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_an_equal_method_compiles_nothing_anew(name, count_compilations):
     x, y = problem()

@@ -37,6 +37,7 @@ def assert_kept(solution, limit):
         assert status == solvers.Status.CERTIFIED or f"max_passes = {limit:g}" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 2.5, 3, 4, 7])
 @pytest.mark.parametrize("way", WAYS)
 def test_passes_stay_within_their_limit(way, limit):
@@ -54,6 +55,7 @@ def test_passes_stay_within_their_limit(way, limit):
         assert value <= -(share * np.log(share)).sum() * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, 4.5, 9, 30])
 @pytest.mark.parametrize("way", ["l2", "l1"])
 def test_passes_of_samples_and_of_float64_count(way, limit):
@@ -63,6 +65,7 @@ def test_passes_of_samples_and_of_float64_count(way, limit):
     assert_kept(solution, limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_passes_of_each_problem_of_a_path_stay_within_the_limit(limit):
     weights = np.random.default_rng(1).integers(1, 3, size=(2, 400))

@@ -10,6 +10,7 @@ X = RNG.normal(size=(400, 5))
 Y = np.argmax(X @ RNG.normal(size=(5, 3)) + RNG.gumbel(size=(400, 3)), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("warm_up", "shares"), [((), []), ((4,), [1 / 4]), ((8, 2), [1 / 8, 1 / 2]), ((1,), [])]
 )
@@ -23,6 +24,7 @@ def test_work_begins_on_the_samples_that_the_method_names(warm_up, shares):
     assert len(rows) > len(shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_progress_counts_the_solved_problems(slots):
     seen = []

@@ -50,6 +50,7 @@ def test_settings_of_the_caller_change_nothing(solver_and_reference, settings):
     np.testing.assert_array_equal(solution.gap, reference.gap)
 
 
+@pytest.mark.slow
 def test_jax_arrays_under_a_transfer_guard():
     x, y = problem()
     arrays = (jnp.asarray(x, jnp.float32), jnp.asarray(y))

@@ -54,6 +54,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INPUTS)
 def test_the_strongest_is_the_closed_form(kind):
     x, y = problem()
@@ -145,6 +146,7 @@ def test_weightings_share_the_path_of_the_largest():
     np.testing.assert_allclose(l1.reshape(2, 22)[:, 0], largest, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_cross_validation_of_a_path():
     x, y = problem()
     found = solvers.cross_validate(x, y, l2="auto", folds=3)
@@ -157,6 +159,7 @@ def test_cross_validation_of_a_path():
     assert 0 < found.best[0] < 21
 
 
+@pytest.mark.slow
 def test_features_that_tell_nothing_have_a_path_too():
     x, y = np.ones((6, 2)), np.arange(6) % 2
     for options in ({"l2": "auto"}, {"l2": 0, "l1": "auto"}):
@@ -165,6 +168,7 @@ def test_features_that_tell_nothing_have_a_path_too():
         np.testing.assert_allclose(path.objective, np.log(2))
 
 
+@pytest.mark.slow
 def test_solutions_know_their_strengths():
     x, y = problem()
     single = solvers.fit(x, y, l2=1e-2)

@@ -53,6 +53,7 @@ def newton(x, y, l2, *, intercept=True, weights=None, steps=100):
     return value(theta), theta[1:], theta[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", [1.0, 7.0, 7.3])
 @pytest.mark.parametrize(("l2", "l1"), [(1e-2, 0.0), (1e-3, 1e-3)])
 def test_without_an_intercept_a_constant_column_is_penalised_as_it_is(constant, l2, l1):
@@ -69,6 +70,7 @@ def test_without_an_intercept_a_constant_column_is_penalised_as_it_is(constant, 
     assert np.abs(found.params.w[2]).min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anes96", "spector"])
 def test_single_fits_agree_to_every_printed_digit_of_statsmodels(name):
     data = getattr(sm.datasets, name).load_pandas()
@@ -82,6 +84,7 @@ def test_single_fits_agree_to_every_printed_digit_of_statsmodels(name):
     assert solution.slope < 1e-9
 
 
+@pytest.mark.slow
 def test_weights_of_k_equal_k_copies_without_a_penalty():
     x = np.random.default_rng(0).normal(size=(200, 3))
     y, k = labels_of(x, 3), np.random.default_rng(1).integers(0, 4, size=200)
@@ -200,6 +203,7 @@ def test_an_optimum_near_zero_is_certified():
     assert solution.objective < 1e-9
 
 
+@pytest.mark.slow
 def test_nothing_is_worse_than_no_features():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4)) * 10.0 ** rng.uniform(0, 7, size=4)
@@ -263,6 +267,7 @@ def test_a_weak_absolute_penalty_alone_is_certified():
     assert not np.signbit(solution.params.w[solution.params.w == 0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [{"l2": 1e-3}, {"l2": 0, "l1": 1e-2}])
 def test_large_offsets_are_approached_from_smaller_ones(penalty):
     rng = np.random.default_rng(2)
