@@ -7,7 +7,6 @@ is caught by a digest of its content.
 
 import contextlib
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
@@ -22,6 +21,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from softmax_jax import _provenance as provenance
+from softmax_jax import _stored_state as stored_state
 from softmax_jax import checks
 from softmax_jax._annotations import Scalar
 
@@ -30,16 +31,6 @@ MARGIN = 2**20
 
 # Seconds that a save may take. Orbax measures them by the time of day, which may jump by years.
 _FOREVER = 2**32
-
-# Settings of JAX that change the numbers of a run, or those that it draws.
-_SETTINGS = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-)
-# Packages whose version may change the last digits.
-_PACKAGES = ("jax", "jaxlib", "optax")
 
 
 class Folder(NamedTuple):
@@ -156,7 +147,7 @@ def save(
             f"{'steps' if len(later) > 1 else 'step'} {', '.join(map(str, later))} already; put "
             f"those aside with checkpoint.rewind first, to go on from an earlier one"
         )
-    arrays = _on_host(state)
+    arrays = stored_state.on_host(state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
     free = shutil.disk_usage(manager.directory).free
     if free < size + MARGIN:
@@ -167,8 +158,8 @@ def save(
     known = {
         "step": step,
         "score": score if math.isfinite(score) else None,
-        "settings": _settings(),
-        "versions": _versions(),
+        "settings": provenance.settings(),
+        "versions": provenance.versions(),
         "extra": dict(extra),
     }
     # As it will be read: the keys of JSON are strings.
@@ -271,7 +262,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
       (5, [0.0, 1.0, 2.0], {'epochs': 1})
     """
     manager, scores = folder
-    abstract = jax.tree.map(_as_stored, like)
+    abstract = jax.tree.map(stored_state.as_stored, like)
     damaged: dict[int, str] = {}
     steps = sorted(manager.all_steps(), reverse=True)
     if best:
@@ -286,7 +277,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
         except Exception as e:  # whatever a reader makes of damaged files
             damaged[step] = _first_line(e)
             continue
-        _refuse_other_settings(known["settings"], step, manager.directory)
+        provenance.refuse_other_settings(known["settings"], step, manager.directory)
         try:
             found = manager.restore(
                 step,
@@ -295,7 +286,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
                 ),
             )
             arrays = jax.device_get(found["state"])
-            if jax.tree.map(_kind, arrays) != jax.tree.map(_kind, abstract):
+            if jax.tree.map(stored_state.kind, arrays) != jax.tree.map(stored_state.kind, abstract):
                 raise ValueError("its arrays have other shapes or types")
             if _digest(arrays, known) != found["about"]["digest"]:
                 raise ValueError(_CHANGED)
@@ -313,8 +304,8 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
             _put_aside(folder, at, "damaged")
         if damaged:
             manager.reload()
-        _warn_of_other_versions(known["versions"], step, manager.directory)
-        return Restored(step, _with_keys(arrays, like), known["extra"])
+        provenance.warn_of_other_versions(known["versions"], step, manager.directory)
+        return Restored(step, stored_state.with_keys(arrays, like), known["extra"])
     if damaged:
         step, message = max(damaged.items())
         which = " that have a score" if best else ""
@@ -340,44 +331,6 @@ def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return known
 
 
-def _settings() -> dict[str, Any]:
-    return {name: getattr(jax.config, name, None) for name in _SETTINGS}
-
-
-def _versions() -> dict[str, str]:
-    """Returns versions of packages, with the device and the flags of the compiler."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    flags = os.environ.get("XLA_FLAGS", "")
-    return versions | {"device": jax.devices()[0].device_kind, "XLA_FLAGS": repr(flags)}
-
-
-def _refuse_other_settings(saved: Mapping[str, Any], step: int, folder: Any) -> None:
-    here = _settings()
-    other = [name for name in here if here[name] != saved.get(name)]
-    if other:
-        there = ", ".join(f"{name}={saved.get(name)}" for name in other)
-        now = ", ".join(f"{name}={here[name]}" for name in other)
-        raise ValueError(
-            f"the checkpoint of step {step} in {folder} was saved with {there}, and now it is "
-            f"{now}, with which the run would end with other numbers: set it back to go on"
-        )
-
-
-def _warn_of_other_versions(saved: Mapping[str, str], step: int, folder: Any) -> None:
-    here = _versions()
-    other = [
-        f"{name} {saved.get(name, 'unknown')} and now {here[name]}"
-        for name in here
-        if here[name] != saved.get(name)
-    ]
-    if other:
-        warnings.warn(
-            f"the checkpoint of step {step} in {folder} was saved with {'; '.join(other)}: the "
-            "last digits may differ from those of a run that was not interrupted",
-            stacklevel=3,
-        )
-
-
 def _put_aside(folder: Folder, step: int, why: str) -> None:
     """Renames a checkpoint to ``WHY-STEP``, or ``WHY-STEP-2`` if there is one, and so on."""
     directory = folder.manager.directory
@@ -392,51 +345,6 @@ def _put_aside(folder: Folder, step: int, why: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _kind(array: Any) -> tuple[tuple[int, ...], str]:
-    return array.shape, str(array.dtype)
-
-
-def _is_of_jax(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-
-
-def _is_key(leaf: Any) -> bool:
-    return _is_of_jax(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and type of a leaf, `jax.ShapeDtypeStruct` included, as `_on_host` makes it."""
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    elif not _is_of_jax(leaf):
-        leaf = np.asarray(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _key_impl(leaf: Any) -> Any:
-    """Returns the generator of a key, or of a `jax.ShapeDtypeStruct` of one."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
-
-
-def _on_host(state: Any) -> Any:
-    """Returns NumPy arrays, keys of random numbers as the integers that they are made of."""
-    plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
-    return jax.tree.map(np.asarray, jax.device_get(plain))
-
-
-def _with_keys(arrays: Any, like: Any) -> Any:
-    def restored(array, leaf):
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=_key_impl(leaf))
-        # Of a type that JAX is not set to, it would lose digits.
-        is_held = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-        return jax.device_put(array) if _is_of_jax(leaf) and is_held else array
-
-    return jax.tree.map(restored, arrays, like)
 
 
 def _digest(arrays: Any, known: Mapping[str, Any]) -> str:

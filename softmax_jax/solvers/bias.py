@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, Float
+from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
@@ -26,34 +26,6 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
     )
     size = jnp.max(reach, axis=(0, 2))
     hot = jnp.where(size > 1000, size / 100, 1)
-    mass = passes.mass(problem)
-    eye = jnp.eye(q, dtype=logits.dtype)
-
-    def probabilities(b, heat, j):
-        p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / wide(heat))
-        return p, passes.weights(problem, j, mass)[:, None]
-
-    def gradient(b, heat):
-        def add(j, g):
-            p, s = probabilities(b, heat, j)
-            return g + jnp.sum(s * (p - passes.targets(problem, j, q)), axis=-1)
-
-        return over_blocks(problem, add, jnp.zeros((k, q), logits.dtype))
-
-    def inverse_hessian(b, heat):
-        def add(j, h):
-            p, s = probabilities(b, heat, j)
-            diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
-            return h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
-
-        h = over_blocks(problem, add, jnp.zeros((k, q, q), logits.dtype))
-        # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat
-        # along adding one number to all classes, or to some that are never confused with others.
-        diagonal = jnp.einsum("kaa->ka", h)
-        scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
-        values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
-        inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
-        return scale[:, :, None] * vectors, inverse
 
     def go_on(carry):
         _, _, size, last, far, i, _ = carry
@@ -62,10 +34,12 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
 
     def newton(carry):
         b, heat, size, _, far, i, inverse = carry
-        g = gradient(b, heat)
+        g = _gradient(problem, logits, b, heat)
         falls = jnp.isfinite(size) & (jnp.sum(jnp.abs(g), axis=-1) < 0.1 * size)
         vectors, values = inverse = jax.lax.cond(
-            jnp.all(~far & falls), lambda: inverse, lambda: inverse_hessian(b, heat)
+            jnp.all(~far & falls),
+            lambda: inverse,
+            lambda: _inverse_hessian(problem, logits, b, heat),
         )
         turned = jnp.einsum("kab,ka->kb", vectors, g)
         step = -jnp.einsum("kab,kb->ka", vectors, values * turned)
@@ -83,6 +57,58 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
     nothing = jnp.zeros((k, q, q), logits.dtype), jnp.zeros((k, q), logits.dtype)
     start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0, nothing)
     return jax.lax.while_loop(go_on, newton, start)[0]
+
+
+def _at(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    b: Float[Array, "k q"],
+    heat: Float[Array, " k"],
+    j: Integer[Array, ""],
+) -> tuple[Float[Array, "k q rows"], Float[Array, "m 1 rows"]]:
+    """Returns probabilities and weights of block ``j``."""
+    p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / wide(heat))
+    return p, passes.weights(problem, j, passes.mass(problem))[:, None]
+
+
+def _gradient(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    b: Float[Array, "k q"],
+    heat: Float[Array, " k"],
+) -> Float[Array, "k q"]:
+    """Returns the gradient of the mean loss in b, times the temperature."""
+
+    def add(j, g):
+        p, s = _at(problem, logits, b, heat, j)
+        return g + jnp.sum(s * (p - passes.targets(problem, j, b.shape[1])), axis=-1)
+
+    return over_blocks(problem, add, jnp.zeros_like(b))
+
+
+def _inverse_hessian(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    b: Float[Array, "k q"],
+    heat: Float[Array, " k"],
+) -> tuple[Float[Array, "k q q"], Float[Array, "k q"]]:
+    """Returns ``V, a`` such that ``V diag(a) V^T`` is the inverse of the Hessian in b."""
+    k, q = b.shape
+    eye = jnp.eye(q, dtype=b.dtype)
+
+    def add(j, h):
+        p, s = _at(problem, logits, b, heat, j)
+        diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
+        return h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
+
+    h = over_blocks(problem, add, jnp.zeros((k, q, q), b.dtype))
+    # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat along
+    # adding one number to all classes, or to some that are never confused with others.
+    diagonal = jnp.einsum("kaa->ka", h)
+    scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+    values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
+    inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
+    return scale[:, :, None] * vectors, inverse
 
 
 def _iterative_scaling(

@@ -1,6 +1,7 @@
 """Principal components of the features, in the units in which their weights are penalised."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -151,6 +152,29 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
 
         return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
 
+    values, vectors = _leading(multiply, d, number, dtype)
+    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
+    u = unit[:, None] * vectors
+    return Basis(u, values, jnp.ones(number, dtype), rest, factor, moments * factor**2)
+
+
+def _leading(
+    multiply: Callable[[Float[Array, "d p"]], Float[Array, "d p"]],
+    d: int,
+    number: int,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, " p"], Float[Array, "d p"]]:
+    """Returns the largest eigenvalues of a covariance, and their vectors.
+
+    Randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+
+    Args:
+      multiply: products with the covariance.
+      d: its order.
+      number: how many.
+      dtype: type to work in.
+    """
+
     def iterate(_, pair):
         v = _orthonormal(pair[1])
         return v, multiply(v)
@@ -158,10 +182,7 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     v = jax.random.normal(jax.random.key(0), (d, number), dtype)
     v, multiplied = jax.lax.fori_loop(0, _ITERATIONS, iterate, (v, v))
     values, turn = jnp.linalg.eigh(v.T @ multiplied)
-    values = jnp.maximum(values[::-1], 0)
-    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
-    u = unit[:, None] * (v @ turn[:, ::-1])
-    return Basis(u, values, jnp.ones(number, dtype), rest, factor, moments * factor**2)
+    return jnp.maximum(values[::-1], 0), v @ turn[:, ::-1]
 
 
 def numbers_of(problem: Problem) -> int:

@@ -1,93 +1,16 @@
-r"""Strengths of the penalty in the words of other packages, and back.
-
-Here, ``F(W, b) = L / S + l2/2 |W|² + l1 |W|_1`` with ``L = Σ_i s_i l_i`` in nats, ``S = Σ_i s_i``
-and a free bias; see `softmax_jax.losses.objective`. Others scale the loss or the penalty
-differently. With ``R_ρ(W) = (1 - ρ)/2 |W|² + ρ |W|_1`` over ``n`` rows, they minimise
-
-============================================  ===========================  ====================
-package                                       objective                    strength
-============================================  ===========================  ====================
-scikit-learn ``LogisticRegression(C)``        ``C L + R_ρ(W)``             ``1 / (C S)``
-cuML ``LogisticRegression(C)``                ``C L + R_ρ(W)``             ``1 / (C n)``
-scikit-learn ``SGDClassifier(alpha)``         ``L / n + alpha R_ρ(W)``     ``alpha n / S``
-glmnet ``lambda``, ``alpha`` = ρ              ``L / S + lambda R_ρ(W)``    ``lambda``
-Spark ML ``regParam``                         ``L / S + regParam R_ρ(W)``  ``regParam``
-cyanure ``Classifier(lambda_1, lambda_2)``    ``L / n`` + its penalty      see `from_cyanure`
-statsmodels ``fit_regularized(alpha)``        ``L + alpha |W|_1``          ``l1 = alpha / n``
-``weight_decay`` of torch and optax           ``L / S + decay/2 |W|²``     ``l2 = weight_decay``
-============================================  ===========================  ====================
-
-and ``l2 = (1 - ρ) strength``, ``l1 = ρ strength``. ``from_*`` takes a package's parameters and
-``to_*`` returns them by their own names, as keyword arguments for that package::
-
-    strengths = conventions.from_sklearn(0.1, total_weight=len(x))
-    value = losses.objective(params, x, labels, **strengths._asdict())
-    peer = LogisticRegression(**conventions.to_sklearn(l2=1e-3, total_weight=len(x)))
-
-Numbers go in and Python floats come out. A strength and a ratio hold ``l2`` to about 1e-16 of
-``l2 + l1``, no better.
-
-**Two classes.** For two classes most packages fit one vector of weights with a sigmoid, instead of
-one vector a class. Its penalty is another one, and `from_sigmoid` and `to_sigmoid` go between::
-
-    strengths = conventions.from_sigmoid(*conventions.from_sklearn(0.1, total_weight=len(x)))
-
-**Decoupled weight decay** (AdamW) has no objective of this form: the decay is not divided by the
-scale that Adam divides the gradient by, so where it ends depends on the optimiser; see
-`from_weight_decay`.
-"""
-
-import math
-from typing import NamedTuple
+"""Strengths in the words of other packages, and back."""
 
 from softmax_jax._annotations import Scalar
 from softmax_jax.checks import checked_strength
-
-
-class Strengths(NamedTuple):
-    """Strengths of this library's penalty ``l2/2 |W|² + l1 |W|_1``."""
-
-    l2: float
-    """Strength of ``|W|²/2``."""
-    l1: float
-    """Strength of ``|W|_1``."""
-
-
-def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
-    r"""Returns the strengths on the softmax of two classes that match those on a vector ``v``.
-
-    A sigmoid of ``x v + c`` is the softmax with ``W = [-v/2, v/2]``, of all that give the same
-    probabilities the one with the smallest penalty. There ``|W|² = |v|²/2``, ``|W|_1 = |v|_1``:
-
-    .. math:: \frac{l_2}{2} \|v\|^2 + l_1 \|v\|_1 = \frac{2 l_2}{2} \|W\|^2 + l_1 \|W\|_1.
-
-    A sigmoid is what these fit for two classes: scikit-learn, cuML and Spark (unless told
-    ``family="multinomial"``); statsmodels' ``Logit``; glmnet's ``family="binomial"``; cyanure's
-    ``loss="logistic"``. The optimal biases are ``[-c/2, c/2]`` up to a common constant.
-
-    Args:
-      l2: strength of ``|v|²/2``, at least 0.
-      l1: strength of ``|v|_1``, at least 0.
-
-    Raises:
-      ValueError: if a strength is negative or not finite.
-
-    Example:
-      >>> l2, l1 = from_sklearn(0.1, total_weight=1000)  # of two classes
-      >>> from_sigmoid(l2, l1)
-      Strengths(l2=0.02, l1=0.0)
-    """
-    return Strengths(l2=2 * checked_strength(l2, "l2"), l1=checked_strength(l1, "l1"))
-
-
-def to_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
-    """Inverts `from_sigmoid`: returns ``l2/2`` and ``l1``, on the single vector ``v``.
-
-    Example:
-      >>> to_sklearn(*to_sigmoid(l2=0.02), total_weight=1000)
-      {'C': 0.1, 'l1_ratio': 0.0}
-    """
-    return Strengths(l2=checked_strength(l2, "l2") / 2, l1=checked_strength(l1, "l1"))
+from softmax_jax.conventions.strengths import (
+    Strengths,
+    elastic_net,
+    from_inverse,
+    ratio,
+    strength_and_ratio,
+    to_inverse,
+    total,
+)
 
 
 def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> Strengths:
@@ -113,7 +36,7 @@ def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> 
       >>> from_sklearn(0.1, total_weight=1000)
       Strengths(l2=0.01, l1=0.0)
     """
-    return _from_inverse(C, l1_ratio, _total("total_weight", total_weight))
+    return from_inverse(C, l1_ratio, total("total_weight", total_weight))
 
 
 def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[str, float]:
@@ -125,7 +48,7 @@ def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[st
       >>> to_sklearn(l2=0.01, total_weight=1000)
       {'C': 0.1, 'l1_ratio': 0.0}
     """
-    return _to_inverse(l2, l1, _total("total_weight", total_weight))
+    return to_inverse(l2, l1, total("total_weight", total_weight))
 
 
 def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Strengths:
@@ -147,7 +70,7 @@ def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Str
       >>> from_cuml(0.1, num_examples=1000)
       Strengths(l2=0.01, l1=0.0)
     """
-    return _from_inverse(C, l1_ratio, _total("num_examples", num_examples))
+    return from_inverse(C, l1_ratio, total("num_examples", num_examples))
 
 
 def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
@@ -157,7 +80,7 @@ def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, 
       >>> to_cuml(l2=0.01, num_examples=1000)
       {'C': 0.1, 'l1_ratio': 0.0}
     """
-    return _to_inverse(l2, l1, _total("num_examples", num_examples))
+    return to_inverse(l2, l1, total("num_examples", num_examples))
 
 
 def from_sgd_classifier(
@@ -187,7 +110,7 @@ def from_sgd_classifier(
       Strengths(l2=5e-05, l1=0.0)
     """
     alpha = checked_strength(alpha, "alpha")
-    return _elastic_net(alpha / _total("mean_weight", mean_weight), _ratio("l1_ratio", l1_ratio))
+    return elastic_net(alpha / total("mean_weight", mean_weight), ratio("l1_ratio", l1_ratio))
 
 
 def to_sgd_classifier(
@@ -199,8 +122,8 @@ def to_sgd_classifier(
       >>> to_sgd_classifier(l2=1e-4)
       {'alpha': 0.0001, 'l1_ratio': 0.0}
     """
-    strength, ratio = _strength_and_ratio(l2, l1)
-    return {"alpha": strength * _total("mean_weight", mean_weight), "l1_ratio": ratio}
+    strength, ratio = strength_and_ratio(l2, l1)
+    return {"alpha": strength * total("mean_weight", mean_weight), "l1_ratio": ratio}
 
 
 def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
@@ -227,7 +150,7 @@ def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
       >>> from_glmnet(0.01, alpha=0.5)
       Strengths(l2=0.005, l1=0.005)
     """
-    return _elastic_net(checked_strength(lambda_, "lambda_"), _ratio("alpha", alpha))
+    return elastic_net(checked_strength(lambda_, "lambda_"), ratio("alpha", alpha))
 
 
 def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
@@ -237,7 +160,7 @@ def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
       >>> to_glmnet(l2=0.005, l1=0.005)
       {'lambda_': 0.01, 'alpha': 0.5}
     """
-    strength, ratio = _strength_and_ratio(l2, l1)
+    strength, ratio = strength_and_ratio(l2, l1)
     return {"lambda_": strength, "alpha": ratio}
 
 
@@ -263,8 +186,8 @@ def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
       >>> from_spark(0.5, elasticNetParam=0.25)
       Strengths(l2=0.375, l1=0.125)
     """
-    return _elastic_net(
-        checked_strength(regParam, "regParam"), _ratio("elasticNetParam", elasticNetParam)
+    return elastic_net(
+        checked_strength(regParam, "regParam"), ratio("elasticNetParam", elasticNetParam)
     )
 
 
@@ -275,7 +198,7 @@ def to_spark(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
       >>> to_spark(l2=0.375, l1=0.125)
       {'regParam': 0.5, 'elasticNetParam': 0.25}
     """
-    strength, ratio = _strength_and_ratio(l2, l1)
+    strength, ratio = strength_and_ratio(l2, l1)
     return {"regParam": strength, "elasticNetParam": ratio}
 
 
@@ -362,7 +285,7 @@ def from_statsmodels(alpha: Scalar, *, num_examples: Scalar) -> Strengths:
       Strengths(l2=0.0, l1=0.01)
     """
     alpha = checked_strength(alpha, "alpha")
-    return Strengths(l2=0.0, l1=alpha / _total("num_examples", num_examples))
+    return Strengths(l2=0.0, l1=alpha / total("num_examples", num_examples))
 
 
 def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
@@ -378,7 +301,7 @@ def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dic
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l2 != 0:
         raise ValueError(f"fit_regularized of statsmodels has an l1 penalty only, got l2={l2}")
-    return {"alpha": l1 * _total("num_examples", num_examples)}
+    return {"alpha": l1 * total("num_examples", num_examples)}
 
 
 def from_weight_decay(weight_decay: Scalar) -> Strengths:
@@ -426,48 +349,3 @@ def to_weight_decay(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
             "proximal step"
         )
     return {"weight_decay": l2}
-
-
-def _from_inverse(C: Scalar, l1_ratio: Scalar, total: float) -> Strengths:
-    inverse = float(C)
-    if not inverse > 0:
-        raise ValueError(
-            f"C must be positive, got {inverse}: it divides the penalty, inf is no penalty"
-        )
-    return _elastic_net(1 / inverse / total, _ratio("l1_ratio", l1_ratio))
-
-
-def _to_inverse(l2: Scalar, l1: Scalar, total: float) -> dict[str, float]:
-    strength, ratio = _strength_and_ratio(l2, l1)
-    product = strength * total
-    return {"C": 1 / product if product else math.inf, "l1_ratio": ratio}
-
-
-def _elastic_net(strength: float, ratio: float) -> Strengths:
-    if math.isinf(strength):
-        raise ValueError("the strength of the penalty is beyond the range of floats: weaken it")
-    return Strengths(l2=(1 - ratio) * strength, l1=ratio * strength)
-
-
-def _strength_and_ratio(l2: Scalar, l1: Scalar) -> tuple[float, float]:
-    """``l2 + l1`` and the part of ``l1`` in it, 0 where there is no penalty."""
-    l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
-    strength = l2 + l1
-    return strength, l1 / strength if strength else 0.0
-
-
-def _ratio(name: str, value: Scalar) -> float:
-    value = float(value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}: 0 is all l2 and 1 all l1")
-    return value
-
-
-def _total(name: str, value: Scalar) -> float:
-    value = float(value)
-    if not 0 < value < math.inf:
-        raise ValueError(
-            f"{name} must be positive and finite, got {value}: with no weights, total_weight and "
-            "num_examples are the number of rows and mean_weight is 1"
-        )
-    return value
