@@ -36,7 +36,7 @@ How it is measured:
   and scikit-learn's.
 * **Several problems** count as one: the seconds of all, and the worst excess of any.
 * **Medians** of ``--repeats`` fresh processes, for ours and for the best peer; fewer where they
-  take longer than the budget in all.
+  take longer than four times the budget in all.
 * **Not met**: a fit longer than ``--budget`` seconds. It counts as the budget in the ratio, which
   is then a bound (">" or "<").
 * **Memory** is what is resident at the peak of a fit, features and libraries included.

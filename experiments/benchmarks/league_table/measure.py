@@ -32,6 +32,8 @@ PROOF = 1e-6
 """Relative gap up to which the lower bound of ours is taken for the minimum."""
 REFERENCE = (TARGETS[0], *TARGETS, 1e-8)
 """Tolerances of the calls that find it, the first of which compiles."""
+PATIENCE = 4.0
+"""Budgets after which a median is that of the runs so far."""
 LONG = 5.0
 """Seconds of a call beside which what is left to compile in a second one does not count."""
 
@@ -140,10 +142,10 @@ def measure_ours(
 def fresh_runs(
     at: Setting, tols: Sequence[float], environment: Mapping[str, str] = UNCACHED
 ) -> list[list[dict[str, Any]]]:
-    """Repeats calls in fresh processes, until all of them took longer than the budget."""
+    """Repeats calls in fresh processes, until all of them took four times the budget."""
     runs: list[list[dict[str, Any]]] = []
     spent = 0.0
-    while len(runs) < at.repeats and spent <= at.budget:
+    while len(runs) < at.repeats and spent <= PATIENCE * at.budget:
         answers = answers_of_ours(at, tols, environment)
         if len(answers) < len(tols):
             progress(f"{at.name}: ours: a call came to no end")
@@ -212,9 +214,9 @@ def repeat_the_best(
 def repeated(
     at: Setting, name: str, peer: Peer, effort: int, minimum: Sequence[float]
 ) -> list[Trial]:
-    """Fits in fresh processes, until all of them took longer than the budget."""
+    """Fits in fresh processes, until all of them took four times the budget."""
     runs: list[Trial] = []
-    while len(runs) < at.repeats and sum(run.seconds for run in runs) <= at.budget:
+    while len(runs) < at.repeats and sum(r.seconds for r in runs) <= PATIENCE * at.budget:
         with attempts(at, name, peer, minimum, at.budget) as attempt:
             runs.append(attempt(effort))
     return [run for run in runs if np.isfinite(run.seconds)]
