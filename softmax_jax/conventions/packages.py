@@ -4,12 +4,12 @@ from softmax_jax._annotations import Scalar
 from softmax_jax.checks import checked_strength
 from softmax_jax.conventions.strengths import (
     Strengths,
+    checked_ratio,
+    checked_total,
     elastic_net,
     from_inverse,
-    ratio,
     strength_and_ratio,
     to_inverse,
-    total,
 )
 
 
@@ -36,7 +36,7 @@ def from_sklearn(C: Scalar, *, l1_ratio: Scalar = 0.0, total_weight: Scalar) -> 
       >>> from_sklearn(0.1, total_weight=1000)
       Strengths(l2=0.01, l1=0.0)
     """
-    return from_inverse(C, l1_ratio, total("total_weight", total_weight))
+    return from_inverse(C, l1_ratio, checked_total("total_weight", total_weight))
 
 
 def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[str, float]:
@@ -48,7 +48,7 @@ def to_sklearn(l2: Scalar, l1: Scalar = 0.0, *, total_weight: Scalar) -> dict[st
       >>> to_sklearn(l2=0.01, total_weight=1000)
       {'C': 0.1, 'l1_ratio': 0.0}
     """
-    return to_inverse(l2, l1, total("total_weight", total_weight))
+    return to_inverse(l2, l1, checked_total("total_weight", total_weight))
 
 
 def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Strengths:
@@ -70,7 +70,7 @@ def from_cuml(C: Scalar, *, l1_ratio: Scalar = 0.0, num_examples: Scalar) -> Str
       >>> from_cuml(0.1, num_examples=1000)
       Strengths(l2=0.01, l1=0.0)
     """
-    return from_inverse(C, l1_ratio, total("num_examples", num_examples))
+    return from_inverse(C, l1_ratio, checked_total("num_examples", num_examples))
 
 
 def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
@@ -80,7 +80,7 @@ def to_cuml(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, 
       >>> to_cuml(l2=0.01, num_examples=1000)
       {'C': 0.1, 'l1_ratio': 0.0}
     """
-    return to_inverse(l2, l1, total("num_examples", num_examples))
+    return to_inverse(l2, l1, checked_total("num_examples", num_examples))
 
 
 def from_sgd_classifier(
@@ -110,7 +110,9 @@ def from_sgd_classifier(
       Strengths(l2=5e-05, l1=0.0)
     """
     alpha = checked_strength(alpha, "alpha")
-    return elastic_net(alpha / total("mean_weight", mean_weight), ratio("l1_ratio", l1_ratio))
+    return elastic_net(
+        alpha / checked_total("mean_weight", mean_weight), checked_ratio("l1_ratio", l1_ratio)
+    )
 
 
 def to_sgd_classifier(
@@ -123,7 +125,7 @@ def to_sgd_classifier(
       {'alpha': 0.0001, 'l1_ratio': 0.0}
     """
     strength, ratio = strength_and_ratio(l2, l1)
-    return {"alpha": strength * total("mean_weight", mean_weight), "l1_ratio": ratio}
+    return {"alpha": strength * checked_total("mean_weight", mean_weight), "l1_ratio": ratio}
 
 
 def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
@@ -150,7 +152,7 @@ def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
       >>> from_glmnet(0.01, alpha=0.5)
       Strengths(l2=0.005, l1=0.005)
     """
-    return elastic_net(checked_strength(lambda_, "lambda_"), ratio("alpha", alpha))
+    return elastic_net(checked_strength(lambda_, "lambda_"), checked_ratio("alpha", alpha))
 
 
 def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
@@ -187,7 +189,7 @@ def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:
       Strengths(l2=0.375, l1=0.125)
     """
     return elastic_net(
-        checked_strength(regParam, "regParam"), ratio("elasticNetParam", elasticNetParam)
+        checked_strength(regParam, "regParam"), checked_ratio("elasticNetParam", elasticNetParam)
     )
 
 
@@ -285,7 +287,7 @@ def from_statsmodels(alpha: Scalar, *, num_examples: Scalar) -> Strengths:
       Strengths(l2=0.0, l1=0.01)
     """
     alpha = checked_strength(alpha, "alpha")
-    return Strengths(l2=0.0, l1=alpha / total("num_examples", num_examples))
+    return Strengths(l2=0.0, l1=alpha / checked_total("num_examples", num_examples))
 
 
 def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dict[str, float]:
@@ -301,7 +303,7 @@ def to_statsmodels(l2: Scalar, l1: Scalar = 0.0, *, num_examples: Scalar) -> dic
     l2, l1 = checked_strength(l2, "l2"), checked_strength(l1, "l1")
     if l2 != 0:
         raise ValueError(f"fit_regularized of statsmodels has an l1 penalty only, got l2={l2}")
-    return {"alpha": l1 * total("num_examples", num_examples)}
+    return {"alpha": l1 * checked_total("num_examples", num_examples)}
 
 
 def from_weight_decay(weight_decay: Scalar) -> Strengths:

@@ -23,7 +23,7 @@ def from_inverse(C: Scalar, l1_ratio: Scalar, total: float) -> Strengths:
         raise ValueError(
             f"C must be positive, got {inverse}: it divides the penalty, inf is no penalty"
         )
-    return elastic_net(1 / inverse / total, ratio("l1_ratio", l1_ratio))
+    return elastic_net(1 / inverse / total, checked_ratio("l1_ratio", l1_ratio))
 
 
 def to_inverse(l2: Scalar, l1: Scalar, total: float) -> dict[str, float]:
@@ -47,7 +47,7 @@ def strength_and_ratio(l2: Scalar, l1: Scalar) -> tuple[float, float]:
     return strength, l1 / strength if strength else 0.0
 
 
-def ratio(name: str, value: Scalar) -> float:
+def checked_ratio(name: str, value: Scalar) -> float:
     """Returns a share as a float; refuses one outside of [0, 1]."""
     value = float(value)
     if not 0 <= value <= 1:
@@ -55,7 +55,7 @@ def ratio(name: str, value: Scalar) -> float:
     return value
 
 
-def total(name: str, value: Scalar) -> float:
+def checked_total(name: str, value: Scalar) -> float:
     """Returns a sum of weights as a float; refuses one that is not positive and finite."""
     value = float(value)
     if not 0 < value < math.inf:

@@ -25,6 +25,7 @@ def from_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
       ValueError: if a strength is negative or not finite.
 
     Example:
+      >>> from softmax_jax.conventions import from_sklearn
       >>> l2, l1 = from_sklearn(0.1, total_weight=1000)  # of two classes
       >>> from_sigmoid(l2, l1)
       Strengths(l2=0.02, l1=0.0)
@@ -36,6 +37,7 @@ def to_sigmoid(l2: Scalar, l1: Scalar = 0.0) -> Strengths:
     """Inverts `from_sigmoid`: returns ``l2/2`` and ``l1``, on the single vector ``v``.
 
     Example:
+      >>> from softmax_jax.conventions import to_sklearn
       >>> to_sklearn(*to_sigmoid(l2=0.02), total_weight=1000)
       {'C': 0.1, 'l1_ratio': 0.0}
     """
