@@ -7,8 +7,8 @@ long as some of them, which bounds work that does little with each number.
 BYTE = 6.0
 """FLOP that take as long as a byte from memory: 100 GFLOP/s and 16 GB/s on two cores."""
 EIGH = 10.0
-"""FLOP of an eigendecomposition of order ``m`` in float32, as a multiple of ``m³``: it takes so
-long as a product of that size does."""
+"""FLOP that take as long as an eigendecomposition of order ``m`` in float32, as a multiple of
+``m³``."""
 FLOAT64 = 2.0
 """FLOP of float32 that take as long as one of float64."""
 

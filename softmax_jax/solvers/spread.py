@@ -1,4 +1,4 @@
-"""How the numbers of each feature are spread over the rows."""
+"""Spread of the numbers of each feature over the rows, of sparse ones."""
 
 from typing import Any, NamedTuple
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from softmax_jax import Params, solvers
+from softmax_jax import solvers
 from softmax_jax.solvers import row_space
 from softmax_jax.solvers.methods import QuasiNewton
 
@@ -98,12 +98,25 @@ def test_what_rounding_leaves_is_solved_with_all_features():
     assert solution.objective == pytest.approx(solvers.fit(x, y, l2=1e-3).objective, rel=1e-6)
 
 
-def test_a_start_from_a_sample_is_no_worse_than_zero():
+STARTS = []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording(QuasiNewton):
+    """Notes the size of the weights that work on all rows, or on a sample, begins at."""
+
+    def init(self, problem, aids, theta):
+        STARTS.append(np.abs(np.asarray(theta)[..., 1:]).max())
+        return super().init(problem, aids, theta)
+
+
+def test_work_does_not_begin_above_zero():
     # Samples of fewer rows than features are explained by chance.
-    x, y, rng = wide(600, 1000, 5)
-    y = rng.integers(5, size=600)
-    method = dataclasses.replace(OUTSIDE, float64_below=0)
-    options = {"l2": 1e-3, "block_size": 20, "method": method}
-    solution = solvers.fit(x, y, **options)
-    zero = Params(np.zeros((1000, 5)), np.zeros(5))
-    assert solution.passes <= solvers.fit(x, y, initial=zero, **options).passes + 5
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 1000)), rng.integers(5, size=600)
+    STARTS.clear()
+    method = Recording(in_row_space=False, float64_below=0)
+    assert solvers.fit(x, y, l2=1e-3, block_size=20, method=method).status == "certified"
+    *_, of_sample, of_all = STARTS
+    assert of_sample > 0
+    assert of_all == 0

@@ -1,4 +1,4 @@
-"""What is measured of a cell: ours, and the peers beside it."""
+"""Measurements of a cell: ours, and the peers beside it."""
 
 import pathlib
 import statistics

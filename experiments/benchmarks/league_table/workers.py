@@ -1,4 +1,4 @@
-"""What runs in the workers: fits of all problems of a cell, one after the other."""
+"""Work of the processes: fits of all problems of a cell, one after the other."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What a worker measures: an objective in float64, seconds and memory."""
+"""Measures of a fit: an objective in float64, seconds and memory."""
 
 import contextlib
 import math

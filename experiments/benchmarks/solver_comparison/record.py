@@ -1,4 +1,4 @@
-"""What a report records beside its tables: the machine, and all numbers as JSON."""
+"""Record beside the tables of a report: the machine, and all numbers as JSON."""
 
 import importlib.metadata
 import math

@@ -1,4 +1,4 @@
-"""What runs in the workers: the fits that are timed.
+"""Work of the processes: the fits that are timed.
 
 A worker imports the one package that it is about and nothing else that is heavy, so that it takes
 the time and the memory that a user's process takes.
