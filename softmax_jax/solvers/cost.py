@@ -11,30 +11,45 @@ EIGH = 10.0
 ``m³``."""
 FLOAT64 = 2.0
 """FLOP of float32 that take as long as one of float64."""
+LOGIT = 2000.0
+"""FLOP that take as long as what a step does with a logit: exponentials of the line search, the
+residual, its share of the dual. 20 ns."""
+LATENCY = 5e6
+"""FLOP that take as long as the overhead of a step's loops: 50 µs."""
 
 
-def step(numbers: int, q: int) -> float:
+def step(rows: int, numbers: int, q: int) -> float:
     """Returns the cost of a step: a pass forward and back over so many numbers in float32.
 
     Example:
-      >>> step(1000 * 100, 10)  # bound by memory: features are read twice
-      4800000.0
-      >>> step(1000 * 100, 1000)
-      400000000.0
+      >>> step(1000, 1000 * 100, 10)  # bound by memory: features are read twice
+      29800000.0
+      >>> step(1000, 1000 * 100, 1000)
+      2405000000.0
     """
-    return float(max(4 * numbers * q, BYTE * 8 * numbers))
+    return LATENCY + LOGIT * rows * q + max(4 * numbers * q, BYTE * 8 * numbers)
 
 
-def sparse_step(entries: int, q: int) -> float:
+def sparse_step(rows: int, entries: int, q: int) -> float:
     """Returns the cost of a step over so many entries of sparse rows.
 
     Each is a gather of ``q`` numbers, which takes as long as one of eight at least.
 
     Example:
-      >>> sparse_step(1000, 10)
-      40000.0
+      >>> sparse_step(1, 1000, 10)
+      5060000.0
     """
-    return 4.0 * entries * max(q, 8)
+    return LATENCY + LOGIT * rows * q + 4.0 * entries * max(q, 8)
+
+
+def inverse_hessian(rows: int, order: int) -> float:
+    """Returns the cost of a Hessian of so many parameters, and of its inverse by Cholesky.
+
+    Example:
+      >>> inverse_hessian(1000, 100)
+      24000000.0
+    """
+    return 2.0 * rows * order**2 + 4.0 * order**3
 
 
 def eigenvectors(order: int) -> float:

@@ -59,7 +59,7 @@ def pays(inputs: Inputs, jobs: Sequence[Job]) -> bool:
     n, d, q = inputs.problem.blocks * inputs.problem.rows, inputs.problem.d, inputs.q
     steps = _STEPS + _STEPS_FROM_NEIGHBOUR * (len(jobs) - 1)
     change = cost.FLOAT64 * (2.0 * n * n * d + 2 * cost.eigenvectors(n))
-    return change + steps * cost.step(n * n, q) < steps * cost.step(n * d, q)
+    return change + steps * cost.step(n, n * n, q) < steps * cost.step(n, n * d, q)
 
 
 def applies(inputs: Inputs, jobs: Sequence[Job], stop: Stop) -> bool:

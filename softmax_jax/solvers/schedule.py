@@ -64,6 +64,7 @@ def solve(
     Returns:
       Solutions by place, and the jobs as they ended.
     """
+    method = method.sized(inputs)
     small = is_small(inputs, method)
     queues = _queues(jobs, method.float64_target if small else np.inf)
     inputs, queues = offsets.with_start(inputs, queues, method, stop, report, solve)

@@ -1,7 +1,9 @@
 """Principal components of the features, in the units in which their weights are penalised."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,9 @@ class Sizes:
     """Sizes of what stands for the Hessian: components, and rows that they are estimated from."""
 
     core: int = 1000
-    """Order of the inverse that is formed exactly."""
+    """Order of the inverse that is formed exactly, at most."""
+    steps_for_core: float = 8.0
+    """Steps of the solver that forming it may cost."""
     leading: int = 256
     """Most components in it, and most of those that are computed where not all are."""
     steps_for_all: float = 25.0
@@ -33,6 +37,14 @@ class Sizes:
     pool: int = 65_536
     """Rows that those of the Hessian are drawn from: their component scores are kept."""
 
+    def decided(self, problem: Problem, q: int) -> "Sizes":
+        """Returns these sizes with the order of the core that is worth its cost."""
+        budget = self.steps_for_core * step_of(problem, q)
+        rows = min(problem.blocks * problem.rows, self.sample)
+        orders = range(1, self.core + 1)
+        order = bisect.bisect_right(orders, budget, key=partial(cost.inverse_hessian, rows))
+        return dataclasses.replace(self, core=order)
+
     def rank(self, d: int, q: int) -> int:
         """Returns how many components the core gets."""
         return min(d, max(self.core // q - 1, 0), self.leading)
@@ -41,26 +53,24 @@ class Sizes:
         """Returns whether the core has room for all features, so that it is the Hessian itself."""
         return self.rank(d, q) == d
 
-    def components(
-        self, numbers: int, d: int, q: int, *, share: float, is_sparse: bool = False
-    ) -> int:
+    def components(self, problem: Problem, q: int, *, share: float) -> int:
         """Returns how many components to compute: all ``d``, or as many as are worth their cost.
 
         All take a covariance and its eigenvectors. The leading ``p`` take some products with the
         covariance, two with the rows each; `cost` has the model. Each component saves steps where
         the penalty is weak.
 
+        The covariance of sparse features is out of the question.
+
         Args:
-          numbers: those that are stored of all rows.
-          d: number of features.
+          problem: the rows.
           q: number of classes.
           share: the share of the rows that they are estimated from.
-          is_sparse: whether the covariance is out of the question.
         """
-        step = cost.sparse_step(numbers, q) if is_sparse else cost.step(numbers, q)
-        sample = share * numbers
+        d, step = problem.d, step_of(problem, q)
+        sample = share * numbers_of(problem)
         of_all = 2.0 * sample * d + cost.eigenvectors(d)
-        if not is_sparse and of_all <= self.steps_for_all * step:
+        if not isinstance(problem.x, SparseRows) and of_all <= self.steps_for_all * step:
             return d
         worth = self.steps_for_leading * step / (4.0 * _ITERATIONS * sample)
         return int(min(max(worth, 1), self.leading, d))
@@ -126,9 +136,7 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
         return x * jnp.broadcast_to(unit, x.shape)
 
     is_sparse = isinstance(problem.x, SparseRows)
-    number = sizes.components(
-        numbers_of(problem), d, q, share=blocks / problem.blocks, is_sparse=is_sparse
-    )
+    number = sizes.components(problem, q, share=blocks / problem.blocks)
     if number == d and not is_sparse:
 
         def add_covariance(j, carry):
@@ -183,6 +191,12 @@ def _leading(
     v, multiplied = jax.lax.fori_loop(0, _ITERATIONS, iterate, (v, v))
     values, turn = jnp.linalg.eigh(v.T @ multiplied)
     return jnp.maximum(values[::-1], 0), v @ turn[:, ::-1]
+
+
+def step_of(problem: Problem, q: int) -> float:
+    """Returns the cost of a step on all rows."""
+    of_kind = cost.sparse_step if isinstance(problem.x, SparseRows) else cost.step
+    return of_kind(problem.blocks * problem.rows, numbers_of(problem), q)
 
 
 def numbers_of(problem: Problem) -> int:

@@ -117,6 +117,10 @@ class Method(abc.ABC):
         """Returns the method to take for problems of this size; by default this one."""
         return self
 
+    def sized(self, inputs: Inputs) -> "Method":
+        """Returns the method with the sizes decided that depend on those of the problem."""
+        return self
+
     def successor(self, inputs: Inputs) -> "Method | None":
         """Returns a method for what this one has not solved after `successor_after` passes."""
         return None

@@ -119,6 +119,10 @@ class QuasiNewton(Method):
         too_many = inputs.n * inputs.q >= self.most_logits
         return self.beyond if too_many and inputs.problem.offset is None else self
 
+    def sized(self, inputs: Inputs) -> Method:
+        """Returns the method with the order of the core decided."""
+        return dataclasses.replace(self, sizes=self.sizes.decided(inputs.problem, inputs.q))
+
     def renewal_for(self, d: int, q: int) -> int:
         """Returns the steps after which a preconditioner is renewed."""
         return self.renewal_of_exact if self.sizes.is_exact(d, q) else self.renewal
