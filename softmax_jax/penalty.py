@@ -43,7 +43,7 @@ class Penalty:
     """Strength of the squared penalty; ``[k]`` for ``k`` problems, whose weights are stacked."""
     l1: ArrayLike = 0.0
     """Strength of the absolute penalty, of the same shape."""
-    factor: Float[Array, " d"] | None = None
+    factor: Float[Array | NDArray, " d"] | None = None
     """``[d]`` positive factors ``f``; None means 1."""
     grouped: bool = False
     """Whether the absolute penalty is on the norm of a feature's weights. Static."""

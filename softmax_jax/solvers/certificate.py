@@ -48,6 +48,8 @@ def certify(
     problem: Problem,
     theta: Float[Array, "k q columns"],
     dual: Float[Array, "blocks k q rows"] | None,
+    *,
+    is_best_bias: bool = False,
 ) -> Certificate:
     """Finds the best bias for the weights of ``theta``, and a bound for the result: about a pass.
 
@@ -56,17 +58,17 @@ def certify(
       theta: ``[k, q, 1 + d]`` parameters.
       dual: distributions for the bound, which are tilted until their
         residuals sum to zero; by default those of ``theta`` with its best bias.
+      is_best_bias: whether that of ``theta`` is the best one. Where it is not, nothing is known of
+        the gap but that the objective is not negative.
     """
     k, penalty = len(theta), problem.penalty
     logits = passes.logits(problem, theta)
     if dual is not None:
         # What is zero is taken for next to nothing, so that tilting can raise it.
         logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
-    bias = jax.lax.cond(
-        problem.intercept > 0,
-        lambda: best_bias(problem, logits),
-        lambda: jnp.zeros(logits.shape[1:3], logits.dtype),
-    )
+    bias = jnp.zeros(logits.shape[1:3], logits.dtype)
+    if not is_best_bias:
+        bias = jax.lax.cond(problem.intercept > 0, lambda: best_bias(problem, logits), lambda: bias)
     logits = logits + bias[None, :, :, None]
     loss, p = passes.loss_and_probabilities(problem, logits)
     theta, loss = theta.at[..., 0].add(bias[:k]), loss[:k]

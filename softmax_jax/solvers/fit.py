@@ -96,7 +96,8 @@ def fit(
         10^7 multiplications a pass, go on to where rounding ends it.
       max_passes: passes over all rows, at most. The last one is for the certificate of what was
         reached, so that one alone certifies the start.
-      method: for l1 = 0: ``"quasi-newton"``, which keeps the n q logits; ``"logits-free"``, which
+      method: for l1 = 0: ``"quasi-newton"``, which keeps the n q logits, and makes way for
+        ``"newton"`` on small problems of few parameters; ``"logits-free"``, which
         does not, and takes its place where there are 2**28 of them or more and no offset, slower
         and certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
         `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
@@ -297,7 +298,7 @@ def _solved(
     """Solves jobs by a method, and by its successor what it has not solved after some passes."""
     if not jobs:
         return {}
-    method = method.instead(inputs)
+    method = method.instead(inputs, jobs)
     successor = method.successor(inputs)
     patient = stop
     if successor is not None:
@@ -329,11 +330,12 @@ def _solved(
 
 
 def _with_all_features(solution: Solution, inputs: Inputs) -> Solution:
-    """Returns the solution for the features that users have, without those of padding."""
+    """Returns the solution for the features that users have, without what padding added."""
     d, features, shift = inputs.d, inputs.features, inputs.shift
+    q = inputs.classes.size
 
     def cut(params):
-        return params._replace(w=params.w[..., :d, :])
+        return Params(params.w[..., :d, :q], params.b[..., :q])
 
     def filled(params):
         w: Any = np.zeros((*params.w.shape[:-2], shift.size, params.w.shape[-1]))

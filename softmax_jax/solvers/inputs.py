@@ -3,14 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers import sparse, spread
+from softmax_jax.solvers import buckets, sparse, spread
+from softmax_jax.solvers.buckets import rounded_up
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.rows import (
     Rows,
@@ -21,6 +21,7 @@ from softmax_jax.solvers.rows import (
     with_padding,
 )
 from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.spread import Spread
 from softmax_jax.solvers.units import Units, of_their_own
 
 # Above this offset, work is in float64: sums of squares stay below 3e38, float32's largest number.
@@ -28,15 +29,13 @@ _WIDE = 1e15
 # Where penalties of equal gradients differ by more than the square of this, float32 gradients of
 # the least penalised feature are too coarse for a certificate.
 _UNEVEN = 2.0**12
-# Features are filled up to a power of two in number, with zeros, while there are at most so many
-# numbers in them and so many parameters. Loops over numbers of features, as in recursive
-# elimination, then share programs. With more, passes and a Hessian of that order would take longer.
-_SMALL = 2**14
-_FEW_PARAMETERS = 2**7
 # Sparse rows are stored as dense ones if that makes at most so many numbers of each entry, or so
 # many in all.
 _DENSITY = 8
 _FEW = 2**20
+# Up to so many numbers stay on the host, where nothing is compiled to look at them; programs fetch
+# them in less time than it takes to put them on a device one by one.
+_FEW_ON_HOST = 2**16
 # Sparse rows of a block.
 _FEWEST_ROWS, _MOST_ROWS = 2**13, 2**16
 
@@ -47,11 +46,10 @@ class Inputs(NamedTuple):
     problem: Problem
     """Rows in float64, with weights ``[blocks, m, rows]`` of ``m`` weightings; no strengths."""
     classes: np.ndarray
-    """``[q]``: ids of the classes that have weight under some weighting; the problem has no other.
-    """
+    """Ids of the classes that have weight under some weighting: the first ones of the problem."""
     absent: np.ndarray
-    """``[m, q]``: which of them have none under weighting ``m``, where there is a bias: without
-    one, such a class is like any other.
+    """``[m, q]``: which classes have none under weighting ``m``, where there is a bias: without
+    one, such a class is like any other. Those of padding have none.
     """
     baseline: np.ndarray
     """``[m]``, in nats: the loss without features and offsets, the entropy of the classes."""
@@ -65,6 +63,7 @@ class Inputs(NamedTuple):
     """Whether float32 may not do: large offsets, or penalties that differ by orders."""
     n: int
     q: int
+    """Number of classes in the problem, with those of padding."""
     num_classes: int
     """Number of classes, with those of no weight."""
     d: int
@@ -94,35 +93,45 @@ def arrange(
     if is_sparse(rows.x) and _is_better_dense(rows.x):
         rows = rows._replace(x=_dense(rows.x))
     d = features.size
+    own_spread: Spread | None
     if is_sparse(rows.x):
-        layout = _layout(rows.weights, block_size or _rows_of_sparse(q))
-        shares = np.mean(_shares(rows.weights), axis=0)
-        own_spread = spread.of_entries(rows.x, shares)
+        layout = _layout(rows.weights, block_size or _rows_of_sparse(q), least=rounded_up(n))
+        own_spread = spread.of_entries(rows.x, np.mean(_shares(rows.weights), axis=0))
+        on_host = False
     else:
-        rows = with_padding(rows, _padding(n, d, num_classes))
-        width = max(rows.x.shape[1], q)
-        layout = _layout(rows.weights, block_size or max(rows_within(width, numbers=CACHED), 256))
-        own_spread = None
+        shape = buckets.rounded(n, d, q, classes_may_grow=fit_intercept)
+        rows = with_padding(rows, features=shape.features - d, classes=shape.classes - q)
+        width = max(shape.features, shape.classes)
+        layout = _layout(
+            rows.weights,
+            block_size or max(rows_within(width, numbers=CACHED), 256),
+            least=shape.rows,
+        )
+        on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= _FEW_ON_HOST
+        shares = np.mean(_shares(rows.weights), axis=0)
+        own_spread = spread.of_rows(rows.x, shares) if on_host else None
+    stored = _stored(rows, layout, fit_intercept, grouped)
     problem, units = of_their_own(
-        jax.device_put(_stored(rows, layout, fit_intercept, grouped)),
+        stored if on_host else jax.device_put(stored),
         rows.scale,
         rows.shift,
         rows.largest,
         standardize=standardize,
         spread=own_spread,
     )
+    is_wide = _is_wide(problem, rows.offset)
     share = rows.mass / rows.mass.sum(axis=1, keepdims=True)
     return Inputs(
-        problem=problem,
+        problem=problem if on_host else jax.device_put(problem),
         classes=classes,
         absent=(rows.mass == 0) & fit_intercept,
         baseline=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
         units=units,
         initial=rows.initial,
         one_hot=_is_one_hot(rows),
-        is_wide=_is_wide(problem, rows.offset),
+        is_wide=is_wide,
         n=n,
-        q=q,
+        q=rows.mass.shape[1],
         num_classes=num_classes,
         d=d,
         features=features,
@@ -133,13 +142,6 @@ def arrange(
 def _is_one_hot(rows: Rows) -> bool:
     counts = np.any(rows.weights > 0, axis=0)
     return rows.y.ndim == 1 or bool((rows.y[counts].max(axis=1) == 1).all())
-
-
-def _padding(n: int, d: int, q: int) -> int:
-    """Returns how many features of zeros to append."""
-    columns = _power_of_two(d)
-    is_small = n * columns <= _SMALL and (1 + columns) * q <= _FEW_PARAMETERS
-    return columns - d if is_small else 0
 
 
 class _Layout(NamedTuple):
@@ -158,11 +160,11 @@ class _Layout(NamedTuple):
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
 
 
-def _layout(weights: np.ndarray, block_size: int) -> _Layout:
-    """Lays out rows with ``weights: [m, n]`` in blocks."""
+def _layout(weights: np.ndarray, block_size: int, least: int = 1) -> _Layout:
+    """Lays out rows with ``weights: [m, n]`` in blocks; a single one has ``least`` at least."""
     n = weights.shape[1]
     blocks = -(-n // min(block_size, n))
-    rows = _rounded_up(-(-n // blocks))
+    rows = rounded_up(-(-n // blocks)) if blocks > 1 else max(least, n)
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
     # Put rows of no weight last. Leading blocks are then a fair sample, trailing empty ones are
     # skipped, and all subsets of the rows reuse one compiled program.
@@ -183,7 +185,7 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
         x=_sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
         center=0 * per_column,
         scale=per_column,
-        intercept=jnp.asarray(fit_intercept, jnp.float64),
+        intercept=np.asarray(fit_intercept, np.float64),
         targets=np.moveaxis(targets, 2, 1) if rows.y.ndim == 2 else targets,
         weights=np.moveaxis(shares, 2, 1),
         offset=None if rows.offset is None else np.moveaxis(layout.of(rows.offset), 2, 1),
@@ -207,17 +209,6 @@ def _fits_float32(problem: Problem) -> bool:
     """Returns whether float32 holds the units, with which entries are multiplied there."""
     sizes = np.abs([problem.scale, problem.center])
     return bool(sizes.max() < 1e30 and sizes[0].min(where=sizes[0] > 0, initial=1) > 1e-30)
-
-
-def _power_of_two(n: int) -> int:
-    """Returns the least one from ``n`` on."""
-    return 2 ** (n - 1).bit_length()
-
-
-def _rounded_up(n: int) -> int:
-    """Rounds up by an eighth at most, so that data of nearly one size share a program."""
-    step = 2 ** max(n.bit_length() - 4, 0)
-    return -(-n // step) * step
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:
@@ -264,4 +255,4 @@ def _sparse_rows(x: AnyArray, layout: _Layout) -> SparseRows:
     # Those that fill up the last block are empty.
     x.resize(layout.blocks * layout.rows, x.shape[1])
     blocks = [x[j * layout.rows : (j + 1) * layout.rows] for j in range(layout.blocks)]
-    return sparse.stored(blocks, _rounded_up)
+    return sparse.stored(blocks, rounded_up)

@@ -118,7 +118,8 @@ def weighted_squares(
 
 
 def _units(problem: Problem) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    return problem.center.astype(problem.dtype), problem.scale.astype(problem.dtype)
+    center, scale = (jnp.asarray(a, problem.dtype) for a in (problem.center, problem.scale))
+    return center, scale
 
 
 def targets(problem: Problem, j: Integer[Array, ""], q: int) -> Float[Array, "1 {q} rows"]:

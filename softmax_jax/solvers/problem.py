@@ -51,11 +51,11 @@ class Problem(NamedTuple):
 
     x: Num[Array, "blocks rows d"] | SparseRows
     """Numbers as stored; features are ``(x - center) * scale``."""
-    center: Float[Array, " d"]
+    center: Float[Array | NDArray, " d"]
     """Stored numbers where features are zero, in float64."""
-    scale: Float[Array, " d"]
+    scale: Float[Array | NDArray, " d"]
     """Factors, in float64."""
-    intercept: Float[Array, ""]
+    intercept: Float[Array | NDArray, ""]
     """1, or 0 where the bias is held at zero."""
     targets: Integer[Array, "blocks rows"] | Float[Array, "blocks q rows"]
     """Class ids, or probabilities."""
@@ -77,7 +77,7 @@ class Problem(NamedTuple):
         return self.factor.dtype
 
     @property
-    def factor(self) -> Float[Array, " d"]:
+    def factor(self) -> Float[Array | NDArray, " d"]:
         """Factors of the penalty."""
         assert self.penalty.factor is not None
         return self.penalty.factor

@@ -114,16 +114,21 @@ def of_features(rows: Rows, features: np.ndarray) -> Rows:
     )
 
 
-def with_padding(rows: Rows, padding: int) -> Rows:
-    """Returns dense rows with so many features of zeros appended."""
-    if padding == 0:
+def with_padding(rows: Rows, *, features: int, classes: int) -> Rows:
+    """Returns dense rows with so many features of zeros, and classes of no weight, appended."""
+    if features == classes == 0:
         return rows
-    columns = ((0, 0), (0, padding))
+    columns, more = ((0, 0), (0, features)), ((0, 0), (0, classes))
     return rows._replace(
         x=(jnp.pad if isinstance(rows.x, jax.Array) else np.pad)(rows.x, columns),
-        scale=np.pad(rows.scale, (0, padding), constant_values=1),
-        shift=np.pad(rows.shift, (0, padding)),
-        initial=None if rows.initial is None else np.pad(rows.initial, columns),
+        y=rows.y if rows.y.ndim == 1 else np.pad(rows.y, more),
+        mass=np.pad(rows.mass, more),
+        offset=None if rows.offset is None else np.pad(rows.offset, more),
+        scale=np.pad(rows.scale, (0, features), constant_values=1),
+        shift=np.pad(rows.shift, (0, features)),
+        initial=None
+        if rows.initial is None
+        else np.pad(rows.initial, ((0, classes), (0, features))),
     )
 
 

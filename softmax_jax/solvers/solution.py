@@ -109,12 +109,14 @@ def solution_of(
         units,
         np.asarray(certificate.theta[0], np.float64),
         ~inputs.absent[job.weighting],
-        fit_intercept=bool(inputs.problem.intercept > 0),
+        fit_intercept=bool(np.asarray(inputs.problem.intercept) > 0),
         centered=job.l1 == 0,
     )
     # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
     # its square at most, as the second derivative is a variance under the predictions.
-    value, gap = float(certificate.value[0]), float(certificate.gap[0]) + error**2 / 2
+    value, gap = float(certificate.value[0]), float(certificate.gap[0])
+    # Where nothing is known, the gap stays the objective.
+    gap = gap + error**2 / 2 if gap < value else value
     largest = max(value, negligible(inputs, job.weighting))
     if ended.status == Status.CERTIFIED and gap > tol * largest:
         ended = Verdict(Status.NOT_CERTIFIED, FAR_FROM_ZERO)

@@ -1,4 +1,4 @@
-"""Spread of the numbers of each feature over the rows, of sparse ones."""
+"""Spread of the numbers of each feature over the rows, found on the host."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +20,25 @@ class Spread(NamedTuple):
     """Standard deviation."""
 
 
+def of_rows(x: Any, shares: Float[NDArray, " n"]) -> Spread:
+    """Finds how dense features are spread.
+
+    Args:
+      x: ``[n, d]``.
+      shares: weights that sum to one.
+    """
+    counts = shares > 0
+    s, x = shares[counts], x[counts].astype(np.float64)
+    # Differences are exactly zero where nothing varies.
+    first = x[0]
+    x = x - first
+    mean, reach = s @ x, np.abs(x).max(axis=0)
+    unit = np.where(reach > 0, reach, 1)
+    return Spread(first, mean, reach, unit * np.sqrt(s @ ((x - mean) / unit) ** 2))
+
+
 def of_entries(x: Any, shares: Float[NDArray, " n"]) -> Spread:
-    """Finds how features are spread, on the host.
+    """Finds how sparse features are spread.
 
     Args:
       x: CSR rows, without duplicates.

@@ -54,13 +54,13 @@ def of_their_own(
       shift: see there.
       largest: the largest stored number in size.
       standardize: penalise the weights of features divided by their standard deviations.
-      spread: that of sparse features.
+      spread: that of the features, if it is known; that of sparse ones has to be.
 
     Returns:
       The problem in its own units, and these.
     """
     first, mean, reach = spread[:3] if spread else _spread(stored, largest)
-    if stored.intercept > 0:
+    if np.asarray(stored.intercept) > 0:
         center = first + mean
         if _fits_float32(stored, largest):
             # Exact in float32 where the features are, so that differences are.
@@ -75,7 +75,7 @@ def of_their_own(
     reach = reach * np.abs(scale)
     varies = reach > 1e-300
     size = np.ldexp(1.0, -np.frexp(np.where(varies, reach, 1))[1])
-    problem = stored._replace(center=jnp.asarray(center), scale=jnp.asarray(scale * size))
+    problem = stored._replace(center=center, scale=scale * size)
     factor = size
     if standardize:
         deviation = (
@@ -86,7 +86,7 @@ def of_their_own(
     factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
     factor = np.clip(factor, _SMALLEST, _LARGEST)
     mean = center * scale + shift
-    penalty = dataclasses.replace(problem.penalty, factor=jnp.asarray(factor))
+    penalty = dataclasses.replace(problem.penalty, factor=factor)
     return problem._replace(penalty=penalty), Units(mean, size, varies)
 
 
@@ -152,7 +152,7 @@ def centered(
     problem: Problem, units: Units, mean: Float[Array | NDArray, " d"]
 ) -> tuple[Problem, Units]:
     """Centers the features at their ``mean``, where there is a bias to make up for it."""
-    if not problem.intercept > 0:
+    if not np.asarray(problem.intercept) > 0:
         return problem, units
     moved = np.where(units.varies, mean, 0)
     scale = np.where(units.varies, problem.scale, 1)

@@ -1,5 +1,6 @@
 """The best bias for given weights, and the margin by which they separate the classes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import scipy.special
 from softmax_jax.solvers import jax_settings, passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import arrange
+from softmax_jax.solvers.problem import NEVER
 from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.separation import margin
 
@@ -52,8 +54,12 @@ def test_the_margin_is_the_least_lead_of_a_rows_class():
     weights = (np.arange(N) % 3 > 0) * 1.0
     with jax_settings.held():
         inputs = arranged(X, Y, sample_weight=weights)
-        found = margin(inputs.problem, jnp.asarray(theta))
-        features = (X - np.asarray(inputs.problem.center)) * np.asarray(inputs.problem.scale)
+        padded = np.zeros((2, inputs.q, 1 + inputs.problem.d))
+        padded[:, Q:, 0] = NEVER
+        padded[:, :Q, : 1 + D] = theta
+        found = margin(jax.device_put(inputs.problem), jnp.asarray(padded))
+        center, scale = (np.asarray(a)[:D] for a in (inputs.problem.center, inputs.problem.scale))
+        features = (X - center) * scale
     for own, lead in zip(theta, np.asarray(found), strict=True):
         o = features @ own[:, 1:].T + own[:, 0]
         rivals = np.where(np.eye(Q)[Y] > 0, -np.inf, o).max(axis=1)

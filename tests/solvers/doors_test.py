@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 
 from softmax_jax import solvers
+from softmax_jax.solvers import buckets
 
 N, D, Q = 60, 4, 3
 
@@ -187,35 +188,49 @@ def test_the_doors_share_their_keywords():
         assert fit[name].default == path[name].default == validate[name].default, name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "stored", [np.asarray, scipy.sparse.csr_array, jnp.asarray], ids=["dense", "sparse", "jax"]
-)
+@pytest.mark.parametrize("stored", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_few_features_share_programs_with_a_few_more(count_compilations, stored, fit_intercept):
+def test_small_problems_of_nearly_one_shape_share_programs(
+    count_compilations, stored, fit_intercept
+):
     rng = np.random.default_rng(5)
-    x, y = rng.normal(size=(60, 8)).astype(np.float32), rng.integers(3, size=60)
+    x, y = rng.normal(size=(60, 16)), rng.integers(4, size=60)
+    y[:4] = range(4)
     options = dict(l2=1e-2, fit_intercept=fit_intercept, standardize=True)
 
-    def solve(d):
-        return solvers.fit(stored(x[:, :d]), y, **options)
+    def solve(n, d, q):
+        return solvers.fit(stored(x[:n, :d]), y[:n] % q, **options)
 
-    eight = solve(8)
-    for d in (7, 5):
-        # The dimensions of what is handed over differ: a program to put it on the device.
-        assert count_compilations(lambda d=d: solve(d)) <= (2 if stored is jnp.asarray else 0)
-        solution = solve(d)
-        same = solvers.fit(np.where(np.arange(8) < d, x, 0), y, **options)
-        assert solution.params.w.shape == solution.centered.w.shape == (d, 3)
+    whole = solve(60, 16, 4)
+    # Without an intercept a class of no weight is like any other, and none can be added.
+    for n, d, q in ((60, 15, 4), (43, 5, 3 if fit_intercept else 4)):
+        assert count_compilations(lambda shape=(n, d, q): solve(*shape)) == 0
+        solution = solve(n, d, q)
+        assert solution.params.w.shape == solution.centered.w.shape == (d, q)
+        assert solution.params.b.shape == (q,)
         assert solution.mean.shape == (d,)
+        # The same features, and some of zeros.
+        same = solvers.fit(np.where(np.arange(16) < d, x, 0)[:n], y[:n] % q, **options)
         assert solution.objective == pytest.approx(same.objective, rel=1e-13)
-        assert solution.objective > eight.objective
-        np.testing.assert_allclose(solution.params.w, same.params.w[:d], atol=1e-7)
+        assert solution.objective > whole.objective
+        np.testing.assert_allclose(solution.params.w, same.params.w[:d], atol=1e-12)
 
 
-def test_features_are_not_filled_up_where_that_would_cost_the_exact_hessian():
-    rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(400, 33)), rng.normal(size=(33, 15))
-    y = (x @ w / 3 + rng.gumbel(size=(400, 15))).argmax(axis=1)
-    # Newton's method takes 19 passes; with 64 features its Hessian were too large, and it takes 34.
-    assert solvers.fit(x, y, l2=1 / 400).passes < 25
+@pytest.mark.parametrize(
+    ("shapes", "most"),
+    [
+        ([(200, d, 3) for d in range(25, 0, -1)], 3),  # recursive elimination
+        ([(n, 13, 3) for n in range(20, 900, 7)], 3),  # a learning curve
+        ([(200, 10, q) for q in range(2, 14)], 3),  # several targets
+        ([(n, 8, 5) for n in range(120, 126)], 1),  # folds
+    ],
+    ids=["features", "rows", "classes", "folds"],
+)
+def test_a_loop_over_shapes_meets_few_of_them(shapes, most):
+    met = {buckets.rounded(*shape, classes_may_grow=True) for shape in shapes}
+    assert len(met) <= most
+    assert all(
+        a >= b
+        for shape in shapes
+        for a, b in zip(buckets.rounded(*shape, classes_may_grow=True), shape, strict=True)
+    )

@@ -5,19 +5,21 @@ from softmax_jax.solvers.methods.lbfgs import LBFGS as LBFGS
 from softmax_jax.solvers.methods.logits_free import LogitsFree as LogitsFree
 from softmax_jax.solvers.methods.method import Method as Method
 from softmax_jax.solvers.methods.method import Setup as Setup
+from softmax_jax.solvers.methods.newton import Newton as Newton
 from softmax_jax.solvers.methods.proximal import Proximal as Proximal
 from softmax_jax.solvers.methods.proximal_newton import ProximalNewton as ProximalNewton
 from softmax_jax.solvers.methods.quasi_newton import QuasiNewton as QuasiNewton
 
 METHODS: dict[str, Method] = {
     "quasi-newton": QuasiNewton(),
+    "newton": Newton(),
     "lbfgs": LBFGS(),
     "logits-free": LogitsFree(),
     "proximal": Proximal(),
     "proximal-newton": ProximalNewton(),
 }
 """Methods by name, with the constants they come with."""
-SMOOTH = ("quasi-newton", "lbfgs", "logits-free")
+SMOOTH = ("quasi-newton", "newton", "lbfgs", "logits-free")
 """Names of those for l1 = 0."""
 SHARP = ("proximal", "proximal-newton")
 """Names of those for l1 > 0."""

@@ -22,6 +22,7 @@ from softmax_jax.solvers import certificate as certificates
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.jobs import Job
 from softmax_jax.solvers.problem import Problem, cast
 from softmax_jax.solvers.units import Units
 
@@ -113,8 +114,8 @@ class Method(abc.ABC):
         """
         return None
 
-    def instead(self, inputs: Inputs) -> "Method":
-        """Returns the method to take for problems of this size; by default this one."""
+    def instead(self, inputs: Inputs, jobs: Sequence[Job]) -> "Method":
+        """Returns the method to take for these problems; by default this one."""
         return self
 
     def sized(self, inputs: Inputs) -> "Method":

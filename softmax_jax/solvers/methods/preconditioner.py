@@ -79,10 +79,12 @@ def hessian(
     z: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
 ) -> Float[Array, "q*c q*c"]:
     """Returns ``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class."""
-    sp = s[:, None] * p
+    q, c = p.shape[1], z.shape[1]
     zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), -1)
-    diagonal = jax.lax.map(lambda c: z.T @ (z * c[:, None]), sp.T)
-    return _block_diagonal(diagonal) - (zp * s[:, None]).T @ zp
+    szp = (zp * s[:, None]).T
+    of_class = (szp @ z).reshape(q, c, 1, c)
+    diagonal = of_class * jnp.eye(q, dtype=p.dtype)[:, None, :, None]
+    return diagonal.reshape(q * c, q * c) - szp @ zp
 
 
 def build(
@@ -146,13 +148,6 @@ def _inverse(
     share = 10 * jnp.finfo(h.dtype).eps
     root, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
     return jnp.where(jnp.all(jnp.isfinite(root)), root.T @ root, 0)
-
-
-def _block_diagonal(blocks: Float[Array, "q m m"]) -> Float[Array, "q*m q*m"]:
-    q, m, _ = blocks.shape
-    full = jnp.zeros((q, m, q, m), blocks.dtype)
-    c = jnp.arange(q)
-    return full.at[c, :, c, :].set(blocks).reshape(q * m, q * m)
 
 
 def apply(

@@ -15,6 +15,7 @@ with the solution :math:`\theta_{\mathrm{anchor}}` of the neighbour before.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,17 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._annotations import ArrayLike
-from softmax_jax.solvers import passes
+from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.jobs import Job
 from softmax_jax.solvers.methods import line_search, preconditioner
-from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores
+from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores, step_of
 from softmax_jax.solvers.methods.dual import Dual, bound, penalised
 from softmax_jax.solvers.methods.logits_free import LogitsFree
 from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.newton import Newton
 from softmax_jax.solvers.methods.preconditioner import Preconditioner
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.sparse import SparseRows
 
 
 class Aids(NamedTuple):
@@ -109,15 +113,27 @@ class QuasiNewton(Method):
     """Number of logits, n q, from which on `beyond` takes over: a gigabyte of float32."""
     beyond: LogitsFree = LogitsFree()  # noqa: RUF009  (frozen)
     """Method for more logits, if there is no offset."""
+    few: Newton | None = Newton()  # noqa: RUF009  (frozen)
+    """Method where its step costs twice as much as one of this method at most."""
     patience: int = 60
     warm_up_steps: int = 12
     in_row_space: bool | None = None
     float64_target: float = 1e-18
 
-    def instead(self, inputs: Inputs) -> Method:
-        """Returns `beyond` where there are too many logits."""
-        too_many = inputs.n * inputs.q >= self.most_logits
-        return self.beyond if too_many and inputs.problem.offset is None else self
+    def instead(self, inputs: Inputs, jobs: Sequence[Job]) -> Method:
+        """Returns `beyond` where there are too many logits, and `few` where it costs less."""
+        if inputs.n * inputs.q >= self.most_logits and inputs.problem.offset is None:
+            return self.beyond
+        is_small = inputs.n * inputs.d * inputs.q <= self.float64_below
+        if self.few is None or not is_small or any(job.l2 == 0 for job in jobs):
+            return self
+        if isinstance(inputs.problem.x, SparseRows):
+            return self
+        problem, q = inputs.problem, inputs.q
+        newton = cost.inverse_hessian(problem.blocks * problem.rows, (1 + problem.d) * q)
+        if newton > step_of(problem, q):
+            return self
+        return dataclasses.replace(self.few, fallback=self)
 
     def sized(self, inputs: Inputs) -> Method:
         """Returns the method with the order of the core decided."""
