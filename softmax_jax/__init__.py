@@ -1,8 +1,8 @@
 """Softmax regression in pure-functional JAX. Each module is one idea; see its docstring.
 
 `import softmax_jax` needs jax, numpy and optax. Modules that import more, or take their time, are
-imported when they are first looked up, as is what they contribute here: `fit`, `fit_path` and
-`cross_validate`.
+imported when they are first looked up, as is what they contribute here: `fit`, `fit_many`,
+`fit_path` and `cross_validate`.
 """
 
 import importlib
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from softmax_jax import figures as figures
     from softmax_jax import solvers as solvers
     from softmax_jax.solvers import cross_validate as cross_validate
+    from softmax_jax.solvers import fit_many as fit_many
     from softmax_jax.solvers import fit_path as fit_path
     from softmax_jax.solvers.fit import fit as fit
 
@@ -64,7 +65,7 @@ _MODULES = (
     "figures",
     "solvers",
 )
-_OF_SOLVERS = ("cross_validate", "fit", "fit_path")
+_OF_SOLVERS = ("cross_validate", "fit", "fit_many", "fit_path")
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,8 @@ def test_every_public_module_is_reachable_from_the_package():
 
 
 def test_the_front_doors_are_functions_of_the_package():
-    for name in ("fit", "fit_path", "cross_validate", "linear_cross_entropy", "evaluate"):
+    doors = ("fit", "fit_many", "fit_path", "cross_validate", "linear_cross_entropy", "evaluate")
+    for name in doors:
         assert inspect.isfunction(inspect.unwrap(getattr(softmax_jax, name))), name
     assert softmax_jax.codelength.coding.compress is not None
     for module in (softmax_jax, softmax_jax.codelength):

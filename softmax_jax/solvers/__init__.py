@@ -4,6 +4,7 @@ from softmax_jax.solvers.cross_validation import CrossValidation as CrossValidat
 from softmax_jax.solvers.cross_validation import cross_validate as cross_validate
 from softmax_jax.solvers.fit import fit as fit
 from softmax_jax.solvers.fit import fit_path as fit_path
+from softmax_jax.solvers.many import fit_many as fit_many
 from softmax_jax.solvers.methods import LBFGS as LBFGS
 from softmax_jax.solvers.methods import LogitsFree as LogitsFree
 from softmax_jax.solvers.methods import Method as Method

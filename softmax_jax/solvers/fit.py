@@ -235,7 +235,7 @@ def fit_path(
         method_of(method, SMOOTH, "method"),
         method_of(l1_method, SHARP, "l1_method"),
     )
-    stop, slots = _checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
+    stop, slots = checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
     l2, l1 = strengths.checked(l2, l1)
     smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
     if isinstance(l1, str) or np.any(l1 > 0):
@@ -279,7 +279,12 @@ def fit_path(
     return solution._replace(l2=np.broadcast_to(l2, shape)[()], l1=np.broadcast_to(l1, shape)[()])
 
 
-def _checked_stop(tol: float, max_passes: float) -> Stop:
+def checked_stop(tol: float, max_passes: float) -> Stop:
+    """Checks when to stop.
+
+    Raises:
+      ValueError: if there is less than one pass, or no positive tolerance.
+    """
     if not max_passes >= 1:
         raise ValueError(f"max_passes: {max_passes}; expected 1 or more")
     if not 0 < tol < math.inf:

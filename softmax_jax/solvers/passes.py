@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, Bool, Float, Int, Integer, Shaped
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
 from softmax_jax.checks import is_wide
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
@@ -274,8 +274,8 @@ State = TypeVar("State", bound=WithDone)
 def steps_until_done(
     step: Callable[[State], State],
     state: State,
-    limit: Integer[Array, ""],
-    stop_at_first: Bool[Array, ""],
+    limit: ArrayLike,
+    stop_at_first: ArrayLike,
 ) -> tuple[State, Int[Array, " k"]]:
     """Takes up to ``limit`` steps, until all problems are done, or the first new one is.
 

@@ -116,7 +116,7 @@ def solution_of(
     # its square at most, as the second derivative is a variance under the predictions.
     value, gap = float(certificate.value[0]), float(certificate.gap[0])
     # Where nothing is known, the gap stays the objective.
-    gap = gap + error**2 / 2 if gap < value else value
+    gap = gap + float(error) ** 2 / 2 if gap < value else value
     largest = max(value, negligible(inputs, job.weighting))
     if ended.status == Status.CERTIFIED and gap > tol * largest:
         ended = Verdict(Status.NOT_CERTIFIED, FAR_FROM_ZERO)

@@ -1,40 +1,44 @@
 """Spread of the numbers of each feature over the rows, found on the host."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_jax._annotations import Float, NDArray
+from softmax_jax._annotations import Float, NDArray, Num
 
 
 class Spread(NamedTuple):
     """Numbers of each feature, as stored, in the rows that have weight."""
 
-    first: Float[NDArray, " d"]
+    first: Float[NDArray, "*p d"]
     """One of them."""
-    mean: Float[NDArray, " d"]
+    mean: Float[NDArray, "*p d"]
     """Mean of the differences from it."""
-    reach: Float[NDArray, " d"]
+    reach: Float[NDArray, "*p d"]
     """The largest of these in size."""
-    deviation: Float[NDArray, " d"]
+    deviation: Float[NDArray, "*p d"]
     """Standard deviation."""
 
 
-def of_rows(x: Any, shares: Float[NDArray, " n"]) -> Spread:
-    """Finds how dense features are spread.
+def of_rows(x: Num[NDArray, "*p n d"], shares: Float[NDArray, "*p n"]) -> Spread:
+    """Finds how dense features are spread, those of several problems at once.
 
     Args:
-      x: ``[n, d]``.
-      shares: weights that sum to one.
+      x: ``[..., n, d]``.
+      shares: ``[..., n]`` weights that sum to one.
     """
     counts = shares > 0
-    s, x = shares[counts], x[counts].astype(np.float64)
     # Differences are exactly zero where nothing varies.
-    first = x[0]
-    x = x - first
-    mean, reach = s @ x, np.abs(x).max(axis=0)
+    first = np.take_along_axis(x, counts.argmax(axis=-1)[..., None, None], axis=-2)
+    first = first.astype(np.float64)
+    z = np.where(counts[..., None], x - first, 0)
+    weigh = partial(np.matmul, shares[..., None, :])
+    mean, reach = weigh(z)[..., 0, :], np.abs(z).max(axis=-2)
     unit = np.where(reach > 0, reach, 1)
-    return Spread(first, mean, reach, unit * np.sqrt(s @ ((x - mean) / unit) ** 2))
+    z = (z - mean[..., None, :]) / unit[..., None, :]
+    deviation = unit * np.sqrt(weigh(z * z)[..., 0, :])
+    return Spread(first[..., 0, :], mean, reach, deviation)
 
 
 def of_entries(x: Any, shares: Float[NDArray, " n"]) -> Spread:

@@ -29,11 +29,11 @@ _SMALLEST, _LARGEST = 1e-100, 1e100
 class Units(NamedTuple):
     """Units of the features that the solvers see, in those that users have."""
 
-    mean: Float[NDArray, " d"]
+    mean: Float[NDArray, "*p d"]
     """Users' features where the solvers' are zero."""
-    size: Float[NDArray, " d"]
+    size: Float[NDArray, "*p d"]
     """Powers of two: a user's weight is the solvers' times ``size``."""
-    varies: Bool[NDArray, " d"]
+    varies: Bool[NDArray, "*p d"]
     """Features that have more than one value among the rows with weight."""
 
 
@@ -59,10 +59,53 @@ def of_their_own(
     Returns:
       The problem in its own units, and these.
     """
-    first, mean, reach = spread[:3] if spread else _spread(stored, largest)
-    if np.asarray(stored.intercept) > 0:
+    found = spread or _spread(stored, largest)
+    has_intercept = bool(np.asarray(stored.intercept) > 0)
+    center, reach = _center_and_reach(
+        found, scale, shift, has_intercept, in_float32=_fits_float32(stored, largest)
+    )
+    units = _units(center, reach, scale, shift)
+    problem = stored._replace(center=center, scale=scale * units.size)
+    factor = units.size
+    if standardize:
+        deviation = (
+            found.deviation * np.abs(problem.scale) if spread else np.asarray(_deviations(problem))
+        )
+        factor = standardized(units, deviation)
+    penalty = dataclasses.replace(problem.penalty, factor=penalised(units, factor))
+    return problem._replace(penalty=penalty), units
+
+
+def of_several(
+    spread: Spread,
+    scale: Float[NDArray, " d"],
+    shift: Float[NDArray, " d"],
+    *,
+    fit_intercept: bool,
+    standardize: bool,
+) -> tuple[Float[NDArray, "p d"], Units, Float[NDArray, "p d"]]:
+    """Returns centers, units and factors of the penalty of several problems; see `of_their_own`."""
+    center, reach = _center_and_reach(spread, scale, shift, fit_intercept, in_float32=False)
+    units = _units(center, reach, scale, shift)
+    factor = units.size
+    if standardize:
+        factor = standardized(units, spread.deviation * np.abs(scale * units.size))
+    return center, units, penalised(units, factor)
+
+
+def _center_and_reach(
+    spread: Spread,
+    scale: Float[NDArray, " d"],
+    shift: Float[NDArray, " d"],
+    has_intercept: bool,
+    *,
+    in_float32: bool,
+) -> tuple[Float[NDArray, "*p d"], Float[NDArray, "*p d"]]:
+    """Returns where features are zero, and their largest distance from there, for their users."""
+    first, mean, reach = spread[:3]
+    if has_intercept:
         center = first + mean
-        if _fits_float32(stored, largest):
+        if in_float32:
             # Exact in float32 where the features are, so that differences are.
             center = center.astype(np.float32).astype(np.float64)
         # A constant one is zero to the last digit.
@@ -70,24 +113,35 @@ def of_their_own(
     else:
         if (np.isin(scale, 0) & ~np.isin(shift, 0)).any():
             raise ValueError("scale: 0 for a feature with a shift, which is an intercept")
-        center = -shift / np.where(np.isin(scale, 0), 1, scale)
+        center = np.broadcast_to(-shift / np.where(np.isin(scale, 0), 1, scale), first.shape)
         reach = np.maximum(np.abs(first - center), reach)
-    reach = reach * np.abs(scale)
+    return center, reach * np.abs(scale)
+
+
+def _units(
+    center: Float[NDArray, "*p d"],
+    reach: Float[NDArray, "*p d"],
+    scale: Float[NDArray, " d"],
+    shift: Float[NDArray, " d"],
+) -> Units:
     varies = reach > 1e-300
     size = np.ldexp(1.0, -np.frexp(np.where(varies, reach, 1))[1])
-    problem = stored._replace(center=center, scale=scale * size)
-    factor = size
-    if standardize:
-        deviation = (
-            spread.deviation * np.abs(scale * size) if spread else np.asarray(_deviations(problem))
-        )
-        # As in scikit-learn's StandardScaler, what does not vary is left in its unit.
-        factor = np.where(deviation > 0, deviation, size)
-    factor = np.where(varies, factor, np.max(factor, where=varies, initial=0) or 1)
-    factor = np.clip(factor, _SMALLEST, _LARGEST)
-    mean = center * scale + shift
-    penalty = dataclasses.replace(problem.penalty, factor=factor)
-    return problem._replace(penalty=penalty), Units(mean, size, varies)
+    return Units(center * scale + shift, size, varies)
+
+
+def standardized(units: Units, deviation: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
+    """Returns factors for features divided by their deviations, which are the solvers'.
+
+    As in scikit-learn's StandardScaler, what does not vary is left in its unit.
+    """
+    return np.where(deviation > 0, deviation, units.size)
+
+
+def penalised(units: Units, factor: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
+    """Returns factors whose squares are numbers, also for what does not vary."""
+    largest = np.max(factor, axis=-1, keepdims=True, where=units.varies, initial=0)
+    factor = np.where(units.varies, factor, np.where(largest > 0, largest, 1))
+    return np.clip(factor, _SMALLEST, _LARGEST)
 
 
 def _fits_float32(stored: Problem, largest: float) -> bool:
@@ -97,13 +151,11 @@ def _fits_float32(stored: Problem, largest: float) -> bool:
     return not is_wide(stored.x.dtype) and largest < 1e30
 
 
-def _spread(
-    stored: Problem, largest: float
-) -> tuple[Float[NDArray, " d"], Float[NDArray, " d"], Float[NDArray, " d"]]:
-    """Returns the first three parts of the `Spread` of dense features."""
+def _spread(stored: Problem, largest: float) -> Spread:
+    """Returns the `Spread` of dense features, all but the deviation."""
     dtype = jnp.float32 if _fits_float32(stored, largest) else jnp.float64
     first, mean, reach = (np.asarray(a, np.float64) for a in _statistics(cast(stored, dtype)))
-    return first, mean, reach
+    return Spread(first, mean, reach, np.full_like(mean, np.nan))
 
 
 @jax.jit
@@ -177,42 +229,50 @@ def from_solver(units: Units, theta: Float[NDArray, "q columns"]) -> Float[NDArr
 
 def to_users(
     units: Units,
-    theta: Float[NDArray, "q columns"],
-    counts: Bool[NDArray, " q"],
+    theta: Float[NDArray, "*p q columns"],
+    counts: Bool[NDArray, "*p q"],
     *,
     fit_intercept: bool,
     centered: bool,
-) -> tuple[Params, Params, float]:
+) -> tuple[Params, Params, Float[NDArray | np.floating, "*p"]]:
     """Converts parameters to the features that users have, and to those less their mean.
 
     Args:
       units: those of ``theta``.
-      theta: ``[q, 1 + d]`` parameters.
+      theta: ``[..., q, 1 + d]`` parameters.
       counts: which classes have weight. The bias of another is -inf.
       fit_intercept: whether there is a bias.
       centered: let the weights of a feature sum to zero over the classes, where nothing but a
         squared penalty chooses among equal predictions.
 
     Returns:
-      ``w: [d, q]`` and ``b: [q]`` twice, and how far ``b`` is from what it stands for, as float64
-      cannot hold it: by that ``b`` is off its optimum.
+      ``w: [..., d, q]`` and ``b: [..., q]`` twice, and how far ``b`` is from what it stands for, as
+      float64 cannot hold it: by that ``b`` is off its optimum.
     """
-    w: Any = np.where(units.varies, theta[:, 1:] * units.size, 0)
+
+    def mean_of_classes(a):
+        return np.mean(a, axis=-1, keepdims=True, where=counts)
+
+    w = np.where(units.varies[..., None, :], theta[..., 1:] * units.size[..., None, :], 0)
     if centered:
-        w[counts] -= w[counts].mean(axis=0)
-    w = np.where(counts[:, None], w, 0) + 0.0  # no -0.0
+        w = w - np.mean(w, axis=-2, keepdims=True, where=counts[..., None])
+    w = np.where(counts[..., None], w, 0) + 0.0  # no -0.0
+    transposed: Any = np.swapaxes(w, -1, -2)
     if not fit_intercept:
-        none: Any = np.zeros(len(w))
-        params = Params(w.T, none)
-        return params, params, 0.0
-    bias: Any = np.where(counts, theta[:, 0], 0)
-    bias = np.where(counts, bias - bias[counts].mean(), -np.inf)
+        none: Any = np.zeros(counts.shape)
+        params = Params(transposed, none)
+        return params, params, np.zeros(counts.shape[:-1])
+    bias: Any = np.where(counts, theta[..., 0], 0)
+    bias = np.where(counts, bias - mean_of_classes(bias), -np.inf)
     mean = units.mean.astype(np.longdouble)
-    exact = theta[counts, 0] - np.array([row.astype(np.longdouble) @ mean for row in w[counts]])
+    # A class at a time, as numbers of this type take four times the memory.
+    shifts = [np.sum(w[..., c, :] * mean, axis=-1) for c in range(counts.shape[-1])]
+    exact = np.where(counts, theta[..., 0] - np.stack(shifts, axis=-1), 0)
     # One number may be added to all biases; the choice is that they sum to zero.
-    exact = exact - exact.mean()
-    b: Any = np.full(len(w), -np.inf)
-    b[counts] = exact.astype(np.float64)
-    rounding = np.finfo(np.longdouble).eps * len(mean) * (np.abs(w) @ np.abs(units.mean)).max()
-    error = float(np.abs(exact - b[counts]).max() + rounding)
-    return Params(w.T, b), Params(w.T, bias), error
+    exact = exact - mean_of_classes(exact)
+    b: Any = exact.astype(np.float64)
+    sizes = np.matmul(np.abs(w), np.abs(units.mean)[..., None]).max(axis=(-2, -1))
+    rounding = np.finfo(np.longdouble).eps * mean.shape[-1] * sizes
+    error = np.max(np.abs(exact - b), axis=-1, where=counts, initial=0) + rounding
+    b = np.where(counts, b, -np.inf)
+    return Params(transposed, b), Params(transposed, bias), error.astype(np.float64)

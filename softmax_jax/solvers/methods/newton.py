@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, NDArray
+from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Int, NDArray
 from softmax_jax.solvers import certificate as certificates
-from softmax_jax.solvers import passes
+from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -80,6 +80,11 @@ class Newton(Method):
     always_float64: bool = True
     float64_target: float = 1e-18
 
+    def suits(self, n: int, d: int, q: int) -> bool:
+        """Returns whether a problem is small, and a Hessian costs no more than another step."""
+        hessian_costs = cost.inverse_hessian(n, (1 + d) * q)
+        return n * d * q <= self.float64_below and hessian_costs <= cost.step(n, n * d, q)
+
     def successor(self, inputs: Inputs) -> Method | None:
         """Returns the fallback."""
         return self.fallback
@@ -100,7 +105,7 @@ class Newton(Method):
 
     def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
         """Returns the state at zero, about to step to ``theta``: no pass."""
-        return _blank(problem, np.asarray(theta))
+        return blank(problem, np.asarray(theta))
 
     def advance(
         self,
@@ -120,7 +125,7 @@ class Newton(Method):
     ) -> State:
         """Lets a new problem in ``slot`` begin where that of ``source`` stands."""
         state = jax.tree.map(np.array, state)
-        begun = _blank(problem, np.asarray(state.theta))
+        begun = blank(problem, np.asarray(state.theta))
         i, j = np.asarray(slot).item(), np.asarray(source).item()
         for name, axis in zip(State._fields, _AXES, strict=True):
             at = (slice(None),) * axis + (i,)
@@ -156,37 +161,41 @@ class Newton(Method):
 _AXES = (0, 0, 0, 0, 1, 1, 0, 0, 0)
 
 
-def _blank(problem: Problem, theta: NDArray) -> State:
+def blank(problem: Problem, theta: AnyArray) -> State:
     """Returns the state at zero, about to step to ``theta``."""
     k, q, _ = theta.shape
+    zero, unknown = np.zeros(theta.shape), np.full(k, np.inf)
     logits = np.zeros((problem.blocks, k, q, problem.rows))
     if problem.offset is not None:
         logits += np.asarray(problem.offset)[:, None]
     return State(
-        theta=np.zeros_like(theta),
-        gradient=np.zeros_like(theta),
-        value=np.full(k, np.inf),
-        gap=np.full(k, np.inf),
+        theta=zero,
+        gradient=zero,
+        value=unknown,
+        gap=unknown,
         logits=logits,
         probabilities=np.zeros_like(logits),
-        decrement=np.full(k, np.inf),
+        decrement=unknown,
         lead=theta,
         done=np.zeros(k, bool),
     )
 
 
-@partial(compiled, static_argnames="method")
-def _advance(
+def steps(
     method: Newton,
     problem: Problem,
     state: State,
-    target: jax.Array,
-    limit: jax.Array,
-    stop_at_first: jax.Array,
-) -> tuple[State, jax.Array]:
+    target: Float[Array, " k"],
+    limit: ArrayLike,
+    stop_at_first: ArrayLike,
+) -> tuple[State, Int[Array, " k"]]:
+    """Takes up to ``limit`` steps; returns how many each problem took."""
     return passes.steps_until_done(
         lambda state: _step(method, problem, state, target), state, limit, stop_at_first
     )
+
+
+_advance = partial(compiled, static_argnames="method")(steps)
 
 
 def _step(method: Newton, problem: Problem, state: State, target: jax.Array) -> State:

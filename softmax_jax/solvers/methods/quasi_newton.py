@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._annotations import ArrayLike
-from softmax_jax.solvers import cost, passes
+from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job
 from softmax_jax.solvers.methods import line_search, preconditioner
-from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores, step_of
+from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores
 from softmax_jax.solvers.methods.dual import Dual, bound, penalised
 from softmax_jax.solvers.methods.logits_free import LogitsFree
 from softmax_jax.solvers.methods.method import Method
@@ -124,14 +124,10 @@ class QuasiNewton(Method):
         """Returns `beyond` where there are too many logits, and `few` where it costs less."""
         if inputs.n * inputs.q >= self.most_logits and inputs.problem.offset is None:
             return self.beyond
-        is_small = inputs.n * inputs.d * inputs.q <= self.float64_below
-        if self.few is None or not is_small or any(job.l2 == 0 for job in jobs):
+        problem = inputs.problem
+        if self.few is None or isinstance(problem.x, SparseRows) or any(j.l2 == 0 for j in jobs):
             return self
-        if isinstance(inputs.problem.x, SparseRows):
-            return self
-        problem, q = inputs.problem, inputs.q
-        newton = cost.inverse_hessian(problem.blocks * problem.rows, (1 + problem.d) * q)
-        if newton > step_of(problem, q):
+        if not self.few.suits(problem.blocks * problem.rows, problem.d, inputs.q):
             return self
         return dataclasses.replace(self.few, fallback=self)
 
