@@ -14,12 +14,12 @@ the best peer and for ours, and the ratio of the two. The figure shows the ratio
 * ``text`` and ``hashed-text``, which are sparse;
 * ``binary``, ``tall``, ``wide``, and ``badly-scaled`` with a date and near copies of columns;
 * ``elimination``, from 25 columns to one, a fit for each width;
-* ``many-frozen`` and ``many-small``, 20 and 1,000 problems one after the other.
+* ``many-frozen`` and ``many-small``, 20 and 1,000 problems, for peers one after the other.
 
 How it is measured:
 
-* **Ours** is `softmax_jax.solvers.fit` with ``tol`` as the target: what comes back is certified,
-  and counts only then. The time is that of the whole call, from arrays of NumPy to arrays of NumPy.
+* **Ours** is `softmax_jax.solvers.fit`, or `fit_many`, with ``tol`` as the target: what comes back
+  is certified, and counts only then. The time is that of the whole call, NumPy to NumPy.
   The table has later calls of a process; the first call of one, to the smaller target; and the
   first call of one with a folder of compiled programs that an earlier process filled.
 * **Peers** are scikit-learn's newton-cholesky (up to 4,000 parameters), newton-cg and lbfgs;

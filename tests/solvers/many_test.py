@@ -74,7 +74,7 @@ def test_problems_of_different_numbers_of_rows(problems):
 
 
 def test_probabilities_and_classes_without_rows(problems):
-    x, y = problems
+    x, _ = problems
     soft = np.random.default_rng(1).dirichlet(np.ones(Q), size=(P, N))
     soft[2, :, 1] = 0
     soft /= soft.sum(axis=2, keepdims=True)
@@ -113,7 +113,7 @@ def test_progress_is_told(problems):
     solvers.fit_many(x, y, l2=0.1, callback=told.append)
     assert told[-1].solved == told[-1].problems == P
     assert [report.solved for report in told] == sorted({report.solved for report in told})
-    assert 0 < told[-1].seconds
+    assert told[-1].seconds > 0
 
 
 @pytest.mark.parametrize(
