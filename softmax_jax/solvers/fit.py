@@ -238,7 +238,8 @@ def fit_path(
     stop, slots = checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
     l2, l1 = strengths.checked(l2, l1)
     smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
-    if isinstance(l1, str) or np.any(l1 > 0):
+    is_smooth = not (isinstance(l1, str) or np.any(l1 > 0))
+    if not is_smooth:
         sharp_method.check(has_l1=True, grouped=grouped, has_offset=offset is not None)
     if callback is not None:
         report.callback = jax_settings.under_present_settings(callback)
@@ -260,6 +261,7 @@ def fit_path(
             fit_intercept=fit_intercept,
             standardize=standardize,
             grouped=grouped,
+            is_smooth=is_smooth,
         )
         l2, l1 = strengths.grid(l2, l1, inputs)
         several = sample_weight is not None and np.ndim(sample_weight) == 2

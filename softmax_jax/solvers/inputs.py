@@ -75,9 +75,18 @@ class Inputs(NamedTuple):
 
 
 def arrange(
-    given: Rows, *, block_size: int | None, fit_intercept: bool, standardize: bool, grouped: bool
+    given: Rows,
+    *,
+    block_size: int | None,
+    fit_intercept: bool,
+    standardize: bool,
+    grouped: bool,
+    is_smooth: bool = True,
 ) -> Inputs:
-    """Lays out rows; see `fit_path` for the arguments."""
+    """Lays out rows; see `fit_path` for the arguments.
+
+    Where not all of the problems are smooth, the shape is not rounded up: they take many steps.
+    """
     if block_size is not None:
         block_size = checks.checked_count(block_size, "block_size")
     num_classes = given.mass.shape[1]
@@ -99,7 +108,9 @@ def arrange(
         own_spread = spread.of_entries(rows.x, np.mean(_shares(rows.weights), axis=0))
         on_host = False
     else:
-        shape = buckets.rounded(n, d, q, classes_may_grow=fit_intercept)
+        shape = buckets.Shape(rounded_up(n), d, q)
+        if is_smooth:
+            shape = buckets.rounded(n, d, q, classes_may_grow=fit_intercept)
         rows = with_padding(rows, features=shape.features - d, classes=shape.classes - q)
         width = max(shape.features, shape.classes)
         layout = _layout(
