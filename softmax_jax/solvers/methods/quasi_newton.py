@@ -114,7 +114,8 @@ class QuasiNewton(Method):
     beyond: LogitsFree = LogitsFree()  # noqa: RUF009  (frozen)
     """Method for more logits, if there is no offset."""
     few: Newton | None = Newton()  # noqa: RUF009  (frozen)
-    """Method where its step costs twice as much as one of this method at most."""
+    """Method where its step costs twice as much as one of this method at most, or penalties of
+    features differ by orders."""
     patience: int = 60
     warm_up_steps: int = 12
     in_row_space: bool | None = None
@@ -127,12 +128,17 @@ class QuasiNewton(Method):
         problem = inputs.problem
         if self.few is None or isinstance(problem.x, SparseRows) or any(j.l2 == 0 for j in jobs):
             return self
-        if not self.few.suits(problem.blocks * problem.rows, problem.d, inputs.q):
+        is_small = self.few.suits(problem.blocks * problem.rows, problem.d, inputs.q)
+        # Penalties that differ by orders leave little to a Hessian that is not all there.
+        is_hard = inputs.is_wide and self.sizes.is_exact(problem.d, inputs.q)
+        if not (is_small or (is_hard and inputs.n * inputs.d * inputs.q <= self.float64_below)):
             return self
         return dataclasses.replace(self.few, fallback=self)
 
     def sized(self, inputs: Inputs) -> Method:
         """Returns the method with the order of the core decided."""
+        if inputs.is_wide:
+            return self
         return dataclasses.replace(self, sizes=self.sizes.decided(inputs.problem, inputs.q))
 
     def renewal_for(self, d: int, q: int) -> int:
