@@ -235,11 +235,7 @@ def _compared(
       block_size: rows at a time.
     """
     l2, l1 = folds.l2[0], folds.l1[0]
-    *_, d, q = params.w.shape
-    # One shape for all blocks of all folds, so that they share a program.
-    most = int((test > 0).sum(axis=1).max())
-    numbers_a_row = l2.size * q if is_sparse(x) else max(d, l2.size * q)
-    size = min(most, block_size or rows_within(numbers_a_row))
+    size = _rows_of_block(params, test, is_sparse(x), block_size)
     sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
     loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
@@ -271,6 +267,16 @@ def _compared(
         best=best,
         one_standard_error=one_standard_error,
     )
+
+
+def _rows_of_block(
+    params: Params, test: np.ndarray, is_sparse: bool, block_size: int | None
+) -> int:
+    """Returns one size for all blocks of all folds, so that they share a program."""
+    numbers = params.w[0, ..., 0, :].size
+    if not is_sparse:
+        numbers = max(numbers, params.w.shape[-2])
+    return min(int((test > 0).sum(axis=1).max()), block_size or rows_within(numbers))
 
 
 def standard_deviations(x: AnyArray, weights: np.ndarray) -> np.ndarray:

@@ -89,38 +89,21 @@ def arrange(
     """
     if block_size is not None:
         block_size = checks.checked_count(block_size, "block_size")
-    num_classes = given.mass.shape[1]
     has_weight = (given.mass > 0).any(axis=0)
     classes = np.flatnonzero(has_weight | (not fit_intercept))
-    rows = of_classes(given, classes) if classes.size < num_classes else given
-    n, q = len(rows.y), classes.size
-    features = np.arange(rows.x.shape[1])
+    rows, features = _needed(given, classes, fit_intercept)
+    n, d = rows.x.shape
     if is_sparse(rows.x):
-        rows = rows._replace(x=canonical(rows.x))
-        features = _used(rows, fit_intercept)
-        rows = of_features(rows, features)
-    if is_sparse(rows.x) and _is_better_dense(rows.x):
-        rows = rows._replace(x=_dense(rows.x))
-    d = features.size
-    own_spread: Spread | None
-    if is_sparse(rows.x):
-        layout = _layout(rows.weights, block_size or _rows_of_sparse(q), least=rounded_up(n))
-        own_spread = spread.of_entries(rows.x, np.mean(_shares(rows.weights), axis=0))
-        on_host = False
+        least = rounded_up(n)
+        layout = _layout(rows.weights, block_size or _rows_of_sparse(classes.size), least)
     else:
-        shape = buckets.Shape(rounded_up(n), d, q)
+        shape = buckets.Shape(rounded_up(n), d, classes.size)
         if is_smooth:
-            shape = buckets.rounded(n, d, q, classes_may_grow=fit_intercept)
-        rows = with_padding(rows, features=shape.features - d, classes=shape.classes - q)
-        width = max(shape.features, shape.classes)
-        layout = _layout(
-            rows.weights,
-            block_size or max(rows_within(width, numbers=CACHED), 256),
-            least=shape.rows,
-        )
-        on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= _FEW_ON_HOST
-        shares = np.mean(_shares(rows.weights), axis=0)
-        own_spread = spread.of_rows(rows.x, shares) if on_host else None
+            shape = buckets.rounded(*shape._replace(rows=n), classes_may_grow=fit_intercept)
+        rows = with_padding(rows, features=shape.features - d, classes=shape.classes - classes.size)
+        cached = rows_within(max(shape.features, shape.classes), numbers=CACHED)
+        layout = _layout(rows.weights, block_size or max(cached, 256), shape.rows)
+    on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= _FEW_ON_HOST
     stored = _stored(rows, layout, fit_intercept, grouped)
     problem, units = of_their_own(
         stored if on_host else jax.device_put(stored),
@@ -128,9 +111,8 @@ def arrange(
         rows.shift,
         rows.largest,
         standardize=standardize,
-        spread=own_spread,
+        spread=_spread_of(rows) if on_host or is_sparse(rows.x) else None,
     )
-    is_wide = _is_wide(problem, rows.offset)
     share = rows.mass / rows.mass.sum(axis=1, keepdims=True)
     return Inputs(
         problem=problem if on_host else jax.device_put(problem),
@@ -140,14 +122,30 @@ def arrange(
         units=units,
         initial=rows.initial,
         one_hot=_is_one_hot(rows),
-        is_wide=is_wide,
+        is_wide=_is_wide(problem, rows.offset),
         n=n,
         q=rows.mass.shape[1],
-        num_classes=num_classes,
+        num_classes=given.mass.shape[1],
         d=d,
         features=features,
         shift=given.shift,
     )
+
+
+def _needed(given: Rows, classes: np.ndarray, fit_intercept: bool) -> tuple[Rows, np.ndarray]:
+    """Returns the rows with these classes, and the features that tell something; and which."""
+    rows = of_classes(given, classes) if classes.size < given.mass.shape[1] else given
+    if not is_sparse(rows.x):
+        return rows, np.arange(rows.x.shape[1])
+    rows = rows._replace(x=canonical(rows.x))
+    features = _used(rows, fit_intercept)
+    rows = of_features(rows, features)
+    return (rows._replace(x=_dense(rows.x)) if _is_better_dense(rows.x) else rows), features
+
+
+def _spread_of(rows: Rows) -> Spread:
+    shares = np.mean(_shares(rows.weights), axis=0)
+    return (spread.of_entries if is_sparse(rows.x) else spread.of_rows)(rows.x, shares)
 
 
 def _is_one_hot(rows: Rows) -> bool:
@@ -171,7 +169,7 @@ class _Layout(NamedTuple):
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
 
 
-def _layout(weights: np.ndarray, block_size: int, least: int = 1) -> _Layout:
+def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
     """Lays out rows with ``weights: [m, n]`` in blocks; a single one has ``least`` at least."""
     n = weights.shape[1]
     blocks = -(-n // min(block_size, n))

@@ -71,8 +71,8 @@ def of_their_own(
         deviation = (
             found.deviation * np.abs(problem.scale) if spread else np.asarray(_deviations(problem))
         )
-        factor = standardized(units, deviation)
-    penalty = dataclasses.replace(problem.penalty, factor=penalised(units, factor))
+        factor = _standardized(units, deviation)
+    penalty = dataclasses.replace(problem.penalty, factor=_penalised(units, factor))
     return problem._replace(penalty=penalty), units
 
 
@@ -89,8 +89,8 @@ def of_several(
     units = _units(center, reach, scale, shift)
     factor = units.size
     if standardize:
-        factor = standardized(units, spread.deviation * np.abs(scale * units.size))
-    return center, units, penalised(units, factor)
+        factor = _standardized(units, spread.deviation * np.abs(scale * units.size))
+    return center, units, _penalised(units, factor)
 
 
 def _center_and_reach(
@@ -129,7 +129,7 @@ def _units(
     return Units(center * scale + shift, size, varies)
 
 
-def standardized(units: Units, deviation: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
+def _standardized(units: Units, deviation: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
     """Returns factors for features divided by their deviations, which are the solvers'.
 
     As in scikit-learn's StandardScaler, what does not vary is left in its unit.
@@ -137,7 +137,7 @@ def standardized(units: Units, deviation: Float[NDArray, "*p d"]) -> Float[NDArr
     return np.where(deviation > 0, deviation, units.size)
 
 
-def penalised(units: Units, factor: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
+def _penalised(units: Units, factor: Float[NDArray, "*p d"]) -> Float[NDArray, "*p d"]:
     """Returns factors whose squares are numbers, also for what does not vary."""
     largest = np.max(factor, axis=-1, keepdims=True, where=units.varies, initial=0)
     factor = np.where(units.varies, factor, np.where(largest > 0, largest, 1))

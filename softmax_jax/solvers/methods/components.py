@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, Float
+from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
@@ -117,11 +117,8 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
         factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
     unit = jnp.ones(d, dtype) if is_exact else 1 / factor
 
-    def weights(j):
-        return jnp.mean(block_of(problem.weights, j), axis=0)
-
     def add_moments(j, carry):
-        s = weights(j)
+        s = _weights(problem, j)
         return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j, unit)
 
     mass, moments = over_blocks(problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype)))
@@ -131,39 +128,55 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     if is_exact:
         return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
 
-    def dense(j):
-        x = passes.features(problem, j)
-        return x * jnp.broadcast_to(unit, x.shape)
-
-    is_sparse = isinstance(problem.x, SparseRows)
     number = sizes.components(problem, q, share=blocks / problem.blocks)
+    is_sparse = isinstance(problem.x, SparseRows)
     if number == d and not is_sparse:
+        values, vectors = jnp.linalg.eigh(_covariance(problem, unit) / mass)
+        values, vectors, rest = jnp.maximum(values[::-1], 0), vectors[:, ::-1], zero
+    else:
+        multiply = partial(_times_covariance, problem, unit, mass)
+        values, vectors = _leading(multiply, d, number, dtype)
+        rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
+    ridge = jnp.ones(number, dtype)
+    return Basis(unit[:, None] * vectors, values, ridge, rest, factor, moments * factor**2)
 
-        def add_covariance(j, carry):
-            x = dense(j)
-            return carry + jnp.matmul(x.T, weights(j)[:, None] * x, precision="highest")
 
-        covariance = over_blocks(problem, add_covariance, jnp.zeros((d, d), dtype))
-        values, vectors = jnp.linalg.eigh(covariance / mass)
-        u = unit[:, None] * vectors[:, ::-1]
-        values = jnp.maximum(values[::-1], 0)
-        return Basis(u, values, jnp.ones(d, dtype), zero, factor, moments * factor**2)
+def _weights(problem: Problem, j: Integer[Array, ""]) -> Float[Array, " rows"]:
+    """Returns the weights of block ``j``, over all weightings."""
+    return jnp.mean(block_of(problem.weights, j), axis=0)
 
-    def multiply(v):
-        def add(j, carry):
-            s = weights(j)[:, None]
-            if is_sparse:
-                scores = passes.times(problem, unit[:, None] * v, j)
-                return carry + unit[:, None] * passes.transposed_times(problem, s * scores, j)
-            x = dense(j)
-            return carry + x.T @ (s * (x @ v))
 
-        return over_blocks(problem, add, jnp.zeros((d, v.shape[1]), dtype)) / mass
+def _dense(
+    problem: Problem, unit: Float[Array, " d"], j: Integer[Array, ""]
+) -> Float[Array, "rows d"]:
+    x = passes.features(problem, j)
+    return x * jnp.broadcast_to(unit, x.shape)
 
-    values, vectors = _leading(multiply, d, number, dtype)
-    rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
-    u = unit[:, None] * vectors
-    return Basis(u, values, jnp.ones(number, dtype), rest, factor, moments * factor**2)
+
+def _covariance(problem: Problem, unit: Float[Array, " d"]) -> Float[Array, "d d"]:
+    """Returns the sum of the outer products of the rows, in these units."""
+
+    def add(j, carry):
+        x = _dense(problem, unit, j)
+        return carry + jnp.matmul(x.T, _weights(problem, j)[:, None] * x, precision="highest")
+
+    return over_blocks(problem, add, jnp.zeros((problem.d, problem.d), problem.dtype))
+
+
+def _times_covariance(
+    problem: Problem, unit: Float[Array, " d"], mass: Float[Array, ""], v: Float[Array, "d p"]
+) -> Float[Array, "d p"]:
+    """Returns the covariance times ``v``, without forming it."""
+
+    def add(j, carry):
+        s = _weights(problem, j)[:, None]
+        if isinstance(problem.x, SparseRows):
+            scores = passes.times(problem, unit[:, None] * v, j)
+            return carry + unit[:, None] * passes.transposed_times(problem, s * scores, j)
+        x = _dense(problem, unit, j)
+        return carry + x.T @ (s * (x @ v))
+
+    return over_blocks(problem, add, jnp.zeros_like(v)) / mass
 
 
 def _leading(
