@@ -41,7 +41,7 @@ class Certificate(NamedTuple):
     gap: Float[Array, " k"]
     """Gaps: the minimum is not below ``value - gap``."""
     slope: Float[Array, " k"]
-    """Largest entries of the gradient of a smooth objective; NaN if a dual was given."""
+    """Largest entries of the gradient where nothing is penalised, else NaN."""
 
 
 def certify(
@@ -96,12 +96,10 @@ def certify(
     center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
     reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
     gap = gap + leftover * reach + 16 * eps * value
-    bounded = (leftover < 1e-10) & ((problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0))
-    gap = jnp.where(bounded, jnp.minimum(gap, value), value)
-    if dual is None:
-        slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
-    else:
-        slope = jnp.full_like(value, jnp.nan)
+    is_penalised = (problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0)
+    gap = jnp.where((leftover < 1e-10) & is_penalised, jnp.minimum(gap, value), value)
+    slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
+    slope = jnp.where(is_penalised, jnp.nan, slope)
     return Certificate(theta, value, gap, slope)
 
 

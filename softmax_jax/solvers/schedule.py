@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -370,7 +369,8 @@ def _with_absent(theta: np.ndarray, absent: np.ndarray) -> np.ndarray:
     return theta
 
 
-def _without_weights(theta: jax.Array) -> jax.Array:
+def _without_weights(theta: Any) -> np.ndarray:
     """Returns zeros but for the bias of classes of no weight."""
-    bias = jnp.where(theta[..., 0] < NEVER / 2, NEVER, 0)
-    return jnp.zeros_like(theta).at[..., 0].set(bias.astype(theta.dtype))
+    nothing = np.zeros_like(theta)
+    nothing[..., 0] = np.where(np.asarray(theta[..., 0]) < NEVER / 2, NEVER, 0)
+    return nothing

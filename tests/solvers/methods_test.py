@@ -11,7 +11,7 @@ import pytest
 
 from softmax_jax import solvers
 from softmax_jax.solvers import methods, passes
-from softmax_jax.solvers.methods import METHODS, SHARP, Method, method_of
+from softmax_jax.solvers.methods import METHODS, SHARP, SMOOTH, Method, method_of
 
 
 class State(NamedTuple):
@@ -121,3 +121,11 @@ def test_other_constants_lead_to_the_same_solution():
         other = solvers.fit(x, y, l2=1e-3, method=solvers.QuasiNewton(**changes))
         assert other.status == solvers.Status.CERTIFIED, changes
         assert other.objective == pytest.approx(usual.objective, rel=1e-4), changes
+
+
+@pytest.mark.parametrize("method", SMOOTH)
+def test_a_slope_is_told_where_nothing_bounds_the_gap(method):
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+    options = {"method": method, "max_passes": 3}
+    assert np.isnan(solvers.fit(x, y, l2=0.1, **options).slope)
+    assert solvers.fit(x, y, l2=0.0, **options).slope > 0

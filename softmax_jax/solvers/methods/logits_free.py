@@ -341,7 +341,7 @@ def _bound(
     """Returns objective, gap and slope; the gap is the objective where nothing is known."""
     penalty = _penalty(problem)
     value = found.loss + penalty.smooth_value(params.w)
-    slope = jnp.max(jnp.abs(found.gradient.w + penalty.gradient(params.w)))
+    slope = jnp.where(problem.l2[0] > 0, jnp.nan, jnp.max(jnp.abs(found.gradient.w)))
     excess = found.gradient.b
     mean_p = aids.mean_targets + excess
     share = jnp.where(excess > 0, excess / jnp.where(mean_p > 0, mean_p, 1), 0)
