@@ -125,13 +125,14 @@ class QuasiNewton(Method):
         """Returns `beyond` where there are too many logits, and `few` where it costs less."""
         if inputs.n * inputs.q >= self.most_logits and inputs.problem.offset is None:
             return self.beyond
-        problem = inputs.problem
-        if self.few is None or isinstance(problem.x, SparseRows) or any(j.l2 == 0 for j in jobs):
+        problem, q = inputs.problem, inputs.q
+        is_small = inputs.n * inputs.d * q <= self.float64_below
+        if self.few is None or not is_small or isinstance(problem.x, SparseRows):
             return self
-        is_small = self.few.suits(problem.blocks * problem.rows, problem.d, inputs.q)
+        suits = self.few.suits(problem.blocks * problem.rows, problem.d, q)
         # Penalties that differ by orders leave little to a Hessian that is not all there.
-        is_hard = inputs.is_wide and self.sizes.is_exact(problem.d, inputs.q)
-        if not (is_small or (is_hard and inputs.n * inputs.d * inputs.q <= self.float64_below)):
+        is_hard = inputs.is_wide and self.sizes.is_exact(problem.d, q)
+        if not (suits or is_hard) or any(job.l2 == 0 for job in jobs):
             return self
         return dataclasses.replace(self.few, fallback=self)
 
