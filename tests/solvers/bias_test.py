@@ -10,7 +10,6 @@ import scipy.special
 from softmax_jax.solvers import jax_settings, passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.inputs import arrange
-from softmax_jax.solvers.problem import NEVER
 from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.separation import margin
 
@@ -23,7 +22,15 @@ def arranged(x, y, **options):
     """The problem for features that lie in their own units as they are, in blocks of 25 rows."""
     names = ("num_classes", "sample_weight", "class_weight", "offset", "scale", "shift", "initial")
     rows = checked_rows(x, y, **(dict.fromkeys(names) | options))
-    return arrange(rows, block_size=25, fit_intercept=True, standardize=False, grouped=False)
+    inputs = arrange(
+        rows,
+        block_size=25,
+        fit_intercept=True,
+        standardize=False,
+        grouped=False,
+        is_smooth=False,  # not filled up
+    )
+    return inputs._replace(problem=jax.device_put(inputs.problem))
 
 
 @pytest.mark.slow
@@ -54,12 +61,8 @@ def test_the_margin_is_the_least_lead_of_a_rows_class():
     weights = (np.arange(N) % 3 > 0) * 1.0
     with jax_settings.held():
         inputs = arranged(X, Y, sample_weight=weights)
-        padded = np.zeros((2, inputs.q, 1 + inputs.problem.d))
-        padded[:, Q:, 0] = NEVER
-        padded[:, :Q, : 1 + D] = theta
-        found = margin(jax.device_put(inputs.problem), jnp.asarray(padded))
-        center, scale = (np.asarray(a)[:D] for a in (inputs.problem.center, inputs.problem.scale))
-        features = (X - center) * scale
+        found = margin(inputs.problem, jnp.asarray(theta))
+        features = (X - np.asarray(inputs.problem.center)) * np.asarray(inputs.problem.scale)
     for own, lead in zip(theta, np.asarray(found), strict=True):
         o = features @ own[:, 1:].T + own[:, 0]
         rivals = np.where(np.eye(Q)[Y] > 0, -np.inf, o).max(axis=1)

@@ -200,3 +200,19 @@ def test_what_is_no_strength(strengths, message):
 def test_a_single_fit_has_a_single_strength(l2):
     with pytest.raises(ValueError, match=r"l2: .* expected a number; fit_path takes several"):
         solvers.fit(*problem(), l2=l2)
+
+
+@pytest.mark.parametrize("weightings", [1, 3])
+def test_a_path_of_a_small_problem_goes_on_from_its_neighbours(weightings):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(90, 4))
+    y = np.argmax(x @ rng.normal(size=(4, 3)) + rng.gumbel(size=(90, 3)), axis=1)
+    weights = rng.integers(1, 4, size=(weightings, 90))
+    l2 = np.geomspace(1, 1e-5, 6)
+    path = solvers.fit_path(x, y, l2=l2, sample_weight=weights, tol=1e-12)
+    alone = [[solvers.fit(x, y, l2=s, sample_weight=w, tol=1e-12) for s in l2] for w in weights]
+    np.testing.assert_allclose(
+        path.objective, [[one.objective for one in row] for row in alone], rtol=1e-12
+    )
+    assert (path.passes <= [[one.passes + 1 for one in row] for row in alone]).all()
+    assert path.passes.sum() < sum(one.passes for row in alone for one in row)

@@ -125,12 +125,11 @@ class Newton(Method):
     ) -> State:
         """Lets a new problem in ``slot`` begin where that of ``source`` stands."""
         state = jax.tree.map(np.array, state)
-        begun = blank(problem, np.asarray(state.theta))
         i, j = np.asarray(slot).item(), np.asarray(source).item()
+        begun = blank(problem, state.theta[[j] * len(state.theta)])
         for name, axis in zip(State._fields, _AXES, strict=True):
             at = (slice(None),) * axis + (i,)
-            getattr(state, name)[at] = np.asarray(getattr(begun, name))[at]
-        state.lead[i] = state.theta[j] if i != j else begun.lead[i]
+            getattr(state, name)[at] = getattr(begun, name)[at]
         return state
 
     def restart(self, state: State, slot: ArrayLike) -> State:
