@@ -427,7 +427,7 @@ NAN_AT_3_1 = np.where(np.arange(8).reshape(4, 2) == 7, np.nan, 1.0)
             dict(l1=1.0, l1_method="proximal-newton", grouped=True),
             "takes no groups",
         ),
-        (dict(method="newton"), "quasi-newton, lbfgs"),
+        (dict(method="bfgs"), "quasi-newton, newton, lbfgs"),
         (dict(initial=Params(np.zeros((3, 2)), np.zeros(2))), "initial: w of shape"),
     ],
 )
