@@ -201,7 +201,7 @@ def _solved_together(own: _Problems, tol: float, max_passes: float) -> Any:
     if chosen.size == 0 or not method.suits(n, d, q):
         return
     on_cpu = jax.default_backend() == "cpu"
-    workers = len(os.sched_getaffinity(0)) if on_cpu else 1
+    workers = (os.cpu_count() or 1) if on_cpu else 1
     # Of one length, as each is compiled for.
     chunks = max(-(-chosen.size * n * d // _CHUNK), min(workers, chosen.size))
     length = rounded_up(-(-chosen.size // chunks))
