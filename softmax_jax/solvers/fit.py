@@ -56,10 +56,11 @@ def fit(
     infinity" where the classes are separated.
 
     Problems with l1 = 0 are solved by L-BFGS that starts from an approximate Hessian (Nocedal and
-    Wright, *Numerical Optimization*, algorithm 7.4), those with l1 > 0 by proximal gradients
-    (Beck and Teboulle 2009) or proximal Newton (Lee, Sun and Saunders 2014). Work is in float32 for
-    all but small problems, and goes on in float64 where that does not suffice. The JAX settings of
-    the caller (x64, dtype promotion, transfer guard, debugging) change nothing in it.
+    Wright, *Numerical Optimization*, algorithm 7.4), and small ones by Newton's method; those with
+    l1 > 0 by proximal gradients (Beck and Teboulle 2009) or proximal Newton (Lee, Sun and Saunders
+    2014). Work is in float32 for all but small problems, and goes on in float64 where that does not
+    suffice. The JAX settings of the caller (x64, dtype promotion, transfer guard, debugging) change
+    nothing in it.
 
     Example:
       >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])

@@ -114,6 +114,9 @@ def fit_many(
             initial=None,
         )
     own = _Problems(rows, ends, strengths, fit_intercept, standardize)
+    for i in range(problems):
+        mass = mass_of_classes(rows.y[own.of(i)], rows.weights[0, own.of(i)], rows.mass.shape[1])
+        refuse_single_class(mass, f"y of problem {i}")
     solutions: dict[tuple[int, ...], Solution] = {}
 
     def report(found: dict[int, Solution]) -> None:
@@ -240,7 +243,7 @@ class _Stack(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What the program returns of each problem."""
+    """Certified solutions, in the solvers' units, of problems with an axis in front."""
 
     theta: Array
     value: Array
@@ -263,8 +266,6 @@ def _stack(own: _Problems, chosen: NDArray, n: int) -> tuple[_Stack, Units, NDAr
     total = weights.sum(axis=1)
     q, x, y = rows.mass.shape[1], rows.x[at], rows.y[at]
     mass = np.stack([mass_of_classes(*pair, q) for pair in zip(y, weights, strict=True)])
-    for i in np.flatnonzero(~((mass > 0).sum(axis=1) > 1)):
-        refuse_single_class(mass[i], f"y of problem {chosen[i]}")
     shares = weights / total[:, None]
     center, units, factor = of_several(
         spread.of_rows(x, shares),

@@ -107,6 +107,17 @@ def test_as_many_rows_as_before_compile_nothing(problems, count_compilations):
     assert count_compilations(lambda: solvers.fit_many(x[::-1], y[::-1], l2=0.2)) == 0
 
 
+def test_problems_may_be_solved_side_by_side(problems, monkeypatch):
+    x, y = problems
+    in_turn = solvers.fit_many(x, y, l2=0.01)
+    # As on a device with many cores, which there need not be one of here.
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    together = solvers.fit_many(x, y, l2=0.01)
+    assert set(together.status) == {Status.CERTIFIED}
+    np.testing.assert_allclose(together.objective, in_turn.objective, rtol=1e-13)
+    np.testing.assert_allclose(together.params.w, in_turn.params.w, atol=1e-10)
+
+
 def test_progress_is_told(problems):
     x, y = problems
     told = []
@@ -125,6 +136,7 @@ def test_progress_is_told(problems):
         ({"x": [scipy.sparse.eye_array(3, format="csr")] * P}, "x: expected dense features"),
         ({"y": np.zeros((P, N - 1), int)}, "y: expected as many rows in each problem as in x"),
         ({"y": np.arange(P * N).reshape(P, N) // N % 4}, "y of problem 0"),
+        ({"y": np.arange(P * N).reshape(P, N) // N % 4, "l2": 0}, "y of problem 0"),
         ({"l2": [1.0, 2.0]}, r"l2: \[1.0, 2.0\]; expected a number, or one for each of 7"),
         ({"l2": -1.0}, "l2: -1.0; expected finite numbers"),
         ({"tol": 0}, "tol: 0; expected a positive number"),

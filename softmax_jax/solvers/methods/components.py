@@ -25,7 +25,7 @@ class Sizes:
     core: int = 1000
     """Order of the inverse that is formed exactly, at most."""
     steps_for_core: float = 8.0
-    """Steps of the solver that forming it may cost."""
+    """Steps of the solver that forming it may cost; inf takes `core` as it is."""
     leading: int = 256
     """Most components in it, and most of those that are computed where not all are."""
     steps_for_all: float = 25.0

@@ -4,7 +4,7 @@ The Hessian of the mean loss is :math:`\sum_i s_i (\mathrm{diag}(p_i) - p_i p_i^
 x_i^\top`. In the principal components of the features, each in the unit in which it is penalised,
 
 - it is formed on the bias and the ``r`` largest components, with all of the coupling between
-  classes, from a sample of rows, and inverted: it has ``(r + 1) q`` rows, about a thousand;
+  classes, from a sample of rows, and inverted: it has ``(r + 1) q`` rows, a thousand at most;
 - on the other components it is taken to be :math:`A \otimes \mathrm{diag}(v)` with the mean
   :math:`A` of the class covariances and the variances :math:`v` of the components: diagonal in the
   eigenvectors of A, so that adding the ridge and inverting are divisions;
