@@ -152,8 +152,8 @@ class Newton(Method):
         """Certifies the problem of a slot: with its bias as it is, if that is the best one."""
         tried = 0
         if most >= 2:
-            certificate = _certified(exact, theta, slot, weighting)
-            if float(certificate.gap[0]) < float(certificate.value[0]):
+            certificate = jax.device_get(_certified(exact, theta, slot, weighting))
+            if certificate.gap[0] < certificate.value[0]:
                 return certificate, 1
             tried = 1
         certificate, taken = super().certify(setup, exact, theta, dual, slot, weighting, most=most)
