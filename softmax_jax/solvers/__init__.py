@@ -9,9 +9,11 @@ from softmax_jax.solvers.methods import LBFGS as LBFGS
 from softmax_jax.solvers.methods import LogitsFree as LogitsFree
 from softmax_jax.solvers.methods import Method as Method
 from softmax_jax.solvers.methods import Newton as Newton
+from softmax_jax.solvers.methods import OrthantNewton as OrthantNewton
 from softmax_jax.solvers.methods import Proximal as Proximal
 from softmax_jax.solvers.methods import ProximalNewton as ProximalNewton
 from softmax_jax.solvers.methods import QuasiNewton as QuasiNewton
+from softmax_jax.solvers.plan import Plan as Plan
 from softmax_jax.solvers.solution import History as History
 from softmax_jax.solvers.solution import Progress as Progress
 from softmax_jax.solvers.solution import Solution as Solution

@@ -19,16 +19,26 @@ With l1 = 0 and P = softmax(O) that is :math:`|G + l_2 W|^2 / (2 l_2)`. With l2 
 With neither there is no bound.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from softmax_jax._annotations import Array, Float
+from softmax_jax._annotations import Array, Float, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
+from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.passes import over_classes, wide
-from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import (
+    NEVER,
+    Problem,
+    Strengths,
+    block_of,
+    over_blocks,
+    with_strengths,
+)
 
 
 class Certificate(NamedTuple):
@@ -124,3 +134,28 @@ def _divergence(
         return total + jnp.sum(s * over_classes(jnp.maximum(terms, 0)), axis=-1)
 
     return over_blocks(problem, add, jnp.zeros(k, logits.dtype))
+
+
+def certified_together(
+    problem: Problem,
+    weighting: int,
+    jobs: Sequence[Strengths],
+    theta: Float[Array | NDArray, "k q columns"],
+) -> list[Any]:
+    """Certifies several problems of one weighting in one pass, and fetches each `Certificate`.
+
+    Args:
+      problem: the rows, in float64, with all weightings.
+      weighting: by number.
+      jobs: the strengths of the problems.
+      theta: their parameters.
+    """
+    alone = problem._replace(weights=problem.weights[:, weighting : weighting + 1])
+    alone = with_strengths(alone, jobs, np.float64)
+    found = jax.device_get(_certified(alone, theta.astype(np.float64)))
+    return [jax.tree.map(lambda a, i=i: a[i : i + 1], found) for i in range(len(jobs))]
+
+
+@compiled
+def _certified(problem: Problem, theta: Float[Array, "k q columns"]) -> Certificate:
+    return certify(problem, theta, None)

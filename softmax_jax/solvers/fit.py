@@ -11,13 +11,15 @@ import numpy as np
 from softmax_jax import _fork, checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, row_space, schedule, strengths
+from softmax_jax.solvers import jax_settings, row_space, schedule, walks
+from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.inputs import Inputs, arrange
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL, Job, Stop
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, SHARP, SMOOTH, Method, method_of
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.solution import Progress, Solution, stacked
+from softmax_jax.solvers.strengths import NUMBER
 from softmax_jax.status import Status
 
 # Gaps in working precision have to be this much below the tolerance, for rounding.
@@ -57,10 +59,10 @@ def fit(
 
     Problems with l1 = 0 are solved by L-BFGS that starts from an approximate Hessian (Nocedal and
     Wright, *Numerical Optimization*, algorithm 7.4), and small ones by Newton's method; those with
-    l1 > 0 by proximal gradients (Beck and Teboulle 2009) or proximal Newton (Lee, Sun and Saunders
-    2014). Work is in float32 for all but small problems, and goes on in float64 where that does not
-    suffice. The JAX settings of the caller (x64, dtype promotion, transfer guard, debugging) change
-    nothing in it.
+    l1 > 0 by Newton's method on the weights that are not zero (Keskar, Nocedal, Öztoprak and
+    Wächter 2016), in groups by proximal gradients (Beck and Teboulle 2009). Work is in float32 for
+    all but small problems, and goes on in float64 where that does not suffice. The JAX settings of
+    the caller (x64, dtype promotion, transfer guard, debugging) change nothing in it.
 
     Example:
       >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
@@ -102,8 +104,9 @@ def fit(
         does not, and takes its place where there are 2**28 of them or more and no offset, slower
         and certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
         `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
-      l1_method: for l1 > 0: ``"proximal"``, which hands over to ``"proximal-newton"`` where
-        parameters are few and it is slow; either, or a `Method`.
+      l1_method: for l1 > 0: ``"orthant-newton"``, which makes way for ``"proximal"`` where weights
+        are penalised in groups or it is slow, as that does for ``"proximal-newton"`` where
+        parameters are few; any of these, or a `Method`.
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
         Results depend on it by rounding only.
@@ -155,6 +158,8 @@ def fit_path(
     *,
     l2: AnyArray,
     l1: AnyArray = 0.0,
+    strengths: SupportsIndex = NUMBER,
+    weakest: float | None = None,
     grouped: bool = False,
     num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
@@ -189,12 +194,14 @@ def fit_path(
       x: see `fit`.
       y: see `fit`.
       l2: strengths of any shape, broadcast with ``l1``: ``l2[:, None], l1[None]`` makes a grid. Or
-        ``"auto"`` for 22 of them, along the last axis of the results: from
+        ``"auto"`` for several, along the last axis of the results: from
         :math:`50 \|G\|^2 / F_0` on, where the features explain at most a hundredth of the loss,
         down to 1e-7 of that. :math:`F_0` and :math:`G` are the loss at W = 0 and its gradient in W.
       l1: strengths; or ``"auto"``, if l2 is not: from :math:`\max_{ij} |G_{ij}|` on (grouped,
         :math:`\max_i \|G_i\|`), the least at which W = 0 is the solution, down to 1e-3 of that, or
         1e-2 where there are fewer rows than features.
+      strengths: number of strengths that ``"auto"`` stands for.
+      weakest: the weakest of them, as a share of the strongest.
       grouped: whether l1 penalises the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
       num_classes: q, by default one more than the largest class id; more classes than rows have to
@@ -237,7 +244,8 @@ def fit_path(
         method_of(l1_method, SHARP, "l1_method"),
     )
     stop, slots = checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
-    l2, l1 = strengths.checked(l2, l1)
+    l2, l1 = of_path.checked(l2, l1)
+    number, weakest = of_path.checked_path(strengths, weakest)
     smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
     is_smooth = not (isinstance(l1, str) or np.any(l1 > 0))
     if not is_smooth:
@@ -264,7 +272,7 @@ def fit_path(
             grouped=grouped,
             is_smooth=is_smooth,
         )
-        l2, l1 = strengths.grid(l2, l1, inputs)
+        l2, l1 = of_path.grid(l2, l1, inputs, number, weakest)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
         jobs = [
             Job((m,) * several + at, m, float(l2[at]), float(l1[at]), MARGIN * tol)
@@ -274,8 +282,9 @@ def fit_path(
         report.problems = len(jobs)
         smooth = [job for job in jobs if job.l1 == 0]
         sharp = [job for job in jobs if job.l1 > 0]
-        solved = _solved(inputs, smooth, smooth_method, stop, report, slots)
-        solved |= _solved(inputs, sharp, sharp_method, stop, report, slots)
+        found = _solved(inputs, smooth, smooth_method, stop, report, slots)
+        found |= _solved(inputs, sharp, sharp_method, stop, report, slots)
+        solved = {place: solution for place, (solution, _) in found.items()}
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     solution = _with_all_features(stacked(solved, shape), inputs)
     solution = _with_all_classes(solution, inputs.classes, inputs.num_classes)
@@ -302,38 +311,53 @@ def _solved(
     stop: Stop,
     report: Report,
     slots: int,
-) -> dict[tuple[int, ...], Solution]:
-    """Solves jobs by a method, and by its successor what it has not solved after some passes."""
+) -> dict[tuple[int, ...], tuple[Solution, Job]]:
+    """Solves jobs by a method, or what it leaves them to."""
     if not jobs:
         return {}
-    method = method.instead(inputs, jobs)
+    return _solved_by(method.instead(inputs, jobs), inputs, jobs, stop, report, slots)
+
+
+def _solved_by(
+    method: Method,
+    inputs: Inputs,
+    jobs: Sequence[Job],
+    stop: Stop,
+    report: Report,
+    slots: int = 1,
+) -> dict[tuple[int, ...], tuple[Solution, Job]]:
+    """Solves jobs by a method, and by its successor what it has not solved after some passes."""
     successor = method.successor(inputs)
     patient = stop
     if successor is not None:
-        patient = stop._replace(max_passes=min(stop.max_passes, method.successor_after))
+        most = max(job.passes for job in jobs) + method.successor_after
+        patient = stop._replace(max_passes=min(stop.max_passes, most))
     in_row_space = method.in_row_space
     if in_row_space is None:
         in_row_space = row_space.pays(inputs, jobs)
     in_row_space = in_row_space and row_space.applies(inputs, jobs, patient)
-    solve = row_space.solve if in_row_space else schedule.solve
+    solve = schedule.solve
+    if in_row_space:
+        solve = row_space.solve
+    elif walks.applies(method, patient):
+        solve = walks.solve
     # Decided; programs are the same for both.
     method = dataclasses.replace(method, in_row_space=False)
-    found = solve(inputs, jobs, method, patient, report, slots=slots)
-    solved = {place: solution for place, (solution, _) in found.items()}
+    solved = solve(inputs, jobs, method, patient, report, slots=slots)
     for job in jobs if successor is not None else ():
-        first, ended = found[job.place]
+        first, ended = solved[job.place]
         if first.status == Status.CERTIFIED or stop.max_passes < ended.passes + 2:
             continue
         report.solved -= 1
         # From where the other began: it may be stuck where this one gets nowhere either.
         again = ended.begun_anew().with_target(MARGIN * stop.tol)
         assert successor is not None
-        ((second, _),) = schedule.solve(inputs, [again], successor, stop, report).values()
+        ((second, last),) = _solved_by(successor, inputs, [again], stop, report).values()
         if second.gap > first.gap:
             second = first._replace(
                 passes=second.passes, history=second.history, reason=second.reason
             )
-        solved[job.place] = second
+        solved[job.place] = second, last
     return solved
 
 

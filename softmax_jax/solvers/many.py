@@ -20,7 +20,7 @@ from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
 from softmax_jax.data.targets import mass_of_classes, refuse_single_class
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers import jax_settings, spread
+from softmax_jax.solvers import cost, jax_settings, spread
 from softmax_jax.solvers import strengths as checked_strengths
 from softmax_jax.solvers.buckets import rounded_up
 from softmax_jax.solvers.certificate import certify
@@ -29,6 +29,7 @@ from softmax_jax.solvers.fit import checked_stop, fit
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import newton
 from softmax_jax.solvers.methods.newton import Newton
+from softmax_jax.solvers.plan import Plan
 from softmax_jax.solvers.problem import NEVER, Problem
 from softmax_jax.solvers.rows import Rows, checked_rows, is_sparse
 from softmax_jax.solvers.solution import NEGLIGIBLE, History, Progress, Solution, stacked
@@ -224,7 +225,7 @@ def _solved_together(own: _Problems, tol: float, max_passes: float) -> Any:
                     side_by_side=1 if on_cpu else _SIDE_BY_SIDE,
                 )
             )
-        return _certified(own, part, found, units, absent, baseline, tol)
+        return _certified(own, part, found, units, absent, baseline, tol, method, n)
 
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
         yield from threads.map(solved, parts)
@@ -336,6 +337,8 @@ def _certified(
     absent: NDArray,
     baseline: NDArray,
     tol: float,
+    method: Newton,
+    rows_of_each: int,
 ) -> dict[int, Solution]:
     """Returns solutions by number, for the features that users have: those that are certified."""
     params, centered, error = to_users(
@@ -344,6 +347,17 @@ def _certified(
     gap = np.where(found.gap < found.value, found.gap + error**2 / 2, found.value)
     relative = gap / np.maximum(found.value, NEGLIGIBLE * baseline)
     nothing: Any = np.zeros(0)
+    n, d, q = rows_of_each, units.mean.shape[1], absent.shape[1]
+    plan = Plan(
+        method=method,
+        dtype="float64",
+        rows=n,
+        features=d,
+        classes=q,
+        blocks=1,
+        flop=cost.step(n, n * d, q),
+        reasons=(f"Newton: {method.reason_for(n, d, q)}", "one program for many problems"),
+    )
     return {
         int(number): Solution(
             params=jax.tree.map(lambda a, i=i: a[i], params),
@@ -357,6 +371,7 @@ def _certified(
             reason="",
             passes=float(found.steps[i] + 1),
             history=History(*(nothing for _ in History._fields)),
+            plan=plan,
         )
         for i, number in enumerate(chosen)
         if relative[i] <= tol

@@ -19,6 +19,12 @@ FEWEST_PASSES = 40
 SHARE = 0.9
 
 
+def are_large(inputs: Inputs, method: Method) -> bool:
+    """Returns whether offsets differ so much within a row that smaller ones come first."""
+    offset = inputs.problem.offset
+    return offset is not None and float(jnp.max(jnp.ptp(offset, axis=1))) > method.large_offset
+
+
 def with_start(
     inputs: Inputs,
     queues: dict[int, collections.deque[Job]],
@@ -43,9 +49,9 @@ def with_start(
       solve: `softmax_jax.solvers.schedule.solve`.
     """
     offset = inputs.problem.offset
-    if offset is None or inputs.initial is not None or stop.max_passes < FEWEST_PASSES:
+    if inputs.initial is not None or stop.max_passes < FEWEST_PASSES:
         return inputs, queues
-    if not float(jnp.max(jnp.ptp(offset, axis=1))) > method.large_offset:
+    if offset is None or not are_large(inputs, method):
         return inputs, queues
     first = min((queue[0] for queue in queues.values()), key=lambda job: job.order)
     easier = Job((), first.weighting, 3 * first.l2, first.l1, ROUGH)

@@ -22,7 +22,7 @@ import numpy as np
 
 from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers import cost, passes, schedule
-from softmax_jax.solvers.certificate import Certificate, certify
+from softmax_jax.solvers.certificate import Certificate, certified_together
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, verdict
@@ -32,7 +32,6 @@ from softmax_jax.solvers.problem import (
     Problem,
     block_of,
     over_blocks,
-    with_strengths,
 )
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.solution import Solution, negligible, solution_of
@@ -56,10 +55,16 @@ class RowSpace(NamedTuple):
 
 def pays(inputs: Inputs, jobs: Sequence[Job]) -> bool:
     """Returns whether it costs less to solve the problems so."""
+    within, without = costs(inputs, jobs)
+    return within < without
+
+
+def costs(inputs: Inputs, jobs: Sequence[Job]) -> tuple[float, float]:
+    """Returns what it costs to solve the problems in the space of the rows, and as they are."""
     n, d, q = inputs.problem.blocks * inputs.problem.rows, inputs.problem.d, inputs.q
     steps = _STEPS + _STEPS_FROM_NEIGHBOUR * (len(jobs) - 1)
     change = cost.FLOAT64 * (2.0 * n * n * d + 2 * cost.eigenvectors(n))
-    return change + steps * cost.step(n, n * n, q) < steps * cost.step(n, n * d, q)
+    return change + steps * cost.step(n, n * n, q), steps * cost.step(n, n * d, q)
 
 
 def applies(inputs: Inputs, jobs: Sequence[Job], stop: Stop) -> bool:
@@ -85,15 +90,18 @@ def solve(
     space, features = _change(inputs.problem)
     less = stop._replace(max_passes=stop.max_passes - 1)
     inside = schedule.solve(_inside(inputs, features), jobs, method, less, report, slots=slots)
+    within, without = costs(inputs, jobs)
+    reason = f"in the space of the rows: it takes {within:.1e} FLOP, that of features {without:.1e}"
     solved = {}
     for m in sorted({job.weighting for job in jobs}):
         own = [(s, job) for s, job in inside.values() if job.weighting == m]
         ended = [job for _, job in own]
+        plans = [found.plan._replace(reasons=(*found.plan.reasons, reason)) for found, _ in own]
         thetas = _outside(inputs.problem, space, _stacked([solution for solution, _ in own]))
-        certified = jax.device_get(_certified(_alone(inputs.problem, m, ended), thetas))
-        for i, job in enumerate(ended):
-            alone = jax.tree.map(lambda a, i=i: a[i : i + 1], certified)
-            solved[job.place] = _settled(inputs, job.after(1), alone, method, stop, report)
+        certified = certified_together(inputs.problem, m, ended, thetas)
+        for i, (job, alone) in enumerate(zip(ended, certified, strict=True)):
+            found, job = _settled(inputs, job.after(1), alone, method, stop, report)
+            solved[job.place] = found._replace(plan=found.plan or plans[i]), job
     return solved
 
 
@@ -112,12 +120,6 @@ def _stacked(solutions: Sequence[Solution]) -> np.ndarray:
     w, b = (np.stack([getattr(s.params, name) for s in solutions]) for name in ("w", "b"))
     b = np.where(np.isneginf(b), NEVER, b)
     return np.concatenate([b[..., None], np.swapaxes(w, 1, 2)], axis=2)
-
-
-def _alone(problem: Problem, weighting: int, jobs: Sequence[Job]) -> Problem:
-    """Returns the problem with one weighting, and the strengths of its jobs."""
-    problem = problem._replace(weights=problem.weights[:, weighting : weighting + 1])
-    return with_strengths(problem, jobs, np.float64)
 
 
 def _settled(
@@ -195,8 +197,3 @@ def _outside(
 def _counts(problem: Problem) -> Float[Array, "blocks rows"]:
     """Returns 1 for rows that have weight under any weighting, else 0."""
     return jnp.any(problem.weights > 0, axis=1).astype(problem.dtype)
-
-
-@compiled
-def _certified(problem: Problem, theta: Float[Array, "k q columns"]) -> Certificate:
-    return certify(problem, theta, None)

@@ -20,6 +20,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, Verdict, verdict
 from softmax_jax.solvers.methods.method import Method, Setup, of_slot
+from softmax_jax.solvers.plan import plan_of
 from softmax_jax.solvers.problem import NEVER, Problem, with_strengths
 from softmax_jax.solvers.report import Report, recorded
 from softmax_jax.solvers.solution import Solution, negligible, solution_of
@@ -30,7 +31,7 @@ from softmax_jax.status import Status, unbounded
 UNPENALISED_TARGET = 0.01
 
 
-class Plan(NamedTuple):
+class Group(NamedTuple):
     """Jobs that are solved together, and how."""
 
     queues: Sequence[collections.deque[Job]]
@@ -69,17 +70,17 @@ def solve(
     inputs, queues = offsets.with_start(inputs, queues, method, stop, report, solve)
     wide = small or inputs.is_wide or method.always_float64
     start = None if inputs.initial is None else to_solver(inputs.units, inputs.initial)
-    plans = collections.deque(
-        Plan(queues_of_plan, np.float64 if wide else np.float32, start)
-        for queues_of_plan in _in_slots(queues, method.width, slots)
+    groups = collections.deque(
+        Group(together, np.float64 if wide else np.float32, start)
+        for together in _in_slots(queues, method.width, slots)
     )
     solved: dict[tuple[int, ...], tuple[Solution, Job]] = {}
-    while plans:
-        found, unfinished = run(inputs, plans.popleft(), method, stop, report)
+    while groups:
+        found, unfinished = run(inputs, groups.popleft(), method, stop, report)
         solved |= found
         # What float32 cannot finish is queued again, in float64.
-        plans.extendleft(
-            Plan([collections.deque([job])], np.float64, theta)
+        groups.extendleft(
+            Group([collections.deque([job])], np.float64, theta)
             for job, theta in reversed(unfinished)
         )
     return solved
@@ -108,13 +109,13 @@ def _in_slots(
     # Of one width, as far as it goes, as each width is compiled for.
     groups = -(-len(weightings) // width)
     width_of_all = -(-len(weightings) // groups)
-    plans = []
+    groups_of_queues = []
     for first in range(0, len(weightings), width_of_all):
         own = [queues[m] for m in weightings[first : first + width_of_all]]
         if len(own) == 1:  # the slots draw from one queue
             own = own * min(slots if width > 1 else 1, len(own[0]))
-        plans.append(own)
-    return plans
+        groups_of_queues.append(own)
+    return groups_of_queues
 
 
 @dataclasses.dataclass
@@ -144,10 +145,10 @@ class Slots:
 
 
 def run(
-    inputs: Inputs, plan: Plan, method: Method, stop: Stop, report: Report
+    inputs: Inputs, group: Group, method: Method, stop: Stop, report: Report
 ) -> tuple[dict[tuple[int, ...], tuple[Solution, Job]], list[tuple[Job, np.ndarray]]]:
-    """Works on a plan until its queues are empty; see `Slots` for what it returns."""
-    slots = _begun(inputs, plan, method, stop, report)
+    """Works on a group until its queues are empty; see `Slots` for what it returns."""
+    slots = _begun(inputs, group, method, stop, report)
     if slots.state is None:
         return slots.solved, []
     while slots.busy.any():
@@ -168,30 +169,30 @@ def run(
     return slots.solved, slots.unfinished
 
 
-def _begun(inputs: Inputs, plan: Plan, method: Method, stop: Stop, report: Report) -> Slots:
+def _begun(inputs: Inputs, group: Group, method: Method, stop: Stop, report: Report) -> Slots:
     """Fills the slots and brings them to where their problems start."""
-    everything = list(itertools.chain(*{id(queue): queue for queue in plan.queues}.values()))
-    jobs = [queue.popleft() for queue in plan.queues]
+    everything = list(itertools.chain(*{id(queue): queue for queue in group.queues}.values()))
+    jobs = [queue.popleft() for queue in group.queues]
     weightings = sorted({job.weighting for job in jobs})
     d, q = inputs.problem.d, inputs.q
     penalised = any(job.l2 > 0 for job in everything)
-    setup = method.prepare(inputs, weightings, plan.dtype, penalised=penalised)
+    setup = method.prepare(inputs, weightings, group.dtype, penalised=penalised)
     slots = Slots(
         inputs=inputs,
         method=method,
         stop=stop,
         report=report,
-        queues=plan.queues,
-        dtype=plan.dtype,
+        queues=group.queues,
+        dtype=group.dtype,
         jobs=jobs,
         busy=np.ones(len(jobs), bool),
         weightings=weightings,
         setup=setup,
-        problem=with_strengths(setup.working, jobs, plan.dtype),
+        problem=with_strengths(setup.working, jobs, group.dtype),
         state=None,
         patience=method.patience_with(d, q, small=is_small(inputs, method)),
     )
-    start = setup.origin if plan.initial is None else plan.initial
+    start = setup.origin if group.initial is None else group.initial
     theta = np.zeros((len(jobs), q, 1 + d))
     theta[:] = 0 if start is None else start
     if jobs[0].steps_left(stop, 1) < 1:
@@ -199,9 +200,9 @@ def _begun(inputs: Inputs, plan: Plan, method: Method, stop: Stop, report: Repor
             _certify_start(slots, theta[:1], job)
         return slots
     theta = _with_absent(theta, inputs.absent[[job.weighting for job in jobs]])
-    begin: Any = theta.astype(plan.dtype)
+    begin: Any = theta.astype(group.dtype)
     zero = begin
-    if plan.initial is None:
+    if group.initial is None:
         begin, slots.jobs = warm_up.on_samples(
             method, slots.problem, setup.aids, begin, jobs, stop, report
         )
@@ -313,9 +314,10 @@ def _certify_start(slots: Slots, theta: np.ndarray, job: Job) -> None:
 
 
 def _finish(slots: Slots, job: Job, certificate: Certificate, ended: Verdict) -> None:
-    solution = solution_of(
-        slots.inputs, slots.setup.units, certificate, job, ended, tol=slots.stop.tol
-    )
+    inputs, method = slots.inputs, slots.method
+    solution = solution_of(inputs, slots.setup.units, certificate, job, ended, tol=slots.stop.tol)
+    small = is_small(inputs, method)
+    solution = solution._replace(plan=plan_of(inputs, method, slots.dtype, is_small=small))
     slots.solved[job.place] = solution, job
     slots.report.solved += 1
 

@@ -79,6 +79,8 @@ class Solution(NamedTuple):
     """Strength of the squared penalty."""
     l1: Any = None
     """Strength of the absolute penalty."""
+    plan: Any = None
+    """`Plan` of what was chosen for the problem, and why."""
 
 
 def negligible(inputs: Inputs, weighting: int) -> float:
@@ -137,7 +139,7 @@ def solution_of(
 
 
 def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) -> Solution:
-    """Stacks solutions into one of arrays with ``shape`` in front; histories are objects."""
+    """Stacks solutions into one of arrays with ``shape`` in front, or of objects."""
     if shape == ():
         return solved[()]
     order = [solved[at] for at in np.ndindex(shape)]
@@ -146,9 +148,11 @@ def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) 
         values = np.array(values)
         return values.reshape(*shape, *values.shape[1:])
 
-    histories = np.empty(shape, object)
-    for at in np.ndindex(shape):
-        histories[at] = solved[at].history
+    def objects(name):
+        values = np.empty(shape, object)
+        for at in np.ndindex(shape):
+            values[at] = getattr(solved[at], name)
+        return values
 
     def params(values):
         values = list(values)
@@ -157,7 +161,8 @@ def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) 
     return Solution(
         params=params(solution.params for solution in order),
         centered=params(solution.centered for solution in order),
-        history=histories,
+        history=objects("history"),
+        plan=objects("plan"),
         **{
             name: stack([getattr(solution, name) for solution in order])
             for name in (

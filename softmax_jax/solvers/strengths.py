@@ -13,10 +13,13 @@ enough for that, but the objective is at least :math:`F_0 - \|G\|^2 / (2 l_2)`: 
 :math:`\epsilon` of the loss. Both keep their meaning if features come in other units.
 """
 
+from typing import SupportsIndex
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax import checks
 from softmax_jax._annotations import AnyArray, Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
@@ -62,48 +65,78 @@ def _checked(value: AnyArray, name: str) -> Float[NDArray, "..."] | str:
     return strength
 
 
+def checked_path(number: SupportsIndex, ratio: float | None) -> tuple[int, float | None]:
+    """Checks the number of strengths of an ``auto`` path, and the share of the weakest.
+
+    Raises:
+      ValueError: if there is no strength, or the weakest is not the least.
+    """
+    if ratio is not None and not 0 < ratio < 1:
+        raise ValueError(f"weakest: {ratio!r}; expected a share between 0 and 1, or None")
+    return checks.checked_count(number, "strengths"), ratio
+
+
 def grid(
-    l2: Float[NDArray, "..."] | str, l1: Float[NDArray, "..."] | str, inputs: Inputs
+    l2: Float[NDArray, "..."] | str,
+    l1: Float[NDArray, "..."] | str,
+    inputs: Inputs,
+    number: int = NUMBER,
+    ratio: float | None = None,
 ) -> tuple[Float[NDArray, "*grid"], Float[NDArray, "*grid"]]:
     """Returns l2 and l1 with the shape of the grid; ``auto`` is its last axis, from strong to weak.
 
     Several weightings share the path of the one with the largest strengths.
+
+    Args:
+      l2: strengths, or ``auto``.
+      l1: strengths, or ``auto``.
+      inputs: the rows.
+      number: how many ``auto`` stands for.
+      ratio: the weakest of these, as a share of the strongest; None means a default.
     """
     if isinstance(l2, str) or isinstance(l1, str):
         largest_l2, largest_l1 = _largest(inputs)
         if isinstance(l2, str):
-            l2, l1 = _path(largest_l2, _WEAKEST_L2), np.asarray(l1)[..., None]
+            path = _path(largest_l2, ratio or _WEAKEST_L2, number)
+            l2, l1 = path, np.asarray(l1)[..., None]
         else:
             few = inputs.n < inputs.d
             weakest = _WEAKEST_L1_OF_FEW_ROWS if few else _WEAKEST_L1
-            l2, l1 = np.asarray(l2)[..., None], _path(largest_l1, weakest)
+            l2, l1 = np.asarray(l2)[..., None], _path(largest_l1, ratio or weakest, number)
     l2, l1 = np.broadcast_arrays(l2, l1)
     return l2, l1
 
 
-def _path(largest: float, weakest: float) -> Float[NDArray, " strengths"]:
+def _path(largest: float, weakest: float, number: int) -> Float[NDArray, " strengths"]:
     # Where no feature has to do with the classes, any strength will do.
-    return np.geomspace(1, weakest, NUMBER) * (largest if 0 < largest < np.inf else 1)
+    return np.geomspace(1, weakest, number) * (largest if 0 < largest < np.inf else 1)
 
 
 def _largest(inputs: Inputs) -> tuple[float, float]:
     """Returns the largest l2 and l1 over the weightings."""
     largest = []
-    for m, absent in enumerate(inputs.absent):
-        problem = inputs.problem._replace(weights=inputs.problem.weights[:, m : m + 1])
-        loss, g = jax.device_get(_without_weights(problem, absent))
-        sizes = np.asarray(problem.penalty.sizes(g))
+    for m in range(len(inputs.absent)):
+        loss, _, g = without_weights(inputs, m)
+        sizes = np.asarray(inputs.problem.penalty.sizes(g))
         share = _SHARE * np.where(loss > 0, loss, np.inf)
         largest.append((np.sum(g * g) / (2 * share), (1 + _MARGIN) * sizes.max()))
     l2, l1 = np.max(largest, axis=0)
     return float(l2), float(l1)
 
 
+def without_weights(
+    inputs: Inputs, weighting: int
+) -> tuple[Float[NDArray, ""], Float[NDArray, "1 q"], Float[NDArray, "1 q d"]]:
+    """Returns the loss, the bias and the gradient at ``W = 0`` with its best bias: half a pass."""
+    weights = inputs.problem.weights[:, weighting : weighting + 1]
+    problem = inputs.problem._replace(weights=weights)
+    return jax.device_get(_without_weights(problem, inputs.absent[weighting]))
+
+
 @jax.jit
 def _without_weights(
     problem: Problem, absent: Bool[Array, " q"]
-) -> tuple[Float[Array, ""], Float[Array, "1 q d"]]:
-    """Returns loss and gradient at ``W = 0`` with its best bias: half a pass."""
+) -> tuple[Float[Array, ""], Float[Array, "1 q"], Float[Array, "1 q d"]]:
     q = absent.size
     total = passes.mass(problem)
     never = jnp.where(absent, NEVER, 0.0)[None]
@@ -135,4 +168,4 @@ def _without_weights(
     zero = jnp.zeros((1, q, 1 + problem.d), problem.dtype)
     loss, g = over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
     # As the features would have it in whose units they are penalised.
-    return loss, g[..., 1:] / problem.factor[None, None]
+    return loss, bias, g[..., 1:] / problem.factor[None, None]

@@ -216,3 +216,28 @@ def test_a_path_of_a_small_problem_goes_on_from_its_neighbours(weightings):
     )
     assert (path.passes <= [[one.passes + 1 for one in row] for row in alone]).all()
     assert path.passes.sum() < sum(one.passes for row in alone for one in row)
+
+
+@pytest.mark.parametrize("name", ["l2", "l1"])
+def test_as_many_strengths_as_asked_for_down_to_the_weakest(name):
+    x, y = problem()
+    other = {"l1": {"l2": 0.0}, "l2": {}}[name]
+    default = planned(x=x, y=y, **other, **{name: "auto"})[name == "l1"]
+    path = planned(x=x, y=y, **other, **{name: "auto"}, strengths=5, weakest=0.01)[name == "l1"]
+    np.testing.assert_allclose(path, default[0] * np.geomspace(1, 0.01, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strengths": 0}, "strengths: 0"),
+        ({"strengths": 2.5}, "strengths: 2.5"),
+        ({"weakest": 0.0}, "weakest: 0.0; expected a share between 0 and 1"),
+        ({"weakest": 2.0}, "weakest: 2.0"),
+    ],
+    ids=str,
+)
+def test_a_path_of_no_strengths_is_refused(options, words):
+    x, y = problem()
+    with pytest.raises(ValueError, match=words):
+        solvers.fit_path(x, y, l2="auto", **options)

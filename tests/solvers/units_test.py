@@ -123,7 +123,7 @@ def test_l1_with_a_column_in_another_unit(column):
     y = labels_of(x, 3)
     x[:, 2] = x[:, 2] * 1e6 if column == "times 1e6" else 1.6e9 + 3e7 * x[:, 2]
     l1 = 0.01
-    solution = solvers.fit(x, y, l2=0, l1=l1)
+    solution = solvers.fit(x, y, l2=0, l1=l1, tol=1e-12)
     assert solution.status == solvers.Status.CERTIFIED
     w = solution.params.w
     o = (x - solution.mean) @ w + solution.centered.b

@@ -6,6 +6,7 @@ from softmax_jax.solvers.methods.logits_free import LogitsFree as LogitsFree
 from softmax_jax.solvers.methods.method import Method as Method
 from softmax_jax.solvers.methods.method import Setup as Setup
 from softmax_jax.solvers.methods.newton import Newton as Newton
+from softmax_jax.solvers.methods.orthant_newton import OrthantNewton as OrthantNewton
 from softmax_jax.solvers.methods.proximal import Proximal as Proximal
 from softmax_jax.solvers.methods.proximal_newton import ProximalNewton as ProximalNewton
 from softmax_jax.solvers.methods.quasi_newton import QuasiNewton as QuasiNewton
@@ -15,13 +16,14 @@ METHODS: dict[str, Method] = {
     "newton": Newton(),
     "lbfgs": LBFGS(),
     "logits-free": LogitsFree(),
+    "orthant-newton": OrthantNewton(),
     "proximal": Proximal(),
     "proximal-newton": ProximalNewton(),
 }
 """Methods by name, with the constants they come with."""
 SMOOTH = ("quasi-newton", "newton", "lbfgs", "logits-free")
 """Names of those for l1 = 0."""
-SHARP = ("proximal", "proximal-newton")
+SHARP = ("orthant-newton", "proximal", "proximal-newton")
 """Names of those for l1 > 0."""
 DEFAULT, DEFAULT_L1 = SMOOTH[0], SHARP[0]
 

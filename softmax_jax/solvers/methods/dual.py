@@ -29,6 +29,28 @@ class Dual(NamedTuple):
     """Number that is at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
 
 
+def gap_of_sharp(
+    problem: Problem,
+    w: Float[Array, "k q d"],
+    g: Float[Array, "k q d"],
+    loss: Float[Array, " k"],
+) -> Float[Array, " k"]:
+    """Returns the gap of Fenchel and Young where l1 > 0, as if the bias were at its minimum.
+
+    With l2 = 0 residuals are shrunk until they fit; see the module `proximal`.
+
+    Args:
+      problem: with strengths.
+      w: weights.
+      g: gradient of the mean loss in them.
+      loss: mean loss.
+    """
+    c = 1 / jnp.maximum(problem.penalty.dual_norm(g), 1)
+    fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
+    gap = problem.penalty.fenchel_young(w, fitting)
+    return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
+
+
 def penalised(
     problem: Problem,
     theta: Float[Array, "k q columns"],

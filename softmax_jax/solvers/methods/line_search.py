@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import dot, over_classes, wide
-from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks, put
 
 
 class Line(NamedTuple):
@@ -123,3 +123,57 @@ def probe_at(
     zero = jnp.zeros_like(t)
     start = Probe(zero, zero, zero, jnp.zeros_like(logits))
     return over_blocks(problem, add, start)
+
+
+def backtrack(
+    problem: Problem,
+    theta: Float[Array, "k q columns"],
+    logits: Float[Array, "blocks k q rows"],
+    value: Float[Array, " k"],
+    direction: Float[Array, "k q columns"],
+    ahead: Float[Array, "blocks k q rows"],
+    slope: Float[Array, " k"],
+    is_done: Bool[Array, " k"],
+) -> tuple[Float[Array, " k"], Float[Array, " k"], Float[Array, "blocks k q rows"]]:
+    """Halves a step until the objective, with any penalty, falls by some of what it promises.
+
+    Args:
+      problem: with strengths.
+      theta: parameters at the start.
+      logits: logits there, with the offset.
+      value: objectives there.
+      direction: the whole step.
+      ahead: its logits.
+      slope: what the whole step promises, the penalty as it is and the loss as if it were linear.
+      is_done: problems that stay at the start.
+
+    Returns:
+      The steps, 0 where the objective never falls, and the mean losses and probabilities there.
+    """
+    # A loss is a difference of logits, with their rounding.
+    largest = jnp.max(jnp.where(logits > NEVER / 2, jnp.abs(logits), 0), axis=(0, 2, 3))
+    rounding = 16 * jnp.finfo(value.dtype).eps * jnp.maximum(value, largest)
+
+    def at(t):
+        there = logits + t[None, :, None, None] * ahead
+        loss, probabilities = passes.loss_and_probabilities(problem, there)
+        moved = theta[..., 1:] + wide(t) * direction[..., 1:]
+        return loss + problem.penalty.value(moved), loss, probabilities
+
+    def falls(t, reached):
+        return reached <= value + 1e-4 * t * jnp.minimum(slope, 0) + rounding
+
+    def go_on(carry):
+        t, (reached, _, _), tries = carry
+        return jnp.any(~falls(t, reached)) & (tries < 40)
+
+    def shorten(carry):
+        t, (reached, _, _), tries = carry
+        # Where it has not fallen by then, it never does.
+        shorter = jnp.where(tries < 38, t / 2, 0)
+        t = jnp.where(falls(t, reached), t, shorter)
+        return t, at(t), tries + 1
+
+    whole = jnp.where(is_done, 0, jnp.ones_like(value))
+    t, (_, loss, probabilities), _ = jax.lax.while_loop(go_on, shorten, (whole, at(whole), 0))
+    return t, loss, probabilities

@@ -112,6 +112,11 @@ class LogitsFree(Method):
     passes_to_begin = 0
     watches_separation = False
 
+    def reason(self, inputs: Inputs) -> str:
+        """Returns the memory that is not needed."""
+        gib = 4 * inputs.n * inputs.q / 2**30
+        return f"each array of logits in float32 would take {gib:.2g} GiB"
+
     def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
         """Refuses offsets and absolute penalties."""
         if has_offset:

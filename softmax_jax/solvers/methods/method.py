@@ -48,6 +48,19 @@ class State(Protocol):
         """Problems that have reached their target, or can make no step."""
 
 
+class Walk(NamedTuple):
+    """Where ``k`` problems arrived on a path of ``strengths``."""
+
+    theta: Float[Array, "strengths k q columns"]
+    """Parameters."""
+    value: Float[Array, "strengths k"]
+    """Objectives in working precision."""
+    gap: Float[Array, "strengths k"]
+    """Estimates of the duality gap; inf for strengths that were not reached."""
+    passes: Float[Array, "strengths k"]
+    """Passes that each took."""
+
+
 class Setup(NamedTuple):
     """Problems on the same rows, laid out for a method."""
 
@@ -103,6 +116,8 @@ class Method(abc.ABC):
     """Whether to solve in as many dimensions as there are rows; None means where it costs less."""
     passes_to_begin: ClassVar[int] = 1
     """Passes of `init`."""
+    walks: ClassVar[bool] = False
+    """Whether it solves a path of strengths in one program, by `walk`."""
     watches_separation: ClassVar[bool] = True
     """Whether unpenalised problems are tested for separated classes, half a pass a look."""
 
@@ -121,6 +136,10 @@ class Method(abc.ABC):
     def sized(self, inputs: Inputs) -> "Method":
         """Returns the method with the sizes decided that depend on those of the problem."""
         return self
+
+    def reason(self, inputs: Inputs) -> str:
+        """Returns why this method was taken for a problem, for `plan.Plan`."""
+        return "it was asked for"
 
     def successor(self, inputs: Inputs) -> "Method | None":
         """Returns a method for what this one has not solved after `successor_after` passes."""
@@ -215,6 +234,32 @@ class Method(abc.ABC):
 
         The state that goes in is used up.
         """
+
+    def walk(
+        self,
+        problem: Problem,
+        aids: Any,
+        theta: ArrayLike,
+        previous: ArrayLike,
+        *,
+        l2: ArrayLike,
+        l1: ArrayLike,
+        target: ArrayLike,
+        limit: ArrayLike,
+    ) -> Walk:
+        """Solves a path of strengths in one program, if `walks`.
+
+        Args:
+          problem: without strengths.
+          aids: from `aids`.
+          theta: ``[k, q, 1 + d]`` parameters to begin with.
+          previous: solution of the strength before ``theta``, to go on along the line from there.
+          l2: ``[strengths]``, in the order of the path.
+          l1: likewise.
+          target: relative gaps at which a problem goes on to the next strength.
+          limit: passes after which it does so all the same. In float32 a method may stop there.
+        """
+        raise NotImplementedError
 
     def dual(self, state: Any) -> jax.Array | None:
         """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.

@@ -80,6 +80,17 @@ class Newton(Method):
     always_float64: bool = True
     float64_target: float = 1e-18
 
+    def reason(self, inputs: Inputs) -> str:
+        """Returns the costs of the Hessian and of a step."""
+        problem = inputs.problem
+        return self.reason_for(problem.blocks * problem.rows, problem.d, inputs.q)
+
+    def reason_for(self, n: int, d: int, q: int) -> str:
+        """Returns the costs of the Hessian and of a step, for these sizes."""
+        hessian, step = cost.inverse_hessian(n, (1 + d) * q), cost.step(n, n * d, q)
+        more = "" if hessian <= step else ", but penalties differ by orders, or it was asked for"
+        return f"the Hessian takes {hessian:.1e} FLOP, the rest of a step {step:.1e}{more}"
+
     def suits(self, n: int, d: int, q: int) -> bool:
         """Returns whether a problem is small, and a Hessian costs no more than another step."""
         hessian_costs = cost.inverse_hessian(n, (1 + d) * q)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -75,6 +75,10 @@ class Proximal(Method):
     newton_after: int = 500
     """Passes after which it takes over: a step of it costs some hundred of these, or more."""
 
+    def reason(self, inputs: Inputs) -> str:
+        """Returns the kind of problem that it is for."""
+        return "the default where l1 > 0 penalises groups, and where others fail"
+
     def successor(self, inputs: Inputs) -> Method | None:
         """Returns `newton` for as few parameters as it is for."""
         if self.newton is None or inputs.problem.penalty.grouped:
@@ -89,10 +93,7 @@ class Proximal(Method):
 
     def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
         """Returns the metric ``[1 + d]``: one for the bias, and the variances of the features."""
-        variance = _variances(problem, self.sample)
-        # A constant feature has no gradient; any positive number will do for it.
-        least = 1e-6 * jnp.max(variance) + 1e-30
-        return jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
+        return variances(problem, self.sample)
 
     def init(self, problem: Problem, aids: jax.Array, theta: jax.typing.ArrayLike) -> State:
         """Returns the state at ``theta``, with nothing learnt yet: half a pass."""
@@ -122,8 +123,11 @@ class Proximal(Method):
         return _restart(state, slot)
 
 
-def _variances(problem: Problem, sample: int) -> jax.Array:
-    """Returns ``[d]`` mean squares of the features, which are centered, in a sample of the rows."""
+def variances(problem: Problem, sample: int) -> Float[Array, " columns"]:
+    """Returns one for the bias, and the mean squares of the features in a sample of the rows.
+
+    The features are centered.
+    """
     blocks = min(problem.blocks, max(2, -(-sample // problem.rows)))
     problem = problem._replace(active=jnp.minimum(blocks, problem.active))
 
@@ -133,7 +137,10 @@ def _variances(problem: Problem, sample: int) -> jax.Array:
 
     zero = jnp.zeros((), problem.dtype)
     mass, moments = over_blocks(problem, add, (zero, jnp.zeros(problem.d, problem.dtype)))
-    return moments / jnp.where(mass > 0, mass, 1)
+    variance = moments / jnp.where(mass > 0, mass, 1)
+    # A constant feature has no gradient; any positive number will do for it.
+    least = 1e-6 * jnp.max(variance) + 1e-30
+    return jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
 
 
 @compiled

@@ -21,14 +21,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods import preconditioner
 from softmax_jax.solvers.methods.components import Sizes, scores
+from softmax_jax.solvers.methods.dual import gap_of_sharp
+from softmax_jax.solvers.methods.line_search import backtrack
 from softmax_jax.solvers.methods.method import Method
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import NEVER, Problem
+from softmax_jax.solvers.problem import Problem
 
 
 class State(NamedTuple):
@@ -72,6 +75,11 @@ class ProximalNewton(Method):
     warm_up_steps: int = 12
     always_float64: bool = True
     float64_target: float = 1e-18
+
+    def reason(self, inputs: Inputs) -> str:
+        """Returns the number of parameters."""
+        order = (1 + inputs.problem.d) * inputs.q
+        return f"l1 > 0 and {order:,} parameters, for which proximal gradients may take too long"
 
     def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
         """Refuses penalties on groups."""
@@ -156,7 +164,7 @@ def _step(
     g = passes.gradient(problem, probabilities)
     w = state.theta[..., 1:]
     value = loss + problem.penalty.value(w)
-    gap = _gap(problem, w, g[..., 1:], loss)
+    gap = gap_of_sharp(problem, w, g[..., 1:], loss)
 
     ridge, threshold = problem.penalty.ridge, problem.penalty.threshold
     blocks = z.shape[0]
@@ -174,7 +182,14 @@ def _step(
     ahead = passes.linear(problem, direction)
 
     finished = state.done | (gap <= target * value)
-    t = jnp.where(finished, 0, _backtrack(problem, state, value, g, direction, ahead))
+    slope = (
+        passes.dot(g, direction)
+        + problem.penalty.value(w + direction[..., 1:])
+        - problem.penalty.value(w)
+    )
+    t, _, _ = backtrack(
+        problem, state.theta, state.logits, value, direction, ahead, slope, finished
+    )
     # A whole step keeps the zeros that the model found.
     there = jnp.where(wide(t) == 1, state.theta + direction, state.theta + wide(t) * direction)
     return State(
@@ -184,67 +199,6 @@ def _step(
         gap=gap,
         done=finished | (t == 0),
     )
-
-
-def _backtrack(
-    problem: Problem,
-    state: State,
-    value: jax.Array,
-    g: jax.Array,
-    direction: jax.Array,
-    ahead: jax.Array,
-) -> jax.Array:
-    """Halves the step until the objective falls: ``[k]``, 0 where it never does.
-
-    Args:
-      problem: with strengths.
-      state: the start of the step.
-      value: ``[k]`` objectives there.
-      g: gradient of the loss there.
-      direction: the whole step.
-      ahead: its logits.
-    """
-    w = state.theta[..., 1:]
-
-    def objective(t):
-        there, _ = passes.loss_and_probabilities(
-            problem, state.logits + t[None, :, None, None] * ahead
-        )
-        moved = w + wide(t) * direction[..., 1:]
-        return there + problem.penalty.value(moved)
-
-    slope = (
-        passes.dot(g, direction)
-        + problem.penalty.value(w + direction[..., 1:])
-        - problem.penalty.value(w)
-    )
-    # A loss is a difference of logits, with their rounding.
-    largest = jnp.max(jnp.where(state.logits > NEVER / 2, jnp.abs(state.logits), 0), axis=(0, 2, 3))
-    rounding = 16 * jnp.finfo(value.dtype).eps * jnp.maximum(value, largest)
-
-    def falls(t, reached):
-        return reached <= value + 1e-4 * t * jnp.minimum(slope, 0) + rounding
-
-    def go_on(carry):
-        t, reached, tries = carry
-        return jnp.any(~falls(t, reached)) & (tries < 40)
-
-    def shorten(carry):
-        t, reached, tries = carry
-        t = jnp.where(falls(t, reached), t, t / 2)
-        return t, objective(t), tries + 1
-
-    whole = jnp.ones_like(value)
-    t, reached, _ = jax.lax.while_loop(go_on, shorten, (whole, objective(whole), 0))
-    return jnp.where(falls(t, reached), t, 0)
-
-
-def _gap(problem: Problem, w: jax.Array, g: jax.Array, loss: jax.Array) -> jax.Array:
-    """Returns the duality gap ``[k]``, as if the bias were at its minimum; see `proximal`."""
-    c = 1 / jnp.maximum(problem.penalty.dual_norm(g), 1)
-    fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
-    gap = problem.penalty.fenchel_young(w, fitting)
-    return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
 
 
 class _Model(NamedTuple):
@@ -306,7 +260,9 @@ def _minimise_model(
         u, i = carry
         u = _coordinate_descent(model, u, slope(u))
         u = _newton_on_support(model, u, slope(u))
-        u = _common_set_apart(model, u.reshape(q, columns), ridge[:columns]).reshape(-1)
+        free = model.is_free.reshape(q, columns)
+        alike = model.threshold[:columns], ridge[:columns]
+        u = common_set_apart(u.reshape(q, columns), free, *alike).reshape(-1)
         return u, i + 1
 
     return jax.lax.while_loop(go_on, round_of_both, (origin, 0))[0].reshape(q, columns)
@@ -363,8 +319,13 @@ def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Arr
     return jnp.where(crosses & (place == t), 0, u + t * d)
 
 
-def _common_set_apart(model: _Model, u: jax.Array, ridge: jax.Array) -> jax.Array:
-    r"""Subtracts the best number from the weights of each feature.
+def common_set_apart(
+    u: Float[Array, "q columns"],
+    free: Bool[Array, "q columns"],
+    threshold: Float[Array, " columns"],
+    ridge: Float[Array, " columns"],
+) -> Float[Array, "q columns"]:
+    r"""Subtracts the best number from the weights of each feature that are free.
 
     It minimises ``sum_c ridge/2 (u_c - v)^2 + threshold |u_c - v|``. With m numbers at or below v
     the slope is zero at :math:`v_m = \bar u + (q - 2m) \cdot threshold / (q \cdot ridge)`, so
@@ -372,9 +333,7 @@ def _common_set_apart(model: _Model, u: jax.Array, ridge: jax.Array) -> jax.Arra
     the ``u_c`` that is nearest to zero.
     """
     q = u.shape[0]
-    free = model.is_free.reshape(u.shape)
     count = jnp.sum(free, axis=0)
-    threshold = model.threshold.reshape(u.shape)[0]
     ordered = jnp.sort(jnp.where(free, u, jnp.inf), axis=0)
 
     def at(i):

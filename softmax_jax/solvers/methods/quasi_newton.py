@@ -136,6 +136,17 @@ class QuasiNewton(Method):
             return self
         return dataclasses.replace(self.few, fallback=self)
 
+    def reason(self, inputs: Inputs) -> str:
+        """Returns what part of the Hessian is inverted exactly."""
+        d, q = inputs.problem.d, inputs.q
+        rank = self.sizes.rank(d, q)
+        kind = "features" if self.sizes.is_exact(d, q) else "principal components"
+        return (
+            f"the Hessian of {rank:,} {kind} and the bias, of order {(1 + rank) * q:,} out of "
+            f"{(1 + d) * q:,}, is inverted exactly, at the cost of "
+            f"{self.sizes.steps_for_core:g} steps at most"
+        )
+
     def sized(self, inputs: Inputs) -> Method:
         """Returns the method with the order of the core decided."""
         if inputs.is_wide:

@@ -1,0 +1,444 @@
+r"""Newton's method on the weights that are not zero, for the elastic net: the default for l1 > 0.
+
+Where no weight changes its sign the objective is smooth. So a step goes on as Newton's method would
+in the orthant of the present signs (Andrew and Gao 2007; Keskar, Nocedal, Öztoprak and Wächter
+2016). With the gradient G of the loss, a weight is in it if it is not zero, with its sign, or if
+:math:`|G| > \tau`, with the sign of -G; for those, A,
+
+.. math:: (H_{AA} + \mathrm{diag}(\rho_A))\, D_A = -(G + \rho W + \tau \sigma)_A
+
+is solved by conjugate gradients, a product with the Hessian being a pass over the rows without
+exponentials. Weights that would leave the orthant become zero, and the others are solved for anew,
+as they would not have gone there with these held: without that, a weight that comes and one that
+goes may take turns for ever. The line to where all that leads is searched on kept logits. Zeros are
+exact after whole steps.
+
+The loss does not see one number added to a feature's weights of all classes. It is set by itself,
+so that of each feature at least one weight is zero where l2 = 0.
+
+A path is walked in one program: each strength begins where the line through the last two solutions
+leads, and most need one step or two from there.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax._annotations import Array, ArrayLike, Bool
+from softmax_jax.solvers import cost, offsets, passes
+from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods.components import Sizes, scores, step_of
+from softmax_jax.solvers.methods.dual import gap_of_sharp
+from softmax_jax.solvers.methods.line_search import backtrack
+from softmax_jax.solvers.methods.method import Method, Walk
+from softmax_jax.solvers.methods.orthant import (
+    Corner,
+    Preconditioner,
+    corner_of,
+    newton_direction,
+    renewed_blocks,
+    without_common_part,
+)
+from softmax_jax.solvers.methods.proximal import Proximal, variances
+from softmax_jax.solvers.methods.walking import Path, Way, walk
+from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.sparse import SparseRows
+
+
+class Aids(NamedTuple):
+    """Arrays that preconditioners are made of."""
+
+    variance: jax.Array
+    """``[1 + d]``: one for the bias, and the variances of the features."""
+    rows: jax.Array
+    """``[blocks, rows, 1 + d]``: a one and the features of the pool of rows; or no blocks."""
+
+
+class State(NamedTuple):
+    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+
+    theta: jax.Array
+    logits: jax.Array
+    """``[blocks, k, q, rows]``, with the offset; of each row, up to one number for all classes."""
+    probabilities: jax.Array
+    loss: jax.Array
+    """``[k]`` mean losses."""
+    gradient: jax.Array
+    """Gradient of the mean loss."""
+    value: jax.Array
+    gap: jax.Array
+    blocks: jax.Array
+    """``[k, q, 1 + d, 1 + d]`` inverse Hessians of single classes, or ``[k, 0, ...]``."""
+    coupled: jax.Array
+    """``[k, q, 1 + d]``: the parameters that these couple."""
+    age: jax.Array
+    """``[k]`` steps since these were made."""
+    lead: jax.Array
+    """``[k, q, 1 + d]``: the direction of the next step where `is_led`, ``[k]``."""
+    is_led: jax.Array
+    damping: jax.Array
+    """``[k]``: share of its diagonal that is added to the Hessian."""
+    steps: jax.Array
+    """``[k]`` steps so far."""
+    passes: jax.Array
+    """``[k]`` passes so far, with those of products."""
+    failures: jax.Array
+    """``[k]`` steps in a row that led nowhere."""
+    done: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrthantNewton(Method):
+    """Newton's method on the weights that are not zero, for l1 > 0: the default there.
+
+    Example:
+      >>> import numpy as np
+      >>> from softmax_jax.solvers import fit
+      >>> x, y = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]]), np.array([0, 0, 1, 1])
+      >>> solution = fit(x, y, l2=0.0, l1=0.05, l1_method=OrthantNewton())
+      >>> print(solution.status)
+      certified
+      >>> np.all(solution.params.w == 0, axis=1).tolist()  # the second feature tells nothing
+      [False, True]
+    """
+
+    fallback: Method | None = Proximal()  # noqa: RUF009  (frozen)
+    """Method for groups, and for problems that this one does not solve, if any."""
+    fallback_after: int = 1000
+    """Passes after which it takes over."""
+    products: int = 150
+    """Products with the Hessian a step, at most."""
+    rounds: int = 5
+    """Times that a step is mended where weights leave the orthant."""
+    accuracy: float = 0.1
+    """Share of the residual, in the norm of the preconditioner, at which a step is good enough."""
+    share: float = 0.5
+    """Share of the largest excess over its threshold above which a weight leaves zero in the first
+    step; its powers in the following ones."""
+    least_damping: float = 1e-10
+    """Share of its diagonal that is added to the Hessian, at least; ten roundings where that is
+    more. It grows where steps lead nowhere."""
+    patience: int = 6
+    """Steps in a row that lead nowhere after which precision counts as exhausted."""
+    most_in_float32: int = 20
+    """Steps for a strength of a path after which the rest of it is left to float64."""
+    float64_below: int = 100_000
+    steps_for_blocks: float = 400.0
+    """Steps that the inverse Hessians of single classes may cost, for conjugate gradients to be
+    preconditioned by them; where they cost more, diagonals have to do."""
+    most_in_blocks: int = 2**26
+    """Numbers that they may have: 256 MiB of float32 for each problem."""
+    renewal: int = 10
+    """Steps after which they are renewed."""
+    newcomers: float = 0.15
+    """Share of the moving parameters, of those that they do not couple, above which they are, too.
+    """
+    sample: int = 4096
+    """Rows that they, and the variances of the features, are estimated from."""
+    pool: int = 16_384
+    """Rows that these are drawn from: their features are kept."""
+    walks: ClassVar[bool] = True
+
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+        """Refuses penalties on groups, if there is no fallback."""
+        if grouped and self.fallback is None:
+            raise ValueError("grouped: the method 'orthant-newton' takes no groups; take another")
+
+    def reason(self, inputs: Inputs) -> str:
+        """Returns the kind of problem that it is for."""
+        return "the default where l1 > 0 penalises single weights"
+
+    def instead(self, inputs: Inputs, jobs: Any) -> Method:
+        """Returns the fallback where weights are penalised in groups, or offsets are large."""
+        is_for_it = not (inputs.problem.penalty.grouped or offsets.are_large(inputs, self))
+        return self if is_for_it or self.fallback is None else self.fallback
+
+    def successor(self, inputs: Inputs) -> Method | None:
+        """Returns the fallback."""
+        return self.fallback
+
+    @property
+    def successor_after(self) -> float:
+        """Passes after which the fallback takes over."""
+        return self.fallback_after
+
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> Aids:
+        """Returns what preconditioners are made of."""
+        rows = jnp.zeros((0, problem.rows, 1 + problem.d), problem.dtype)
+        if self.has_blocks(problem, q):
+            pool = Sizes(pool=self.pool)
+            rows = scores(pool, problem, jnp.eye(problem.d, dtype=problem.dtype))
+        return Aids(variances(problem, self.sample), rows)
+
+    def has_blocks(self, problem: Problem, q: int) -> bool:
+        """Returns whether Hessians of single classes are worth their cost."""
+        is_large = q * (1 + problem.d) ** 2 > self.most_in_blocks
+        if is_large or isinstance(problem.x, SparseRows):
+            return False
+        rows = min(problem.blocks * problem.rows, self.sample)
+        costs = q * cost.inverse_hessian(rows, 1 + problem.d)
+        return costs <= self.steps_for_blocks * step_of(problem, q)
+
+    def init(self, problem: Problem, aids: Aids, theta: ArrayLike) -> State:
+        """Returns the state at ``theta``: a pass."""
+        return _init(self, problem, aids, theta)
+
+    def advance(
+        self,
+        problem: Problem,
+        aids: Aids,
+        state: State,
+        *,
+        target: ArrayLike,
+        limit: ArrayLike,
+        stop_at_first: ArrayLike,
+    ) -> tuple[State, jax.Array]:
+        """Takes steps of up to ``limit`` passes."""
+        return _advance(self, problem, aids, state, target, limit, stop_at_first)
+
+    def hand_over(
+        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
+    ) -> State:
+        """Lets a new problem in ``slot`` go on from where that of ``source`` stands."""
+        return _hand_over(self, problem, state, slot, source)
+
+    def restart(self, state: State, slot: ArrayLike) -> State:
+        """Takes the problem up again."""
+        return _restart(self, state, slot)
+
+    def walk(
+        self,
+        problem: Problem,
+        aids: Aids,
+        theta: ArrayLike,
+        previous: ArrayLike,
+        *,
+        l2: ArrayLike,
+        l1: ArrayLike,
+        target: ArrayLike,
+        limit: ArrayLike,
+    ) -> Walk:
+        """Solves a path of strengths in one program."""
+        return _walk(self, problem, aids, theta, previous, l2, l1, target, limit)
+
+
+@partial(compiled, static_argnames="method")
+def _init(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
+    return _begun(method, problem, aids, theta)
+
+
+def _begun(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
+    k, q, columns = theta.shape
+    classes = q if len(aids.rows) else 0
+    logits = passes.logits(problem, theta)
+    loss, probabilities = passes.loss_and_probabilities(problem, logits)
+    zero, none = jnp.zeros(k, theta.dtype), jnp.zeros(k, jnp.int32)
+    state = State(
+        theta=theta,
+        logits=logits,
+        probabilities=probabilities,
+        loss=loss,
+        gradient=passes.gradient(problem, probabilities),
+        value=zero,
+        gap=zero,
+        blocks=jnp.zeros((k, classes, columns, columns), theta.dtype),
+        coupled=jnp.zeros(theta.shape, bool),
+        # They are made before the first step.
+        age=none + method.renewal,
+        lead=jnp.zeros_like(theta),
+        is_led=jnp.zeros(k, bool),
+        damping=zero + _least_damping(method, theta.dtype),
+        steps=none,
+        passes=none,
+        failures=none,
+        done=jnp.zeros(k, bool),
+    )
+    return _measured(problem, state)
+
+
+def _least_damping(method: OrthantNewton, dtype: jnp.dtype) -> float:
+    return max(method.least_damping, 10 * float(jnp.finfo(dtype).eps))
+
+
+def _measured(problem: Problem, state: State) -> State:
+    """Returns the state with objectives and gaps for the strengths of the problem."""
+    w, g = state.theta[..., 1:], state.gradient
+    # The bias is not at its minimum, but will be.
+    gap = gap_of_sharp(problem, w, g[..., 1:], state.loss) + jnp.sum(jnp.abs(g[..., 0]), axis=-1)
+    return state._replace(value=state.loss + problem.penalty.value(w), gap=gap)
+
+
+@partial(compiled, static_argnames="method", donate_argnames="state")
+def _hand_over(
+    method: OrthantNewton, problem: Problem, state: State, slot: jax.Array, source: jax.Array
+) -> State:
+    def inherit(array, axis=0):
+        own = jax.lax.dynamic_slice_in_dim(array, source, 1, axis)
+        return jax.lax.dynamic_update_slice_in_dim(array, own, slot, axis)
+
+    inherited = state._replace(
+        theta=inherit(state.theta),
+        logits=inherit(state.logits, 1),
+        probabilities=inherit(state.probabilities, 1),
+        loss=inherit(state.loss),
+        gradient=inherit(state.gradient),
+    )
+    return _measured(problem, _taken_up(method, inherited, slot))
+
+
+@partial(compiled, static_argnames="method", donate_argnames="state")
+def _restart(method: OrthantNewton, state: State, slot: jax.Array) -> State:
+    return _taken_up(method, state, slot)
+
+
+def _taken_up(method: OrthantNewton, state: State, slot: jax.Array) -> State:
+    return state._replace(
+        is_led=state.is_led.at[slot].set(False),
+        damping=state.damping.at[slot].set(_least_damping(method, state.theta.dtype)),
+        steps=state.steps.at[slot].set(0),
+        failures=state.failures.at[slot].set(0),
+        done=state.done.at[slot].set(False),
+    )
+
+
+@partial(compiled, static_argnames="method", donate_argnames="state")
+def _advance(
+    method: OrthantNewton,
+    problem: Problem,
+    aids: Aids,
+    state: State,
+    target: jax.Array,
+    limit: jax.Array,
+    stop_at_first: jax.Array,
+) -> tuple[State, jax.Array]:
+    idle, before = state.done, state.passes
+
+    def go_on(state):
+        news = jnp.any(state.done & ~idle)
+        within = jnp.max(state.passes - before) < limit
+        return within & ~jnp.all(state.done) & ~(stop_at_first & news)
+
+    def one(state):
+        state = _step(method, problem, aids, state, before + limit)
+        is_last = (state.gap <= target * state.value) | (state.failures >= method.patience)
+        return state._replace(done=state.done | is_last)
+
+    state = jax.lax.while_loop(go_on, one, state)
+    return state, state.passes - before
+
+
+def _step(
+    method: OrthantNewton, problem: Problem, aids: Aids, state: State, limit: jax.Array
+) -> State:
+    """Takes a step with each problem that is not done, of so many passes in all at most."""
+    state = state._replace(theta=without_common_part(problem, state.theta))
+    state = _measured(problem, state)
+    penalty, w, g = problem.penalty, state.theta[..., 1:], state.gradient
+    works = ~state.done & ~state.is_led
+    share = method.share ** (1 + state.steps).astype(g.dtype)
+    corner = corner_of(problem, state.theta, g, share)
+    state = _with_blocks_renewed(method, problem, aids, corner, state, works)
+    direction, products = newton_direction(
+        problem,
+        corner,
+        state.probabilities,
+        Preconditioner(aids.variance, state.blocks, state.damping),
+        jnp.where(works, jnp.minimum(method.products, limit - state.passes - 1), 0),
+        rounds=method.rounds,
+        accuracy=method.accuracy,
+    )
+    direction = jnp.where(wide(state.is_led), state.lead, direction)
+    ahead = passes.linear(problem, direction)
+    slope = dot(g, direction) + penalty.value(w + direction[..., 1:]) - penalty.value(w)
+    t, loss, probabilities = backtrack(
+        problem, state.theta, state.logits, state.value, direction, ahead, slope, state.done
+    )
+    is_whole, fails = t == 1, t == 0
+    # A whole step keeps the zeros that were found.
+    there = jnp.where(wide(is_whole), state.theta + direction, state.theta + wide(t) * direction)
+    eased = jnp.where(is_whole, state.damping / 3, state.damping)
+    damping = jnp.where(t < 0.1, 30 * state.damping, eased)
+    counts = ~state.is_led
+    state = state._replace(
+        theta=jnp.where(wide(fails), state.theta, there),
+        logits=state.logits + t[None, :, None, None] * ahead,
+        probabilities=probabilities,
+        loss=loss,
+        gradient=passes.gradient(problem, probabilities),
+        is_led=jnp.zeros_like(state.is_led),
+        damping=jnp.where(
+            counts, jnp.maximum(damping, _least_damping(method, g.dtype)), state.damping
+        ),
+        steps=state.steps + ~state.done,
+        age=state.age + works,
+        passes=state.passes + jnp.where(state.done, 0, 1 + products),
+        failures=jnp.where(fails & ~state.done, state.failures + counts, 0),
+    )
+    return _measured(problem, state)
+
+
+def _with_blocks_renewed(
+    method: OrthantNewton,
+    problem: Problem,
+    aids: Aids,
+    corner: Corner,
+    state: State,
+    works: Bool[Array, " k"],
+) -> State:
+    if not len(aids.rows):
+        return state
+    newcomers = jnp.sum(corner.moves & ~state.coupled, axis=(1, 2))
+    are_many = newcomers > method.newcomers * jnp.sum(corner.moves, axis=(1, 2))
+    renewed = ((state.age >= method.renewal) | are_many) & works
+    return state._replace(
+        blocks=renewed_blocks(
+            problem, aids.rows, method.sample, state.logits, corner, state.blocks, renewed
+        ),
+        coupled=jnp.where(wide(renewed), corner.moves, state.coupled),
+        age=jnp.where(renewed, 0, state.age),
+    )
+
+
+@partial(compiled, static_argnames="method")
+def _walk(
+    method: OrthantNewton,
+    problem: Problem,
+    aids: Aids,
+    theta: jax.Array,
+    previous: jax.Array,
+    l2: jax.Array,
+    l1: jax.Array,
+    target: jax.Array,
+    limit: jax.Array,
+) -> Walk:
+    def begin(problem, theta):
+        return _begun(method, problem, aids, theta)
+
+    def step(problem, state):
+        return _step(method, problem, aids, state, jnp.full(len(theta), limit, jnp.int32))
+
+    def is_stuck(state):
+        stuck = (state.failures >= method.patience) | (state.passes >= limit)
+        if theta.dtype == jnp.float32:
+            # It gets harder from there on, so that float64 has to do.
+            stuck = stuck | (state.steps >= method.most_in_float32)
+        return stuck
+
+    def begin_next(state, lead, moves, is_led):
+        rested = _least_damping(method, theta.dtype)
+        return state._replace(
+            lead=jnp.where(wide(moves), lead, state.lead),
+            is_led=jnp.where(moves, is_led, state.is_led),
+            damping=jnp.where(moves, rested, state.damping),
+            steps=jnp.where(moves, 0, state.steps),
+            passes=jnp.where(moves, 0, state.passes),
+            failures=jnp.where(moves, 0, state.failures),
+        )
+
+    way = Way(begin, _measured, step, is_stuck, begin_next)
+    return walk(way, problem, theta, previous, Path(l2, l1, target))

@@ -1,0 +1,132 @@
+"""Paths of strengths in one program, for methods whose steps start well where a neighbour ended.
+
+Each of ``k`` problems goes from one strength to the next as soon as it is solved there. It begins
+where the line through its last two solutions leads, within the signs of the last one: solutions are
+nearly linear in between the strengths at which a weight comes or goes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmax_jax._annotations import Array, Bool, Float, Int
+from softmax_jax.solvers.methods.method import Walk
+from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.problem import Problem
+
+
+class Path(NamedTuple):
+    """Strengths in their order, and what counts as solved."""
+
+    l2: Float[Array, " strengths"]
+    l1: Float[Array, " strengths"]
+    target: Float[Array, " strengths"]
+    """Relative gaps at which a problem goes on to the next strength."""
+
+
+class Way(NamedTuple):
+    """What a walk takes of a method; states have the parts of `method.State`, and ``passes``."""
+
+    begin: Callable[[Problem, Array], Any]
+    """Returns the state of a problem at parameters."""
+    measured: Callable[[Problem, Any], Any]
+    """Returns a state with objectives and gaps for the strengths of a problem."""
+    step: Callable[[Problem, Any], Any]
+    """Takes a step with each problem that is not done."""
+    is_stuck: Callable[[Any], Bool[Array, " k"]]
+    """Returns which problems go on unsolved."""
+    begin_next: Callable[[Any, Array, Array, Array], Any]
+    """Returns the state, given directions of the next step, which problems go on to the next
+    strength, and which of those step in these directions first."""
+
+
+class _Progress(NamedTuple):
+    """How far each of ``k`` problems has come."""
+
+    state: Any
+    at: Int[Array, " k"]
+    """Strengths that are done."""
+    previous: Float[Array, "k q columns"]
+    """The solution of the last of them."""
+    found: Walk
+
+
+def walk(
+    way: Way,
+    problem: Problem,
+    theta: Float[Array, "k q columns"],
+    previous: Float[Array, "k q columns"],
+    path: Path,
+) -> Walk:
+    """Solves a path; see `Method.walk`. In float32 it ends where a problem is stuck."""
+    number, k = path.l1.size, len(theta)
+
+    def under(at):
+        at = jnp.minimum(at, number - 1)
+        penalty = dataclasses.replace(problem.penalty, l2=path.l2[at], l1=path.l1[at])
+        return problem._replace(penalty=penalty), path.target[at]
+
+    def go_on(progress):
+        return jnp.any(progress.at < number)
+
+    def one(progress):
+        _, target = under(progress.at)
+        progress = _moved_on(way, progress, target)
+        own, target = under(progress.at)
+        state = way.measured(own, progress.state)
+        # Where the solution is one for the next strength, too, there is nothing to do.
+        is_done = (progress.at >= number) | (state.gap <= target * state.value)
+        state = jax.lax.cond(
+            jnp.all(is_done),
+            lambda state: state,
+            lambda state: way.step(own, state),
+            state._replace(done=is_done),
+        )
+        return progress._replace(state=state)
+
+    none = jnp.zeros(k, jnp.int32)
+    state, lead = way.begin(under(none)[0], theta), _lead(theta, previous)
+    leads = jnp.any(lead != 0, axis=(1, 2))
+    state = way.begin_next(state, lead, jnp.ones(k, bool), leads)
+    nothing = jnp.zeros((number, k), theta.dtype)
+    parameters = jnp.zeros((number, *theta.shape), theta.dtype)
+    found = Walk(parameters, nothing, nothing + jnp.inf, nothing)
+    return jax.lax.while_loop(go_on, one, _Progress(state, none, theta, found)).found
+
+
+def _moved_on(way: Way, progress: _Progress, target: Float[Array, " k"]) -> _Progress:
+    """Records problems that are done with a strength, and lets them begin the next one."""
+    state, at, found = progress.state, progress.at, progress.found
+    number, k = found.gap.shape
+    is_solved = state.gap <= target * state.value
+    moves = (at < number) & (is_solved | way.is_stuck(state))
+    slot, place = jnp.arange(k), jnp.where(moves, at, number)
+
+    def put(array, own):
+        return array.at[place, slot].set(own.astype(array.dtype), mode="drop")
+
+    found = Walk(
+        theta=put(found.theta, state.theta),
+        value=put(found.value, state.value),
+        gap=put(found.gap, state.gap),
+        passes=put(found.passes, state.passes),
+    )
+    lead = _lead(state.theta, progress.previous)
+    state = way.begin_next(state, lead, moves, is_solved)
+    previous = jnp.where(wide(moves), state.theta, progress.previous)
+    at = at + moves
+    if state.theta.dtype == jnp.float32:
+        at = jnp.where(moves & ~is_solved, number, at)
+    return _Progress(state, at, previous, found)
+
+
+def _lead(
+    theta: Float[Array, "k q columns"], previous: Float[Array, "k q columns"]
+) -> Float[Array, "k q columns"]:
+    """Returns the way on along the line through the last two solutions, with the last signs."""
+    ahead = 2 * theta - previous
+    stays = (ahead * theta > 0).at[..., 0].set(True)
+    return jnp.where(stays, ahead, 0) - theta
