@@ -107,8 +107,8 @@ def solve(
     config: settings.Fit, dataset: data.Dataset, l2: np.ndarray, l1: np.ndarray
 ) -> solvers.Solution:
     """Calls `solvers.fit_path` under a progress bar."""
-    # Zero, not one, so that news without a problem finished are shown too.
-    with tqdm(total=len(l2), desc="solved", miniters=0) as bar:
+    # Zeros, so that news without a problem finished are shown too, however soon they come.
+    with tqdm(total=len(l2), desc="solved", miniters=0, mininterval=0) as bar:
 
         def show(progress: solvers.Progress) -> None:
             bar.set_postfix_str(

@@ -15,13 +15,15 @@ from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
 from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, spread, strengths
+from softmax_jax.solvers import jax_settings, spread
+from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.fit import fit_path
 from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_single_class, splits
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, Method
 from softmax_jax.solvers.rows import canonical, checked_weights, checked_x, checked_y, is_sparse
 from softmax_jax.solvers.solution import Progress, Solution
+from softmax_jax.solvers.strengths import NUMBER
 
 
 class CrossValidation(NamedTuple):
@@ -67,6 +69,8 @@ def cross_validate(
     *,
     l2: AnyArray,
     l1: AnyArray = 0.0,
+    strengths: SupportsIndex = NUMBER,
+    weakest: float | None = None,
     folds: int | np.ndarray | Iterable[tuple[AnyArray, AnyArray]] = 5,
     seed: int = 0,
     score: Callable[[Params, np.ndarray], float] | None = None,
@@ -122,6 +126,8 @@ def cross_validate(
       l2: strengths, of any shape that broadcasts with ``l1``: together they are the grid; or
         ``"auto"``, see `fit_path`.
       l1: strengths; or ``"auto"``.
+      strengths: see `fit_path`.
+      weakest: see `fit_path`.
       folds: how many, at least 2: rows are shuffled and dealt out so that each class is spread as
         evenly as it goes (for probabilities, the most probable class). A class of a single row is
         never held out. Or an integer array ``[n]`` with the fold that holds out each row, any two
@@ -166,7 +172,8 @@ def cross_validate(
         is called with them too, and there is no warning.
     """
     _fork.refuse_broken_process()
-    l2, l1 = strengths.checked(l2, l1)
+    l2, l1 = of_path.checked(l2, l1)
+    of_path.checked_path(strengths, weakest)
     x, _ = checked_x(x)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
@@ -186,6 +193,8 @@ def cross_validate(
         y,
         l2=l2,
         l1=l1,
+        strengths=strengths,
+        weakest=weakest,
         num_classes=q,
         sample_weight=np.vstack([train, weights]) if refit else train,
         offset=offset,
