@@ -1,4 +1,4 @@
-"""What was chosen for a problem, and why: the figures of the `cost` model that it follows from."""
+"""The choices made for a problem, and why: the figures of the `cost` model that it follows from."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from softmax_jax.solvers.methods.method import Method
 
 
 class Plan(NamedTuple):
-    """What was chosen for a problem; as a string, with the reasons.
+    """The choices made for a problem; as a string, with the reasons.
 
     Each choice can be made by the caller: the method and its constants by ``method`` and
     ``l1_method``, such as ``QuasiNewton(few=None, float64_below=0, in_row_space=False)``, blocks by

@@ -107,7 +107,7 @@ class _Start(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """What a path is walked with."""
+    """The problems of a path, and all that they are solved with."""
 
     inputs: Inputs
     weightings: list[int]

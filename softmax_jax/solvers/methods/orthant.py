@@ -147,20 +147,24 @@ def newton_direction(
             rest,
             accuracy**2 * dot(right, precondition(right)),
             taken,
-            most,
+            # One is left for the model where weights leave.
+            most - 1,
         )
         leaves = jnp.any(moves & (within(here.d + more) != here.d + more), axis=(1, 2))
         there, tries = jax.lax.cond(
             jnp.any(leaves & again),
-            lambda: _lower_within(multiply, within, right, here, more, again),
+            lambda: _lower_within(multiply, within, right, here, more, again, most - taken),
             lambda: (here._replace(d=here.d + more), jnp.zeros_like(taken)),
         )
         taken = taken + tries
         # Where all that is bent away does not lead down, the steepest way does.
         stuck = again & leaves & ~(there.value < here.value)
+        tries_again = stuck & (taken < most)
         there, tries = jax.lax.cond(
-            jnp.any(stuck),
-            lambda: _lower_within(multiply, within, right, there, rest / diagonal, stuck),
+            jnp.any(tries_again),
+            lambda: _lower_within(
+                multiply, within, right, there, rest / diagonal, tries_again, most - taken
+            ),
             lambda: (there, jnp.zeros_like(taken)),
         )
         leaves = leaves & (~stuck | (there.value < here.value))
@@ -190,8 +194,11 @@ def _lower_within(
     here: _Model,
     more: Float[Array, "k q columns"],
     again: Bool[Array, " k"],
+    most: Int[Array, " k"],
 ) -> tuple[_Model, Int[Array, " k"]]:
     """Goes along the bent line into the orthant, for as far as the model falls.
+
+    It takes ``most`` products at most.
 
     Returns:
       The model there, and the products it took.
@@ -212,8 +219,10 @@ def _lower_within(
     def shorten(carry):
         t, there, tries = carry
         own = fails(t, there)
-        t = jnp.where(own, jnp.where(tries < _TRIES, t / 4, 0), t)
-        return t, at(t), tries + own
+        goes_on = tries < jnp.minimum(_TRIES, most)
+        # Where it goes on no longer it is back at the start, which is no product of its own.
+        t = jnp.where(own, jnp.where(goes_on, t / 4, 0), t)
+        return t, at(t), tries + (own & goes_on)
 
     whole = again.astype(more.dtype)
     start = (whole, at(whole), again.astype(jnp.int32))

@@ -28,7 +28,10 @@ class Path(NamedTuple):
 
 
 class Way(NamedTuple):
-    """What a walk takes of a method; states have the parts of `method.State`, and ``passes``."""
+    """Parts of a method that a walk is made of.
+
+    States have the parts of `method.State`, and ``passes``.
+    """
 
     begin: Callable[[Problem, Array], Any]
     """Returns the state of a problem at parameters."""
