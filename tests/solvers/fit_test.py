@@ -371,7 +371,8 @@ def test_progress_and_history(digits):
     x, y = digits
     seen = []
     path = solvers.fit_path(x, y, l2=[1e-2, 1e-4], l1=[0, 1e-3], scale=1 / 16, callback=seen.append)
-    assert {p.solved for p in seen} == {0, 1, 2}
+    assert seen[0].solved == 0
+    assert seen[-1].solved == 2
     assert all(p.problems == 2 for p in seen)
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(seen))
     assert all(a.solved <= b.solved for a, b in itertools.pairwise(seen))
