@@ -11,8 +11,9 @@ grouped, tol and max_passes; see `Fit` in experiments/runs/settings.py for what 
 
 The workdir, a new or an empty folder, gets config.json, path.jsonl (a row a pair of strengths),
 summary.json and params.npz, from which `softmax_jax.load` takes the pair with the lowest test loss
-or the one asked for; for several pairs path.png, for a single one and images weights.png. A result
-without a certificate is marked and its reason given; the exit code stays 0.
+or the one asked for; for several pairs path.png, and coefficients.png if they differ in an l1 above
+0 alone; for a single pair and images weights.png. A result without a certificate is marked and its
+reason given; the exit code stays 0.
 """
 
 from runs import fit_run, script, settings

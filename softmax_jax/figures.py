@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from softmax_jax.calibration import Band, Bins
 from softmax_jax.calibration.selective import RiskCoverage
 from softmax_jax.codelength.online import Codelength
+from softmax_jax.solvers import Solution
 
 # Okabe and Ito's palette, without its yellow, which is too faint for lines.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -245,6 +246,74 @@ def codelength_curves(
         ax.set_xlabel("labels sent")
         ax.set_ylabel("codelength (bits a label)")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def coefficient_path(path: Solution, class_names: Sequence[str]) -> Figure:
+    """Draws the weights of each class against the strength of l1, and how many are not zero.
+
+    Where a feature's weights are penalised together, see how they leave zero at one strength.
+
+    Args:
+      path: solutions for several l1, of one weighting.
+      class_names: ``q`` names, of which the first 12 are drawn.
+
+    Raises:
+      ValueError: if there are other axes than that of the path, or an l1 of zero.
+
+    Example:
+      >>> from softmax_jax import solvers
+      >>> x, y = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]]), np.array([0, 0, 1, 1])
+      >>> path = solvers.fit_path(x, y, l2=0.0, l1="auto", strengths=5)
+      >>> figure = coefficient_path(path, ["low", "high"])
+      >>> [ax.get_title() for ax in figure.axes]
+      ['low', 'high', '', '']
+    """
+    strengths, w = np.asarray(path.l1), np.asarray(path.params.w)
+    if strengths.ndim != 1 or not (strengths > 0).all():
+        raise ValueError(f"path: l1 of shape {strengths.shape}; expected [strengths], all above 0")
+    shown = min(w.shape[-1], 12, len(class_names))
+    columns = min(shown, 4)
+    rows = -(-shown // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.4 * columns + 0.8, 2.1 * rows + 2.2), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns)
+        first = None
+        for j in range(shown):
+            ax = figure.add_subplot(grid[divmod(j, columns)], sharex=first, sharey=first)
+            first = first or ax
+            own = w[..., j]
+            largest = own[:, np.argsort(np.abs(own).max(axis=0))]
+            ax.plot(strengths, largest, linewidth=0.8)
+            ax.set_title(short_name(class_names[j]), fontsize=10)
+            ax.label_outer()
+        assert first is not None
+        first.set_xscale("log")
+        first.invert_xaxis()
+        figure.supylabel("weight", fontsize=10)
+        ax = figure.add_subplot(grid[rows, :])
+        of_each = path.nonzeros
+        ax.plot(strengths, of_each.sum(axis=-1), color=BLUE, label="weights that are not zero")
+        ax.plot(
+            strengths,
+            np.any(w != 0, axis=-1).sum(axis=-1),
+            color=BLUE,
+            linestyle=":",
+            label="features with any",
+        )
+        ax.set_xscale("log")
+        ax.invert_xaxis()
+        ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("l1 (strong to weak)")
+        ax.set_ylabel("number")
+        share = ax.twinx()
+        share.plot(strengths, path.deviance_explained, color=ORANGE, label="deviance explained")
+        share.set_ylim(0, 1)
+        share.grid(visible=False)
+        share.set_ylabel("share")
+        lines = [*ax.lines, *share.lines]
+        ax.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
     return figure
 
 

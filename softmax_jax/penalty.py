@@ -5,6 +5,8 @@ r"""The penalty on the weights: an elastic net, on single weights or on those of
 
 with the weights :math:`W_j` of feature :math:`j` for all classes and a factor :math:`f_j`, by
 default 1. Grouped, :math:`\|W_j\|_2` takes the place of :math:`\|W_j\|_1`. Biases are free.
+Single weights may be penalised more or less than others, by factors :math:`v_{jc}` on both
+strengths, and kept between limits :math:`a_{jc} \le 0 \le b_{jc}`.
 
 Everything that optimisation needs of it is a sum over weights, or over features where grouped:
 values, gradients, the proximal map, the convex conjugate. They are written here and nowhere else.
@@ -17,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, ArrayLike, Float, NDArray
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Integer, NDArray
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["l2", "l1", "factor"],
+    data_fields=["l2", "l1", "factor", "relative", "lower", "upper"],
     meta_fields=["grouped", "class_axis"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,31 @@ class Penalty:
     """Whether the absolute penalty is on the norm of a feature's weights. Static."""
     class_axis: int = -1
     """Axis of the classes: -1 for weights ``[..., d, q]``, -2 for ``[..., q, d]``. Static."""
+    relative: Float[Array | NDArray, "_ _"] | None = None
+    """Factors ``v`` on both strengths, 0 or more, that broadcast with W; None means 1.
+
+    Grouped, the same for all classes.
+    """
+    lower: Float[Array | NDArray, "_ _"] | None = None
+    """Least weights, 0 or less, that broadcast with W; None means that there are none."""
+    upper: Float[Array | NDArray, "_ _"] | None = None
+    """Largest weights, 0 or more, likewise."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all weights are penalised alike, but for the factors, and without limits."""
+        return self.relative is None and not self.has_limits
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are limits."""
+        return not (self.lower is None and self.upper is None)
+
+    @property
+    def is_same_for_classes(self) -> bool:
+        """Whether the penalty of a feature is the same for all classes."""
+        relative = self.relative
+        return not self.has_limits and (relative is None or relative.shape[self.class_axis] == 1)
 
     @property
     def ridge(self) -> Float[Array, "*k d_or_1 q_or_1"]:
@@ -63,11 +90,67 @@ class Penalty:
     def _for_weights(self, strength: ArrayLike, power: int) -> Float[Array, "*k d_or_1 q_or_1"]:
         strength = jnp.asarray(strength)
         if self.factor is None:
-            return strength[..., None, None]
-        scaled = strength[..., None] * jnp.broadcast_to(
-            self.factor**power, (*strength.shape, *self.factor.shape)
+            scaled = strength[..., None, None]
+        else:
+            scaled = strength[..., None] * jnp.broadcast_to(
+                self.factor**power, (*strength.shape, *self.factor.shape)
+            )
+            scaled = jnp.expand_dims(scaled, self.class_axis)
+        if self.relative is None:
+            return scaled
+        shape = np.broadcast_shapes(scaled.shape, self.relative.shape)
+        return jnp.broadcast_to(scaled, shape) * jnp.broadcast_to(self.relative, shape)
+
+    def of_features(self, features: Integer[Array | NDArray, " c"]) -> "Penalty":
+        """Returns the penalty of these features alone."""
+        axis = -1 if self.class_axis == -2 else -2
+
+        def chosen(a):
+            alike = a is None or a.shape[axis] == 1
+            return a if alike else jnp.take(jnp.asarray(a), features, axis=axis)
+
+        return dataclasses.replace(
+            self,
+            factor=None if self.factor is None else jnp.asarray(self.factor)[features],
+            relative=chosen(self.relative),
+            lower=chosen(self.lower),
+            upper=chosen(self.upper),
         )
-        return jnp.expand_dims(scaled, self.class_axis)
+
+    def clipped(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k d q"]:
+        """Returns the weights within the limits."""
+        if self.lower is not None:
+            w = jnp.maximum(w, jnp.broadcast_to(self.lower, w.shape))
+        if self.upper is not None:
+            w = jnp.minimum(w, jnp.broadcast_to(self.upper, w.shape))
+        return w
+
+    def reach(
+        self, direction: Float[Array | NDArray, "*k d q"]
+    ) -> Float[Array | NDArray, "*k d q"]:
+        """Returns how far weights may go from zero to the side of ``direction``; inf for any."""
+        xp = direction.__array_namespace__()
+        far = xp.full_like(direction, np.inf)
+        above = far if self.upper is None else xp.broadcast_to(self.upper, far.shape)
+        below = far if self.lower is None else -xp.broadcast_to(self.lower, far.shape)
+        return xp.where(direction > 0, above, below)
+
+    def is_free(
+        self, w: Float[Array, "*k d q"], g: Float[Array, "*k d q"]
+    ) -> Bool[Array, "*k d q"] | None:
+        """Returns which weights a bound of the objective asks to have no gradient.
+
+        They have the factor 0, and are within their limits, or ``-g`` takes them to where there is
+        no limit. None means that there are no such factors.
+        """
+        if self.relative is None:
+            return None
+        free = jnp.broadcast_to(self.relative == 0, w.shape)
+        if not self.has_limits:
+            return free
+        leaves, returns = jnp.isinf(self.reach(-g)), jnp.isinf(self.reach(g))
+        is_inside = (w != 0) & (jnp.abs(w) < self.reach(w))
+        return free & (leaves | (returns & is_inside))
 
     def sizes(
         self, w: Float[Array | NDArray, "*k d q"]
@@ -82,11 +165,15 @@ class Penalty:
         self, w: Float[Array | NDArray, "*k d q"]
     ) -> Float[Array | NDArray | np.floating, "*k"]:
         r"""Returns :math:`\Omega(W)`, one number for each problem; in NumPy for NumPy arrays."""
-        if self.factor is None:
+        if self.factor is None and self.relative is None:
             xp = w.__array_namespace__()
             l2, l1 = xp.asarray(self.l2, dtype=w.dtype), xp.asarray(self.l1, dtype=w.dtype)
             axes = (-2, -1)
             return 0.5 * l2 * xp.sum(w * w, axis=axes) + l1 * xp.sum(self.sizes(w), axis=axes)
+        if self.relative is not None:
+            sizes = self.sizes(w)
+            absolute = jnp.sum(sizes * jnp.broadcast_to(self.threshold, sizes.shape), axis=(-2, -1))
+            return self.smooth_value(w) + absolute
         axis = self.class_axis
         ridge, threshold = (jnp.squeeze(a, axis) for a in (self.ridge, self.threshold))
         smooth = jnp.sum(w * w, axis) * ridge / 2
@@ -129,7 +216,8 @@ class Penalty:
 
         .. math:: W = \frac{\sigma}{\sigma + \rho} \left(1 - \frac{\tau}{\sigma |V|}\right)_+ V
 
-        with the norm of a feature's weights in the place of :math:`|V|` where grouped.
+        with the norm of a feature's weights in the place of :math:`|V|` where grouped, and within
+        the limits.
 
         Args:
           v: weights.
@@ -147,12 +235,14 @@ class Penalty:
         threshold = jnp.broadcast_to(self.threshold, size.shape)
         kept = jnp.maximum(1 - threshold / (group * jnp.where(size > 0, size, 1)), 0)
         kept = jnp.broadcast_to(kept, v.shape)
-        return jnp.where(kept > 0, v * kept * strength / (strength + ridge), 0)
+        return self.clipped(jnp.where(kept > 0, v * kept * strength / (strength + ridge), 0))
 
     def conjugate(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns :math:`\Omega^*(G) = \sum (|G| - \tau)_+^2 / (2 \rho)`, one for each problem.
 
-        Infinite where :math:`\rho = 0` and :math:`|G| > \tau`.
+        Infinite where :math:`\rho = 0` and :math:`|G| > \tau`. With limits, terms are
+        :math:`(|G| - \tau)_+ u - \rho u^2 / 2` at the largest :math:`u \le (|G| - \tau)_+ / \rho`
+        that they allow.
         """
         return jnp.sum(self._conjugates(g), axis=(-2, -1))
 
@@ -160,6 +250,13 @@ class Penalty:
         sizes = self.sizes(g)
         excess = jnp.maximum(sizes - jnp.broadcast_to(self.threshold, sizes.shape), 0)
         ridge = jnp.broadcast_to(self.ridge, sizes.shape)
+        if self.has_limits:
+            furthest = jnp.minimum(jnp.where(excess > 0, excess / ridge, 0), self.reach(g))
+            return jnp.where(
+                furthest == 0,
+                0,
+                excess * furthest - jnp.where(ridge > 0, ridge * furthest**2, 0) / 2,
+            )
         return jnp.where(excess == 0, 0, excess**2 / (2 * ridge))
 
     def fenchel_young(
@@ -172,13 +269,15 @@ class Penalty:
         :math:`(G + \rho W)^2 / (2 \rho)`.
         """
         ridge, threshold = self.ridge, self.threshold
-        conjugate = self._conjugates(g)
+        conjugate = self._conjugates(-g)
         wg, square = w * g, w * w
         if self.grouped:
             wg, square = (jnp.sum(a, self.class_axis, keepdims=True) for a in (wg, square))
         both = (jnp.broadcast_to(a, wg.shape) for a in (ridge, threshold))
         ridges, thresholds = both
         terms = 0.5 * ridges * square + thresholds * self.sizes(w) + wg + conjugate
+        if not self.is_plain:
+            return jnp.sum(jnp.maximum(terms, 0), axis=(-2, -1))
         full = jnp.broadcast_to(ridge, w.shape)
         smooth = (g + full * w) ** 2 / (2 * full)
         only_l2 = (jnp.asarray(self.l1) == 0) & (jnp.asarray(self.l2) > 0)
@@ -190,9 +289,12 @@ class Penalty:
     def dual_norm(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns :math:`\max |G| / \tau`: at most 1 where the absolute penalty outweighs G.
 
-        Infinite where it does not penalise what has a gradient.
+        Infinite where it does not penalise what has a gradient. Weights that a limit keeps from
+        going the way of G do not count.
         """
         sizes = self.sizes(g)
+        if self.has_limits:
+            sizes = jnp.where(jnp.isinf(self.reach(g)), sizes, 0)
         threshold = jnp.broadcast_to(self.threshold, sizes.shape)
         ratio = sizes / jnp.where(threshold > 0, threshold, 1)
         unbounded = jnp.where(sizes > 0, jnp.inf, 0).astype(ratio.dtype)

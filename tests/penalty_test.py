@@ -174,3 +174,65 @@ def test_a_new_strength_compiles_nothing(count_compilations):
     value(Penalty(jnp.float64(1.0), jnp.float64(0.5)), w)
     again = Penalty(jnp.float64(2.0), jnp.float64(0.1))
     assert count_compilations(lambda: value(again, w)) == 0
+
+
+def single_weights(seed, strengths):
+    """A penalty with factors and limits of single weights, and these."""
+    rng = np.random.default_rng(seed)
+    relative = rng.choice([0.5, 1.0, 2.0], size=(D, Q))
+    lower = np.where(rng.random((D, Q)) < 0.5, -np.inf, -0.5 * rng.random((D, Q)))
+    upper = np.where(rng.random((D, Q)) < 0.5, np.inf, 0.5 * rng.random((D, Q)))
+    factor = FACTORS["factors"]
+    penalty = Penalty(*strengths, jnp.asarray(factor), relative=relative, lower=lower, upper=upper)
+
+    def value(w):
+        f = factor[:, None]
+        return relative * (strengths[0] / 2 * (f * w) ** 2 + strengths[1] * f * np.abs(w))
+
+    return penalty, value, lower, upper
+
+
+@pytest.mark.parametrize("strengths", STRENGTHS)
+@pytest.mark.parametrize("seed", range(3))
+def test_single_weights_on_a_fine_grid(strengths, seed):
+    penalty, value, lower, upper = single_weights(seed, strengths)
+    v, g = drawn(seed), np.random.default_rng(seed).normal(size=(D, Q))
+    kept = np.clip(v, lower, upper)
+    assert float(penalty.value(jnp.asarray(kept))) == pytest.approx(value(kept).sum(), rel=1e-14)
+
+    grid = np.linspace(-40, 40, 400_001)[:, None, None]
+    allowed = (grid >= lower) & (grid <= upper)
+    terms = np.where(allowed, grid * g - value(grid), -np.inf)
+    is_finite = np.abs(grid[terms.argmax(axis=0), 0, 0]) < 40  # others rise up to its end
+    terms = terms.max(axis=0)
+    each = np.eye(D * Q).reshape(-1, D, Q) * g
+    ours = np.array([float(penalty.conjugate(jnp.asarray(one))) for one in each]).reshape(D, Q)
+    np.testing.assert_allclose(ours[is_finite], terms[is_finite], atol=1e-3)
+    assert (ours[~is_finite] >= terms[~is_finite] - 1e-3).all()
+
+    w = np.asarray(penalty.prox(jnp.asarray(v), 1.5))
+    reached = 0.75 * (w - v) ** 2 + value(w)
+    best = np.where(allowed, 0.75 * (grid - v) ** 2 + value(grid), np.inf).min(axis=0)
+    assert (w >= lower).all()
+    assert (w <= upper).all()
+    assert (reached <= best + 1e-12).all()
+    distance = float(penalty.fenchel_young(jnp.asarray(kept), jnp.asarray(g)))
+    assert distance >= 0
+
+
+def test_limits_leave_the_dual_ball_open_to_their_side():
+    g = jnp.asarray([[0.9, -0.2]])
+    assert float(Penalty(0.0, 0.1).dual_norm(g)) == pytest.approx(9)
+    bounded = Penalty(0.0, 0.1, upper=jnp.ones((1, 2)))
+    assert float(bounded.dual_norm(g)) == pytest.approx(2)
+    assert float(bounded.conjugate(g / 2)) == pytest.approx(0.9 / 2 - 0.1)
+
+
+def test_weights_that_have_to_have_no_gradient():
+    w, g = jnp.asarray([[0.0, 0.3, 0.0, 0.0]]), jnp.asarray([[1.0, 1.0, 1.0, -1.0]])
+    assert Penalty(1.0).is_free(w, g) is None
+    free = Penalty(1.0, relative=jnp.asarray([[0.0, 0.0, 1.0, 0.0]]))
+    assert free.is_free(w, g).tolist() == [[True, True, False, True]]
+    positive = Penalty(1.0, relative=jnp.asarray([[0.0]]), lower=jnp.zeros((1, 1)))
+    # The first cannot fall, and the others can: the second, which is above zero, and the last.
+    assert positive.is_free(w, g).tolist() == [[False, True, False, True]]

@@ -60,7 +60,7 @@ def fit(config: settings.Fit, workdir: pathlib.Path) -> Results:
         "evaluation_seconds_with_compilation": evaluated - fitted,
         "device": jax.devices()[0].device_kind,
     }
-    write_results(workdir, dataset, solutions.params, rows, summary)
+    write_results(workdir, dataset, solutions, rows, summary)
     return Results(rows, summary)
 
 
@@ -163,17 +163,21 @@ def test_loss(row: dict[str, Any]) -> float:
 def write_results(
     workdir: pathlib.Path,
     dataset: data.Dataset,
-    params: Params,
+    solutions: solvers.Solution,
     rows: Sequence[dict[str, Any]],
     summary: dict[str, Any],
 ) -> None:
-    """Writes the parameters, the table, the picture, and last, for a whole run, the summary."""
+    """Writes the parameters, the table, the pictures, and last, for a whole run, the summary."""
+    params = solutions.params
     best = min(range(len(rows)), key=lambda i: test_loss(rows[i]))
     strengths = {name: [row[name] for row in rows] for name in ("l2", "l1")}
     datasets.save_params(workdir, dataset, params, best=best, about=strengths)
     files.write_rows(workdir / "path.jsonl", rows)
     if len(rows) > 1:
         files.write_picture(workdir / "path.png", row_plots.path_curves(rows))
+        if min(strengths["l1"]) > 0 and len(set(strengths["l2"])) == 1:
+            picture = figures.coefficient_path(solutions, dataset.class_names)
+            files.write_picture(workdir / "coefficients.png", picture)
     elif dataset.image_shape is not None:
         images = figures.weight_images(params.w[0], dataset.image_shape, dataset.class_names)
         files.write_picture(workdir / "weights.png", images)

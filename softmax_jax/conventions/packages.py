@@ -139,6 +139,12 @@ def from_glmnet(lambda_: Scalar, alpha: Scalar = 1.0) -> Strengths:
     `softmax_jax.solvers` and `softmax_jax.estimator` does. For ``family="binomial"`` see
     `from_sigmoid`.
 
+    Its ``penalty.factor`` is our ``penalty_factor``, but glmnet divides it by its mean first, over
+    features that are not left out; ``exclude`` are factors of ``inf``, ``lower.limits`` and
+    ``upper.limits`` are ``lower`` and ``upper``, ``nlambda`` and ``lambda.min.ratio`` are
+    ``strengths`` and ``weakest``, ``relax=TRUE`` with ``gamma=0`` is ``relax=True``, and
+    ``dev.ratio`` is `Solution.deviance_explained`.
+
     Args:
       lambda_: at least 0; R's name is ``lambda``.
       alpha: in [0, 1]; 1, all l1, is glmnet's default.

@@ -16,7 +16,8 @@ not negative, so that nothing cancels:
 
 With l1 = 0 and P = softmax(O) that is :math:`|G + l_2 W|^2 / (2 l_2)`. With l2 = 0 < l1,
 :math:`\Omega^*` is finite only where :math:`|G| \le l_1`; P is moved towards Y until that holds.
-With neither there is no bound.
+With neither there is no bound. Where single weights are not penalised at all, their entries of G
+have to be zero, and P is moved to where they are; see `unpenalised`.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from softmax_jax.solvers.problem import (
     over_blocks,
     with_strengths,
 )
+from softmax_jax.solvers.unpenalised import balanced
 
 
 class Certificate(NamedTuple):
@@ -52,6 +54,8 @@ class Certificate(NamedTuple):
     """Gaps: the minimum is not below ``value - gap``."""
     slope: Float[Array, " k"]
     """Largest entries of the gradient where nothing is penalised, else NaN."""
+    loss: Float[Array, " k"]
+    """Mean losses: the objectives without their penalties."""
 
 
 def certify(
@@ -85,32 +89,49 @@ def certify(
     w = theta[..., 1:]
     logits, p = logits[:, :k], p[:, -k:]
     r = passes.gradient(problem, p)
+    free = penalty.is_free(w, r[..., 1:])
+    if free is not None:
+        p = balanced(problem, p, jnp.pad(free, ((0, 0), (0, 0), (1, 0)), constant_values=True))
+        r = passes.gradient(problem, p)
     g = r[..., 1:]
+    leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
+    reach = _reach(theta)
+    if free is not None:
+        leftover = leftover + jnp.sum(jnp.abs(jnp.where(free, g, 0)), axis=(1, 2))
+        reach = jnp.maximum(reach, 1 + jnp.max(jnp.abs(jnp.where(free, w, 0)), axis=(1, 2)))
+        g = jnp.where(free, 0, g)
 
     # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
     eps = jnp.finfo(theta.dtype).eps
-    fitting = 1 / jnp.maximum(penalty.dual_norm(g), 1)
+    fitting = 1 / jnp.maximum(penalty.dual_norm(-g), 1)
     c = jnp.where(problem.l2 > 0, 1, (1 - 4 * eps) * fitting)
     divergence = jax.lax.cond(
-        jnp.all(c == 1) & (dual is None),
+        jnp.all(c == 1) & (dual is None and free is None),
         lambda: jnp.zeros_like(loss),
         lambda: _divergence(problem, logits, p, c),
     )
     value = loss + penalty.value(w)
     gap = divergence + penalty.fenchel_young(w, wide(c) * g)
-    # What is left of the zero sums, times how far the bias could still have to go, and rounding.
+    # What is left of the zero sums, times how far the bias could still have to go, and rounding;
+    # and likewise of weights that are not penalised.
     # If that is more than rounding, nothing is known but that the objective is not negative.
-    leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
-    counts = theta[..., 0] > NEVER / 2
-    b = jnp.where(counts, theta[..., 0], 0)
-    center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
-    reach = 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
     gap = gap + leftover * reach + 16 * eps * value
+    if free is not None:
+        # Negative "probabilities" have no entropy.
+        gap = jnp.where(jnp.isnan(gap), value, gap)
     is_penalised = (problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0)
     gap = jnp.where((leftover < 1e-10) & is_penalised, jnp.minimum(gap, value), value)
     slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
     slope = jnp.where(is_penalised, jnp.nan, slope)
-    return Certificate(theta, value, gap, slope)
+    return Certificate(theta, value, gap, slope, loss)
+
+
+def _reach(theta: Float[Array, "k q columns"]) -> Float[Array, " k"]:
+    """Returns one more than the largest bias, in size."""
+    counts = theta[..., 0] > NEVER / 2
+    b = jnp.where(counts, theta[..., 0], 0)
+    center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
+    return 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
 
 
 def _divergence(

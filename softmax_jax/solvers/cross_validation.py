@@ -85,6 +85,10 @@ def cross_validate(
     standardize: bool = False,
     initial: Params | None = None,
     grouped: bool = False,
+    penalty_factor: AnyArray = None,
+    lower: AnyArray = None,
+    upper: AnyArray = None,
+    relax: bool = False,
     tol: float = TOL,
     max_passes: float = MAX_PASSES,
     method: str | Method = DEFAULT,
@@ -151,6 +155,10 @@ def cross_validate(
       fit_intercept: False holds the bias at zero.
       initial: parameters to start from, in every fold.
       grouped: whether l1 penalises the norms of the weights of each feature over the classes.
+      penalty_factor: see `fit`.
+      lower: see `fit`.
+      upper: see `fit`.
+      relax: see `fit`.
       tol: certified relative gap of every fit.
       max_passes: passes over all rows for each fit, at most.
       method: for l1 = 0, as `fit` takes it.
@@ -203,6 +211,10 @@ def cross_validate(
         fit_intercept=fit_intercept,
         initial=initial,
         grouped=grouped,
+        penalty_factor=penalty_factor,
+        lower=_times(sizes, lower),
+        upper=_times(sizes, upper),
+        relax=relax,
         tol=tol,
         max_passes=max_passes,
         method=method,
@@ -217,6 +229,15 @@ def cross_validate(
     held_in = jax.tree.map(lambda a: a[: len(train)], solution)
     params = for_stored(held_in.params, scale, shift)
     return _compared(held_in, path, params, test, x, y, offset, score, block_size)
+
+
+def _times(sizes: np.ndarray, limit: AnyArray) -> np.ndarray | None:
+    """Returns limits for the weights of features divided by their sizes."""
+    if limit is None:
+        return None
+    limit = np.asarray(limit, np.float64)
+    sizes = np.where(sizes > 0, sizes, 1)
+    return limit * (sizes if limit.ndim < 2 else sizes[:, None])
 
 
 def _compared(

@@ -1,9 +1,9 @@
 """`fit` and `fit_path`: the front doors of the solvers."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -11,19 +11,16 @@ import numpy as np
 from softmax_jax import _fork, checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, row_space, schedule, walks
+from softmax_jax.solvers import dispatch, jax_settings, refits
 from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.inputs import Inputs, arrange
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL, Job, Stop
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, SHARP, SMOOTH, Method, method_of
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.rows import checked_rows
+from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.solution import Progress, Solution, stacked
 from softmax_jax.solvers.strengths import NUMBER
-from softmax_jax.status import Status
-
-# Gaps in working precision have to be this much below the tolerance, for rounding.
-MARGIN = 0.7
 
 
 def fit(
@@ -33,6 +30,10 @@ def fit(
     l2: float,
     l1: float = 0.0,
     grouped: bool = False,
+    penalty_factor: AnyArray = None,
+    lower: AnyArray = None,
+    upper: AnyArray = None,
+    relax: bool = False,
     num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
     class_weight: AnyArray = None,
@@ -83,6 +84,13 @@ def fit(
       l1: strength of the absolute penalty.
       grouped: whether l1 penalises the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
+      penalty_factor: ``[d]`` or ``[d, q]`` factors on both strengths, of features or of single
+        weights: 0 for ones that are not penalised, inf for ones that are left out. None means 1.
+      lower: least weights, 0 or less: a number, ``[d]`` or ``[d, q]``.
+      upper: largest weights, 0 or more, likewise.
+      relax: whether to fit anew, with l1 = 0, the weights that are not zero under l1 (the relaxed
+        lasso, Meinshausen 2007). The result is that fit, with its objective and certificate, which
+        needs no penalty here.
       num_classes: q, by default one more than the largest class id; more classes than rows have to
         be said here.
       sample_weight: ``[n]`` weights ``s_i >= 0``; None means 1.
@@ -99,12 +107,13 @@ def fit(
         10^7 multiplications a pass, go on to where rounding ends it.
       max_passes: passes over all rows, at most. The last one is for the certificate of what was
         reached, so that one alone certifies the start.
-      method: for l1 = 0: ``"quasi-newton"``, which keeps the n q logits, and makes way for
-        ``"newton"`` on small problems of few parameters; ``"logits-free"``, which
-        does not, and takes its place where there are 2**28 of them or more and no offset, slower
-        and certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
+      method: for l1 = 0 without limits: ``"quasi-newton"``, which keeps the n q logits, and makes
+        way for ``"newton"`` on small problems of few parameters; ``"logits-free"``, which does not,
+        and takes its place where there are 2**28 of them or more and no offset, slower and
+        certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
         `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
-      l1_method: for l1 > 0: ``"orthant-newton"``, which makes way for ``"proximal"`` where weights
+      l1_method: for l1 > 0, for limits, and for factors that differ over classes or are 0:
+        ``"orthant-newton"``, which makes way for ``"proximal"`` where weights
         are penalised in groups or it is slow, as that does for ``"proximal-newton"`` where
         parameters are few; any of these, or a `Method`.
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
@@ -134,6 +143,10 @@ def fit(
         l2=l2,
         l1=l1,
         grouped=grouped,
+        penalty_factor=penalty_factor,
+        lower=lower,
+        upper=upper,
+        relax=relax,
         num_classes=num_classes,
         sample_weight=sample_weight,
         class_weight=class_weight,
@@ -160,7 +173,12 @@ def fit_path(
     l1: AnyArray = 0.0,
     strengths: SupportsIndex = NUMBER,
     weakest: float | None = None,
+    least_gain: float | None = None,
     grouped: bool = False,
+    penalty_factor: AnyArray = None,
+    lower: AnyArray = None,
+    upper: AnyArray = None,
+    relax: bool = False,
     num_classes: SupportsIndex | None = None,
     sample_weight: AnyArray = None,
     class_weight: AnyArray = None,
@@ -202,8 +220,15 @@ def fit_path(
         1e-2 where there are fewer rows than features.
       strengths: number of strengths that ``"auto"`` stands for.
       weakest: the weakest of them, as a share of the strongest.
+      least_gain: leaves out the rest of an ``"auto"`` path where, from one strength to the next,
+        `Solution.deviance_explained` rises by less than this share of itself, for all other axes
+        of the grid; glmnet has 1e-5.
       grouped: whether l1 penalises the norms of the weights of each feature over the classes,
         ``l1 sum_j |W_j|``, so that features are kept or dropped as a whole.
+      penalty_factor: see `fit`.
+      lower: see `fit`.
+      upper: see `fit`.
+      relax: see `fit`.
       num_classes: q, by default one more than the largest class id; more classes than rows have to
         be said here.
       sample_weight: ``[n]``, or ``[m, n]`` for m weightings, which become the first axis of the
@@ -222,7 +247,7 @@ def fit_path(
       max_passes: passes over all rows for each problem, at most. The last one is for the
         certificate of what was reached, so that one alone certifies the start.
       method: for problems with l1 = 0; see `fit`.
-      l1_method: for problems with l1 > 0; see `fit`.
+      l1_method: for others; see `fit`.
       slots: strengths, of one weighting, that share a pass. In many slots a pass is cheaper for
         each, but there are more of them, as problems start further from their neighbour's
         solution: 16 strengths on Fashion-MNIST take 166 passes in 9.8 s in one slot, and 225 in
@@ -246,9 +271,16 @@ def fit_path(
     stop, slots = checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
     l2, l1 = of_path.checked(l2, l1)
     number, weakest = of_path.checked_path(strengths, weakest)
+    is_auto = isinstance(l2, str) or isinstance(l1, str)
+    if least_gain is not None and not (is_auto and 0 <= least_gain < 1):
+        raise ValueError(
+            f"least_gain: {least_gain}; expected a share, or None if nothing is 'auto'"
+        )
     smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
+    single = Single(penalty_factor, lower, upper)
+    single.refuse_groups(grouped)
     is_smooth = not (isinstance(l1, str) or np.any(l1 > 0))
-    if not is_smooth:
+    if not is_smooth or single.is_given:
         sharp_method.check(has_l1=True, grouped=grouped, has_offset=offset is not None)
     if callback is not None:
         report.callback = jax_settings.under_present_settings(callback)
@@ -263,6 +295,7 @@ def fit_path(
             scale=scale,
             shift=shift,
             initial=initial,
+            single=single,
         )
         inputs = arrange(
             rows,
@@ -272,19 +305,33 @@ def fit_path(
             grouped=grouped,
             is_smooth=is_smooth,
         )
-        l2, l1 = of_path.grid(l2, l1, inputs, number, weakest)
+        alone = partial(refits.unpenalised, inputs, sharp_method) if rows.single.has_zeros else None
+        l2, l1 = of_path.grid(l2, l1, inputs, number, weakest, alone)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
         jobs = [
-            Job((m,) * several + at, m, float(l2[at]), float(l1[at]), MARGIN * tol)
+            Job((m,) * several + at, m, float(l2[at]), float(l1[at]), dispatch.MARGIN * tol)
             for m in range(len(inputs.absent))
             for at in np.ndindex(l2.shape)
         ]
         report.problems = len(jobs)
-        smooth = [job for job in jobs if job.l1 == 0]
-        sharp = [job for job in jobs if job.l1 > 0]
-        found = _solved(inputs, smooth, smooth_method, stop, report, slots)
-        found |= _solved(inputs, sharp, sharp_method, stop, report, slots)
-        solved = {place: solution for place, (solution, _) in found.items()}
+        is_plain = inputs.problem.penalty.is_plain
+
+        def solve(inputs: Inputs, jobs: Sequence[Job]) -> dispatch.Solved:
+            smooth = [job for job in jobs if job.l1 == 0 and is_plain]
+            sharp = [job for job in jobs if not (job.l1 == 0 and is_plain)]
+            found = dispatch.solved(inputs, smooth, smooth_method, stop, report, slots)
+            found |= dispatch.solved(inputs, sharp, sharp_method, stop, report, slots)
+            if relax:
+                own = {job.place: found[job.place] for job in sharp}
+                found |= refits.relaxed(inputs, own, sharp_method, stop)
+            return found
+
+        if least_gain is None:
+            found = solve(inputs, jobs)
+        else:
+            found, number = dispatch.while_it_gains(solve, inputs, jobs, number, least_gain)
+            l2, l1 = l2[..., :number], l1[..., :number]
+    solved = {place: solution for place, (solution, _) in found.items()}
     shape = ((len(inputs.absent),) if several else ()) + l2.shape
     solution = _with_all_features(stacked(solved, shape), inputs)
     solution = _with_all_classes(solution, inputs.classes, inputs.num_classes)
@@ -302,63 +349,6 @@ def checked_stop(tol: float, max_passes: float) -> Stop:
     if not 0 < tol < math.inf:
         raise ValueError(f"tol: {tol}; expected a positive number")
     return Stop(tol, max_passes)
-
-
-def _solved(
-    inputs: Inputs,
-    jobs: Sequence[Job],
-    method: Method,
-    stop: Stop,
-    report: Report,
-    slots: int,
-) -> dict[tuple[int, ...], tuple[Solution, Job]]:
-    """Solves jobs by a method, or what it leaves them to."""
-    if not jobs:
-        return {}
-    return _solved_by(method.instead(inputs, jobs), inputs, jobs, stop, report, slots)
-
-
-def _solved_by(
-    method: Method,
-    inputs: Inputs,
-    jobs: Sequence[Job],
-    stop: Stop,
-    report: Report,
-    slots: int = 1,
-) -> dict[tuple[int, ...], tuple[Solution, Job]]:
-    """Solves jobs by a method, and by its successor what it has not solved after some passes."""
-    successor = method.successor(inputs)
-    patient = stop
-    if successor is not None:
-        most = max(job.passes for job in jobs) + method.successor_after
-        patient = stop._replace(max_passes=min(stop.max_passes, most))
-    in_row_space = method.in_row_space
-    if in_row_space is None:
-        in_row_space = row_space.pays(inputs, jobs)
-    in_row_space = in_row_space and row_space.applies(inputs, jobs, patient)
-    solve = schedule.solve
-    if in_row_space:
-        solve = row_space.solve
-    elif walks.applies(method, patient):
-        solve = walks.solve
-    # Decided; programs are the same for both.
-    method = dataclasses.replace(method, in_row_space=False)
-    solved = solve(inputs, jobs, method, patient, report, slots=slots)
-    for job in jobs if successor is not None else ():
-        first, ended = solved[job.place]
-        if first.status == Status.CERTIFIED or stop.max_passes < ended.passes + 2:
-            continue
-        report.solved -= 1
-        # From where the other began: it may be stuck where this one gets nowhere either.
-        again = ended.begun_anew().with_target(MARGIN * stop.tol)
-        assert successor is not None
-        ((second, last),) = _solved_by(successor, inputs, [again], stop, report).values()
-        if second.gap > first.gap:
-            second = first._replace(
-                passes=second.passes, history=second.history, reason=second.reason
-            )
-        solved[job.place] = second, last
-    return solved
 
 
 def _with_all_features(solution: Solution, inputs: Inputs) -> Solution:

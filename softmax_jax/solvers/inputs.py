@@ -1,5 +1,6 @@
 """Rows laid out in blocks, as the solvers take them."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from softmax_jax.solvers.rows import (
     of_features,
     with_padding,
 )
+from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.spread import Spread
 from softmax_jax.solvers.units import Units, of_their_own
@@ -53,6 +55,8 @@ class Inputs(NamedTuple):
     """
     baseline: np.ndarray
     """``[m]``, in nats: the loss without features and offsets, the entropy of the classes."""
+    entropy: np.ndarray
+    """``[m]``, in nats: the mean entropy of the targets, a loss that nothing is below."""
     units: Units
     """Units of the problem's features."""
     initial: np.ndarray | None
@@ -98,7 +102,7 @@ def arrange(
         layout = _layout(rows.weights, block_size or _rows_of_sparse(classes.size), least)
     else:
         shape = buckets.Shape(rounded_up(n), d, classes.size)
-        if is_smooth:
+        if is_smooth and not rows.single.is_given:
             shape = buckets.rounded(*shape._replace(rows=n), classes_may_grow=fit_intercept)
         rows = with_padding(rows, features=shape.features - d, classes=shape.classes - classes.size)
         cached = rows_within(max(shape.features, shape.classes), numbers=CACHED)
@@ -113,14 +117,17 @@ def arrange(
         standardize=standardize,
         spread=_spread_of(rows) if on_host or is_sparse(rows.x) else None,
     )
+    if is_smooth:
+        problem = problem._replace(penalty=_with_factors_merged(problem.penalty))
     share = rows.mass / rows.mass.sum(axis=1, keepdims=True)
     return Inputs(
         problem=problem if on_host else jax.device_put(problem),
         classes=classes,
         absent=(rows.mass == 0) & fit_intercept,
         baseline=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
+        entropy=mean_entropy(rows.y, rows.weights),
         units=units,
-        initial=rows.initial,
+        initial=None if rows.initial is None else _limited(rows.initial, rows.single),
         one_hot=_is_one_hot(rows),
         is_wide=_is_wide(problem, rows.offset),
         n=n,
@@ -132,20 +139,50 @@ def arrange(
     )
 
 
+def _with_factors_merged(penalty: Penalty) -> Penalty:
+    """Returns the penalty without factors on its strengths, if a squared one needs none.
+
+    For l1 = 0 a factor v is one of its root on the weights, which all methods know of.
+    """
+    relative = penalty.relative
+    if relative is None or not penalty.is_same_for_classes or not np.all(np.asarray(relative) > 0):
+        return penalty
+    factor = np.asarray(penalty.factor) * np.sqrt(np.asarray(relative)[0])
+    return dataclasses.replace(penalty, factor=factor, relative=None)
+
+
 def _needed(given: Rows, classes: np.ndarray, fit_intercept: bool) -> tuple[Rows, np.ndarray]:
     """Returns the rows with these classes, and the features that tell something; and which."""
     rows = of_classes(given, classes) if classes.size < given.mass.shape[1] else given
+    left_out = rows.single.left_out(rows.x.shape[1])
+    features = np.flatnonzero(~left_out)
     if not is_sparse(rows.x):
-        return rows, np.arange(rows.x.shape[1])
+        return (of_features(rows, features) if left_out.any() else rows), features
     rows = rows._replace(x=canonical(rows.x))
-    features = _used(rows, fit_intercept)
+    features = _used(rows, fit_intercept, left_out)
     rows = of_features(rows, features)
     return (rows._replace(x=_dense(rows.x)) if _is_better_dense(rows.x) else rows), features
+
+
+def _limited(initial: np.ndarray, single: Single) -> np.ndarray:
+    """Returns parameters ``[q, 1 + d]`` whose weights are within the limits."""
+    if not single.has_limits:
+        return initial
+    w = np.clip(initial[:, 1:], single.lower, single.upper)
+    return np.concatenate([initial[:, :1], w], axis=1)
 
 
 def _spread_of(rows: Rows) -> Spread:
     shares = np.mean(_shares(rows.weights), axis=0)
     return (spread.of_entries if is_sparse(rows.x) else spread.of_rows)(rows.x, shares)
+
+
+def mean_entropy(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns that of targets ``[n]`` or ``[n, q]`` under weightings ``[m, n]``."""
+    if y.ndim == 1:
+        return np.zeros(len(weights))
+    of_rows = -np.sum(y * np.log(np.where(y > 0, y, 1)), axis=1)
+    return np.sum(_shares(weights) * of_rows, axis=1)
 
 
 def _is_one_hot(rows: Rows) -> bool:
@@ -190,6 +227,7 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
     shares.reshape(len(layout.order), -1)[n:] = 0
     targets = layout.of(rows.y)
     per_column: Any = np.ones(d)
+    single = rows.single.finite()
     return Problem(
         x=_sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
         center=0 * per_column,
@@ -198,7 +236,16 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
         targets=np.moveaxis(targets, 2, 1) if rows.y.ndim == 2 else targets,
         weights=np.moveaxis(shares, 2, 1),
         offset=None if rows.offset is None else np.moveaxis(layout.of(rows.offset), 2, 1),
-        penalty=Penalty(np.zeros(0), np.zeros(0), per_column, grouped, class_axis=-2),
+        penalty=Penalty(
+            np.zeros(0),
+            np.zeros(0),
+            per_column,
+            grouped,
+            class_axis=-2,
+            relative=single.penalty_factor,
+            lower=single.lower,
+            upper=single.upper,
+        ),
         active=np.asarray(layout.active, np.int32),
     )
 
@@ -206,6 +253,9 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
 def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
     """Returns whether the work must be in float64."""
     factor = np.asarray(problem.factor)
+    if problem.penalty.relative is not None:
+        relative = np.asarray(problem.penalty.relative)
+        factor = factor * np.sqrt(np.where(relative > 0, relative, 1))
     return bool(
         factor.max() > _UNEVEN * factor.min()
         or not 1e-6 < factor.min() <= factor.max() < 1e6
@@ -224,7 +274,7 @@ def _shares(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _used(rows: Rows, fit_intercept: bool) -> np.ndarray:
+def _used(rows: Rows, fit_intercept: bool, left_out: np.ndarray) -> np.ndarray:
     """Returns the features that are in the problem: the others are zero in all rows.
 
     Such features tell nothing, and have no weight. One with a shift is an intercept of a kind, and
@@ -233,7 +283,8 @@ def _used(rows: Rows, fit_intercept: bool) -> np.ndarray:
     is_used = np.bincount(rows.x.indices, minlength=rows.x.shape[1]) > 0
     if not fit_intercept:
         is_used |= rows.shift != 0
-    return np.flatnonzero(is_used) if is_used.any() else np.arange(1)
+    is_used &= ~left_out
+    return np.flatnonzero(is_used) if is_used.any() else np.flatnonzero(~left_out)[:1]
 
 
 def _is_better_dense(x: AnyArray) -> bool:

@@ -6,6 +6,7 @@ some at a time. Those with more parameters are solved one by one, by programs th
 """
 
 import concurrent.futures
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,13 +27,21 @@ from softmax_jax.solvers.buckets import rounded_up
 from softmax_jax.solvers.certificate import certify
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.fit import checked_stop, fit
+from softmax_jax.solvers.inputs import mean_entropy
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import newton
 from softmax_jax.solvers.methods.newton import Newton
 from softmax_jax.solvers.plan import Plan
 from softmax_jax.solvers.problem import NEVER, Problem
 from softmax_jax.solvers.rows import Rows, checked_rows, is_sparse
-from softmax_jax.solvers.solution import NEGLIGIBLE, History, Progress, Solution, stacked
+from softmax_jax.solvers.solution import (
+    NEGLIGIBLE,
+    History,
+    Progress,
+    Solution,
+    deviance_explained,
+    stacked,
+)
 from softmax_jax.solvers.units import Units, of_several, to_users
 from softmax_jax.status import Status
 
@@ -172,6 +181,11 @@ class _Problems(NamedTuple):
         """Returns the rows of a problem."""
         return slice(self.ends[i - 1] if i else 0, self.ends[i])
 
+    def entropy_of(self, i: int) -> float:
+        """Returns the mean entropy of the targets of a problem."""
+        part = self.of(i)
+        return float(mean_entropy(self.rows.y[part], self.rows.weights[:, part])[0])
+
 
 def _joined(
     x: AnyArray, y: AnyArray, sample_weight: AnyArray
@@ -250,6 +264,7 @@ class _Found(NamedTuple):
     value: Array
     gap: Array
     slope: Array
+    loss: Array
     steps: Array
 
 
@@ -324,7 +339,9 @@ def _solve(
             jnp.bool_(False),
         )
         found = certify(problem, state.theta, None, is_best_bias=True)
-        return _Found(found.theta[0], found.value[0], found.gap[0], found.slope[0], taken[0])
+        return _Found(
+            found.theta[0], found.value[0], found.gap[0], found.slope[0], found.loss[0], taken[0]
+        )
 
     return jax.lax.map(one, (stack, bias), batch_size=side_by_side if side_by_side > 1 else None)
 
@@ -364,6 +381,12 @@ def _certified(
             centered=jax.tree.map(lambda a, i=i: a[i], centered),
             mean=units.mean[i],
             objective=found.value[i],
+            loss=found.loss[i],
+            deviance_explained=deviance_explained(
+                found.loss[i],
+                baseline[i] if own.fit_intercept else math.log(absent.shape[1]),
+                own.entropy_of(int(number)),
+            ),
             gap=gap[i],
             relative_gap=relative[i],
             slope=found.slope[i],

@@ -123,6 +123,15 @@ def with_strengths(
     return problem._replace(penalty=dataclasses.replace(problem.penalty, l2=l2, l1=l1))
 
 
+def within_limits(
+    problem: Problem, theta: Float[Array, "k q columns"]
+) -> Float[Array, "k q columns"]:
+    """Returns parameters whose weights are within the limits of the penalty."""
+    if not problem.penalty.has_limits:
+        return theta
+    return theta.at[..., 1:].set(problem.penalty.clipped(theta[..., 1:]))
+
+
 Carry = TypeVar("Carry")
 
 

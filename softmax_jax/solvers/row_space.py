@@ -72,6 +72,7 @@ def applies(inputs: Inputs, jobs: Sequence[Job], stop: Stop) -> bool:
     return (
         not isinstance(inputs.problem.x, SparseRows)
         and inputs.initial is None
+        and inputs.problem.penalty.is_plain
         and all(job.l2 > 0 and job.l1 == 0 for job in jobs)
         and stop.max_passes >= _LEAST_PASSES
     )

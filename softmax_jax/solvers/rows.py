@@ -17,6 +17,7 @@ from softmax_jax.data.targets import (
     refuse_single_class,
 )
 from softmax_jax.model import Params
+from softmax_jax.solvers.single import Single
 
 
 class Rows(NamedTuple):
@@ -39,6 +40,8 @@ class Rows(NamedTuple):
     shift: np.ndarray
     initial: np.ndarray | None
     """``[q, 1 + d]``: the bias as a column in front of the weights, for the features as given."""
+    single: Single
+    """How single weights are penalised and limited."""
 
 
 def checked_rows(
@@ -52,6 +55,7 @@ def checked_rows(
     scale: AnyArray,
     shift: AnyArray,
     initial: Params | None,
+    single: Single | None = None,
 ) -> Rows:
     """Checks what `fit_path` is given; see there for the arguments and errors."""
     x, largest = checked_x(x)
@@ -73,6 +77,7 @@ def checked_rows(
         scale=per_feature(scale, 1.0, d, "scale"),
         shift=per_feature(shift, 0.0, d, "shift"),
         initial=None if initial is None else _checked_initial(initial, d, q),
+        single=(single or Single()).checked(d, q),
     )
 
 
@@ -92,25 +97,32 @@ def of_classes(rows: Rows, classes: np.ndarray) -> Rows:
         mass=rows.mass[:, classes],
         offset=None if rows.offset is None else rows.offset[:, classes],
         initial=None if rows.initial is None else rows.initial[classes],
+        single=rows.single.of_classes(classes),
     )
 
 
 def of_features(rows: Rows, features: np.ndarray) -> Rows:
-    """Returns sparse rows with these features alone."""
-    x = rows.x
-    number = np.zeros(x.shape[1], x.indices.dtype)
-    number[features] = np.arange(features.size)
-    is_kept = np.isin(np.arange(x.shape[1]), features)[x.indices]
-    kept = np.concatenate([[0], np.cumsum(is_kept)])[x.indptr]
+    """Returns the rows with these features alone."""
     return rows._replace(
-        x=type(x)(
-            (x.data[is_kept], number[x.indices[is_kept]], kept), shape=(x.shape[0], features.size)
-        ),
+        x=_columns(rows.x, features),
         scale=rows.scale[features],
         shift=rows.shift[features],
         initial=None
         if rows.initial is None
         else rows.initial[:, np.concatenate([[0], 1 + features])],
+        single=rows.single.of_features(features),
+    )
+
+
+def _columns(x: AnyArray, features: np.ndarray) -> AnyArray:
+    if not is_sparse(x):
+        return x[:, features]
+    number = np.zeros(x.shape[1], x.indices.dtype)
+    number[features] = np.arange(features.size)
+    is_kept = np.isin(np.arange(x.shape[1]), features)[x.indices]
+    kept = np.concatenate([[0], np.cumsum(is_kept)])[x.indptr]
+    return type(x)(
+        (x.data[is_kept], number[x.indices[is_kept]], kept), shape=(x.shape[0], features.size)
     )
 
 
@@ -129,6 +141,7 @@ def with_padding(rows: Rows, *, features: int, classes: int) -> Rows:
         initial=None
         if rows.initial is None
         else np.pad(rows.initial, ((0, classes), (0, features))),
+        single=rows.single.with_padding(features=features, classes=classes),
     )
 
 

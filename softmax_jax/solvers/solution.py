@@ -1,11 +1,13 @@
 """Results of the solvers, and their reports while they work."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 
-from softmax_jax._annotations import Float, NDArray
+from softmax_jax._annotations import Float, Integer, NDArray
 from softmax_jax.model import Params
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
@@ -75,12 +77,45 @@ class Solution(NamedTuple):
     """Passes over all rows that have weight: forward and back."""
     history: Any
     """`History` of the problem."""
+    loss: Any
+    """Mean loss in nats: the objective without its penalty."""
+    deviance_explained: Any
+    r"""Share of the deviance that features explain: :math:`(l_0 - l) / (l_0 - l_y)`.
+
+    With the loss :math:`l`, that without features and offsets :math:`l_0`, and that of the targets
+    themselves :math:`l_y`, which is 0 for class ids. 0 where there is nothing to explain.
+    """
     l2: Any = None
     """Strength of the squared penalty."""
     l1: Any = None
     """Strength of the absolute penalty."""
     plan: Any = None
     """`Plan` of what was chosen for the problem, and why."""
+
+    @property
+    def nonzeros(self) -> Integer[NDArray, "*grid q"]:
+        """Number of weights of each class that are not zero.
+
+        For l2 = 0 it is an unbiased estimate of the degrees of freedom (Zou, Hastie and Tibshirani
+        2007, for squared errors).
+        """
+        return np.count_nonzero(self.params.w, axis=-2)
+
+    def sparse_weights(self) -> Any:
+        """Returns the weights as SciPy CSR ``[d, q]``: one, or an array of objects over the grid.
+
+        Example:
+          >>> from softmax_jax.solvers import fit
+          >>> x, y = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]]), np.array([0, 0, 1, 1])
+          >>> w = fit(x, y, l2=0.0, l1=0.05).sparse_weights()
+          >>> w.shape, w.nnz
+          ((2, 2), 1)
+        """
+        w, shape = self.params.w, self.params.w.shape[:-2]
+        found = np.empty(shape, object)
+        for at in np.ndindex(shape):
+            found[at] = scipy.sparse.csr_array(w[at])
+        return found[()]
 
 
 def negligible(inputs: Inputs, weighting: int) -> float:
@@ -112,7 +147,7 @@ def solution_of(
         np.asarray(certificate.theta[0], np.float64),
         ~inputs.absent[job.weighting],
         fit_intercept=bool(np.asarray(inputs.problem.intercept) > 0),
-        centered=job.l1 == 0,
+        centered=job.l1 == 0 and inputs.problem.penalty.is_same_for_classes,
     )
     # The bias is at its optimum, where the loss is flat: what float64 cannot hold of it costs half
     # its square at most, as the second derivative is a variance under the predictions.
@@ -128,6 +163,8 @@ def solution_of(
         centered=centered,
         mean=units.mean,
         objective=value,
+        loss=float(certificate.loss[0]),
+        deviance_explained=_deviance_explained(inputs, job.weighting, float(certificate.loss[0])),
         gap=gap,
         relative_gap=gap / largest,
         slope=float(certificate.slope[0]),
@@ -136,6 +173,17 @@ def solution_of(
         passes=job.passes,
         history=History(*columns),
     )
+
+
+def _deviance_explained(inputs: Inputs, weighting: int, loss: float) -> float:
+    has_intercept = bool(np.asarray(inputs.problem.intercept) > 0)
+    null = float(inputs.baseline[weighting]) if has_intercept else math.log(inputs.num_classes)
+    return deviance_explained(loss, null, float(inputs.entropy[weighting]))
+
+
+def deviance_explained(loss: float, null: float, of_targets: float) -> float:
+    """Returns the share; see `Solution`."""
+    return (null - loss) / (null - of_targets) if null > of_targets else 0.0
 
 
 def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) -> Solution:
@@ -168,6 +216,8 @@ def stacked(solved: Mapping[tuple[int, ...], Solution], shape: tuple[int, ...]) 
             for name in (
                 "mean",
                 "objective",
+                "loss",
+                "deviance_explained",
                 "gap",
                 "relative_gap",
                 "slope",

@@ -7,12 +7,15 @@ At :math:`W = 0` with its best bias, let the loss be :math:`F_0` and its gradien
 .. math:: F(W, b) \ge F_0 + \langle G, W \rangle + \frac{l_2}{2} \|W\|^2 + l_1 \|W\|_1.
 
 So :math:`W = 0` is the solution from :math:`l_1 = \max_{jk} |G_{jk}|` on, whatever l2 is, and not
-below it; with ``grouped`` that is the largest norm of a row. With l2 alone no strength is large
-enough for that, but the objective is at least :math:`F_0 - \|G\|^2 / (2 l_2)`: from
-:math:`l_2 = \|G\|^2 / (2 \epsilon F_0)` on, features explain no more than the share
-:math:`\epsilon` of the loss. Both keep their meaning if features come in other units.
+below it; with ``grouped`` that is the largest norm of a row. Factors on the strengths divide the
+gradient; where some are 0, :math:`G` is the gradient at the solution with no other weights.
+With l2 alone no strength is large enough for that, but the objective is at least
+:math:`F_0 - \|G\|^2 / (2 l_2)`: from :math:`l_2 = \|G\|^2 / (2 \epsilon F_0)` on, features explain
+no more than the share :math:`\epsilon` of the loss. Both keep their meaning if features come in
+other units.
 """
 
+from collections.abc import Callable
 from typing import SupportsIndex
 
 import jax
@@ -82,6 +85,7 @@ def grid(
     inputs: Inputs,
     number: int = NUMBER,
     ratio: float | None = None,
+    unpenalised: Callable[[int, float], Float[NDArray, "q columns"]] | None = None,
 ) -> tuple[Float[NDArray, "*grid"], Float[NDArray, "*grid"]]:
     """Returns l2 and l1 with the shape of the grid; ``auto`` is its last axis, from strong to weak.
 
@@ -93,9 +97,11 @@ def grid(
       inputs: the rows.
       number: how many ``auto`` stands for.
       ratio: the weakest of these, as a share of the strongest; None means a default.
+      unpenalised: returns the solution for a weighting under an l1 that leaves no penalised weight;
+        wanted where some weights are not penalised.
     """
     if isinstance(l2, str) or isinstance(l1, str):
-        largest_l2, largest_l1 = _largest(inputs)
+        largest_l2, largest_l1 = _largest(inputs, unpenalised)
         if isinstance(l2, str):
             path = _path(largest_l2, ratio or _WEAKEST_L2, number)
             l2, l1 = path, np.asarray(l1)[..., None]
@@ -112,16 +118,36 @@ def _path(largest: float, weakest: float, number: int) -> Float[NDArray, " stren
     return np.geomspace(1, weakest, number) * (largest if 0 < largest < np.inf else 1)
 
 
-def _largest(inputs: Inputs) -> tuple[float, float]:
+def _largest(
+    inputs: Inputs, unpenalised: Callable[[int, float], Float[NDArray, "q columns"]] | None
+) -> tuple[float, float]:
     """Returns the largest l2 and l1 over the weightings."""
     largest = []
     for m in range(len(inputs.absent)):
         loss, _, g = without_weights(inputs, m)
-        sizes = np.asarray(inputs.problem.penalty.sizes(g))
+        l1 = largest_l1(inputs, g)
+        if unpenalised is not None and l1 > 0:
+            loss, g = _loss_and_gradient(inputs, m, unpenalised(m, l1))
+            l1 = largest_l1(inputs, g)
         share = _SHARE * np.where(loss > 0, loss, np.inf)
-        largest.append((np.sum(g * g) / (2 * share), (1 + _MARGIN) * sizes.max()))
+        relative = inputs.problem.penalty.relative
+        weighed = g if relative is None else _over(g, relative)
+        largest.append((np.sum(g * weighed) / (2 * share), (1 + _MARGIN) * l1))
     l2, l1 = np.max(largest, axis=0)
     return float(l2), float(l1)
+
+
+def largest_l1(inputs: Inputs, g: Float[NDArray, "1 q d"]) -> float:
+    """Returns the least l1 under which no penalised weight leaves zero, given the gradient."""
+    penalty = inputs.problem.penalty
+    sizes = np.where(penalty.reach(-g) > 0, penalty.sizes(g), 0)
+    return float((sizes if penalty.relative is None else _over(sizes, penalty.relative)).max())
+
+
+def _over(a: Float[NDArray, "1 q d"], relative: AnyArray) -> Float[NDArray, "1 q d"]:
+    """Returns ``a`` over the factors, and zero where these are."""
+    relative = np.asarray(relative)
+    return np.where(relative > 0, a / np.where(relative > 0, relative, 1), 0)
 
 
 def without_weights(
@@ -169,3 +195,21 @@ def _without_weights(
     loss, g = over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero))
     # As the features would have it in whose units they are penalised.
     return loss, bias, g[..., 1:] / problem.factor[None, None]
+
+
+def _loss_and_gradient(
+    inputs: Inputs, weighting: int, theta: Float[NDArray, "q columns"]
+) -> tuple[Float[NDArray, ""], Float[NDArray, "1 q d"]]:
+    """Returns the loss and the gradient at ``theta``, as `without_weights` does."""
+    weights = inputs.problem.weights[:, weighting : weighting + 1]
+    problem = inputs.problem._replace(weights=weights)
+    return jax.device_get(_at(problem, theta[None]))
+
+
+@jax.jit
+def _at(
+    problem: Problem, theta: Float[Array, "1 q columns"]
+) -> tuple[Float[Array, ""], Float[Array, "1 q d"]]:
+    loss, probabilities = passes.loss_and_probabilities(problem, passes.logits(problem, theta))
+    g = passes.gradient(problem, probabilities)
+    return loss[0], g[..., 1:] / problem.factor[None, None]

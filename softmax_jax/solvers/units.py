@@ -17,6 +17,7 @@ import numpy as np
 from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.checks import is_wide
 from softmax_jax.model import Params
+from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
@@ -72,7 +73,7 @@ def of_their_own(
             found.deviation * np.abs(problem.scale) if spread else np.asarray(_deviations(problem))
         )
         factor = _standardized(units, deviation)
-    penalty = dataclasses.replace(problem.penalty, factor=_penalised(units, factor))
+    penalty = _in_units(problem.penalty, units, _penalised(units, factor))
     return problem._replace(penalty=penalty), units
 
 
@@ -142,6 +143,17 @@ def _penalised(units: Units, factor: Float[NDArray, "*p d"]) -> Float[NDArray, "
     largest = np.max(factor, axis=-1, keepdims=True, where=units.varies, initial=0)
     factor = np.where(units.varies, factor, np.where(largest > 0, largest, 1))
     return np.clip(factor, _SMALLEST, _LARGEST)
+
+
+def _in_units(penalty: Penalty, units: Units, factor: Float[NDArray, " d"]) -> Penalty:
+    """Returns the penalty of weights in the solvers' units."""
+
+    def limit(a):
+        return None if a is None else a / units.size
+
+    return dataclasses.replace(
+        penalty, factor=factor, lower=limit(penalty.lower), upper=limit(penalty.upper)
+    )
 
 
 def _fits_float32(stored: Problem, largest: float) -> bool:

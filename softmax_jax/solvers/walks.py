@@ -222,7 +222,7 @@ def _start(inputs: Inputs, weightings: list[int], reached: dict[int, np.ndarray]
     else:
         for i, m in enumerate(weightings):
             _, theta[i, :, 0], g = of_path.without_weights(inputs, m)
-            largest = max(largest, float(np.abs(g).max()))
+            largest = max(largest, of_path.largest_l1(inputs, g))
     theta = np.where(absent[..., None], 0, theta)
     theta[absent, 0] = NEVER
     if any(m in reached for m in weightings):
@@ -241,7 +241,8 @@ def _approached(
     """
     theta = previous = start.theta
     taken: Any = np.zeros(len(theta))
-    number = math.floor(math.log(start.largest / first.l1, 1 / _RATIO)) if start.largest else 0
+    has_strongest = start.largest > 0 and first.l1 > 0
+    number = math.floor(math.log(start.largest / first.l1, 1 / _RATIO)) if has_strongest else 0
     if way.stop.max_passes < _PASSES * (1 + number):
         return theta, taken
     for i in range(1, number + 1):

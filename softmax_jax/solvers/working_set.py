@@ -6,7 +6,6 @@ many of them as there are features with weights already, and the certificate, wh
 features, tells from which strength on that was not enough.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -64,11 +63,9 @@ def _urgency(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Arra
 def restricted(problem: Problem, features: Integer[Array | NDArray, " c"]) -> Problem:
     """Returns the problem with these features alone."""
     assert not isinstance(problem.x, SparseRows)
-    factor = jnp.asarray(problem.factor)[features]
-    penalty = dataclasses.replace(problem.penalty, factor=factor)
     return problem._replace(
         x=jnp.take(problem.x, features, axis=-1),
         center=jnp.asarray(problem.center)[features],
         scale=jnp.asarray(problem.scale)[features],
-        penalty=penalty,
+        penalty=problem.penalty.of_features(features),
     )

@@ -100,6 +100,11 @@ def test_a_path_writes_its_files_and_no_others(run):
     assert (run[1] / "path.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_path_of_l1_alone_is_drawn_by_its_weights(table, tmp_path):
+    fit_run.fit(settings.Fit(data=table, l2=(0.0,), l1=(0.1, 0.01)), tmp_path)
+    assert names_in(tmp_path) == FILES | {"path.png", "coefficients.png"}
+
+
 def test_a_row_for_each_pair_of_strengths(run):
     pairs = [(row["l1"], row["l2"]) for row in rows_of(run[1])]
     assert pairs == [(0.0, 0.1), (0.0, 0.01), (0.01, 0.1), (0.01, 0.01)]

@@ -37,7 +37,8 @@ def gap_of_sharp(
 ) -> Float[Array, " k"]:
     """Returns the gap of Fenchel and Young where l1 > 0, as if the bias were at its minimum.
 
-    With l2 = 0 residuals are shrunk until they fit; see the module `proximal`.
+    With l2 = 0 residuals are shrunk until they fit; see the module `proximal`. What is left of the
+    gradient in weights that are not penalised is added.
 
     Args:
       problem: with strengths.
@@ -45,9 +46,13 @@ def gap_of_sharp(
       g: gradient of the mean loss in them.
       loss: mean loss.
     """
-    c = 1 / jnp.maximum(problem.penalty.dual_norm(g), 1)
+    free, rest = problem.penalty.is_free(w, g), jnp.zeros_like(loss)
+    if free is not None:
+        rest = jnp.sum(jnp.abs(jnp.where(free, g, 0)), axis=(1, 2))
+        g = jnp.where(free, 0, g)
+    c = 1 / jnp.maximum(problem.penalty.dual_norm(-g), 1)
     fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
-    gap = problem.penalty.fenchel_young(w, fitting)
+    gap = problem.penalty.fenchel_young(w, fitting) + rest
     return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
 
 

@@ -331,7 +331,8 @@ def _certified(
         is_better = best is None or float(gap) < 0.7 * lowest
         if is_better:
             theta = jnp.concatenate([params.b[:, None], params.w.T], axis=1)
-            best, lowest = Certificate(theta[None], value[None], gap[None], slope[None]), float(gap)
+            best = Certificate(theta[None], value[None], gap[None], slope[None], found.loss[None])
+            lowest = float(gap)
             params = params._replace(b=params.b + move)
         else:
             break

@@ -5,6 +5,8 @@ the loss, the squared penalty and :math:`\tau\, \sigma \cdot W`. The direction m
 quadratic model of that over the weights A that are in the orthant, by conjugate gradients on
 
 .. math:: (H_{AA} + \mathrm{diag}(\rho_A))\, D_A = -(G + \rho W + \tau \sigma)_A.
+
+Limits of the weights make it a box; zero is a limit like any other.
 """
 
 from collections.abc import Callable
@@ -16,10 +18,12 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float, Int
 from softmax_jax.solvers import passes
+from softmax_jax.solvers.conjugate_gradients import conjugate_gradients
+from softmax_jax.solvers.diagonal import mean_variances
 from softmax_jax.solvers.methods.preconditioner import sample
 from softmax_jax.solvers.methods.proximal_newton import common_set_apart
 from softmax_jax.solvers.passes import dot, wide
-from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import NEVER, Problem
 
 # Lengths of a bent line that are tried, each a quarter of the one before.
 _TRIES = 6
@@ -33,11 +37,24 @@ class Corner(NamedTuple):
     """Signs; 0 for what is not penalised by its size."""
     moves: Bool[Array, "k q columns"]
     """Parameters that are in it: those that are not zero, or would not stay so."""
-    is_free: Bool[Array, "k q columns"]
-    """Parameters that may have any sign."""
+    low: Float[Array, "k q columns"]
+    """Least parameters in it: 0 or a limit, or -inf."""
+    high: Float[Array, "k q columns"]
+    """Largest ones, likewise."""
     slope: Float[Array, "k q columns"]
     """Gradient of the objective for these signs."""
-    ridge: Float[Array, "k 1 columns"]
+    ridge: Float[Array, "k q_or_1 columns"]
+
+    def reached(self, d: Float[Array, "k q columns"]) -> Float[Array, "k q columns"]:
+        """Returns the displacement to where ``d`` leads, or to the nearest point of the orthant."""
+        there = self.theta + d
+        d = jnp.where(there > self.low, d, self.low - self.theta)
+        return jnp.where(there < self.high, d, self.high - self.theta)
+
+    def is_inside(self, d: Float[Array, "k q columns"]) -> Bool[Array, "k q columns"]:
+        """Returns which parameters ``d`` leaves off the sides of the orthant."""
+        there = self.theta + d
+        return (there > self.low) & (there < self.high)
 
 
 class Preconditioner(NamedTuple):
@@ -51,17 +68,25 @@ class Preconditioner(NamedTuple):
     """Share of its diagonal that is added to the Hessian."""
 
 
-def of_columns(problem: Problem, of_weights: Float[Array, "k 1 _"]) -> Float[Array, "k 1 columns"]:
-    """Returns strengths for all columns of the parameters: none for the bias."""
-    k = problem.l2.size
-    of_weights = jnp.broadcast_to(of_weights, (k, 1, problem.d))
-    return jnp.concatenate([jnp.zeros((k, 1, 1), of_weights.dtype), of_weights], axis=2)
+def of_columns(
+    problem: Problem, of_weights: Float[Array, "k q_or_1 _"], of_bias: float = 0.0
+) -> Float[Array, "k q_or_1 columns"]:
+    """Returns numbers for all columns of the parameters, given those of the weights."""
+    k, classes, _ = of_weights.shape
+    of_weights = jnp.broadcast_to(of_weights, (k, classes, problem.d))
+    bias = jnp.full((k, classes, 1), of_bias, of_weights.dtype)
+    return jnp.concatenate([bias, of_weights], axis=2)
 
 
 def without_common_part(
     problem: Problem, theta: Float[Array, "k q columns"]
 ) -> Float[Array, "k q columns"]:
-    """Returns parameters with the best number added to the weights of each feature."""
+    """Returns parameters with the best number added to the weights of each feature.
+
+    Where classes differ in their penalty that is not looked for.
+    """
+    if not problem.penalty.is_same_for_classes:
+        return theta
     ridge = of_columns(problem, problem.penalty.ridge)[:, 0]
     threshold = of_columns(problem, problem.penalty.threshold)[:, 0]
     counts = jnp.broadcast_to(theta[..., :1] > NEVER / 2, theta.shape)
@@ -79,17 +104,38 @@ def corner_of(
     Weights leave zero if :math:`|G| - \tau` is more than a ``share`` of the largest such excess:
     others would often come back once these have moved.
     """
-    ridge = of_columns(problem, problem.penalty.ridge)
-    threshold = jnp.broadcast_to(of_columns(problem, problem.penalty.threshold), theta.shape)
+    penalty = problem.penalty
+    ridge = of_columns(problem, penalty.ridge)
+    threshold = jnp.broadcast_to(of_columns(problem, penalty.threshold), theta.shape)
+    lower, upper = _limits(problem, theta)
     g = gradient + jnp.broadcast_to(ridge, theta.shape) * theta
     is_free = threshold == 0
-    excess = jnp.where(theta == 0, jnp.abs(g) - threshold, 0)
+    may_enter = (theta == 0) & ~is_free & jnp.where(g > 0, lower < 0, upper > 0)
+    excess = jnp.where(may_enter, jnp.abs(g) - threshold, 0)
     enters = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
     sign = jnp.where(is_free, 0, jnp.where(enters, -jnp.sign(g), jnp.sign(theta)))
+    slope = g + threshold * sign
+    low = jnp.where(sign > 0, jnp.maximum(lower, 0), lower)
+    high = jnp.where(sign < 0, jnp.minimum(upper, 0), upper)
+    is_held = ((theta <= low) & (slope > 0)) | ((theta >= high) & (slope < 0))
     # The bias of a class of no weight stays where it is, and one that is held at zero does.
-    moves = ((theta != 0) | enters | is_free) & (theta > NEVER / 2)
+    moves = ((theta != 0) | enters | is_free) & ~is_held & (theta > NEVER / 2)
     moves = moves.at[..., 0].set(moves[..., 0] & (problem.intercept > 0))
-    return Corner(theta, sign, moves, is_free, g + threshold * sign, ridge)
+    return Corner(theta, sign, moves, low, high, slope, ridge)
+
+
+def _limits(
+    problem: Problem, theta: Float[Array, "k q columns"]
+) -> tuple[Float[Array, "k q columns"], Float[Array, "k q columns"]]:
+    """Returns the limits of all parameters, infinite where there are none."""
+
+    def of(limit, none):
+        if limit is None:
+            return jnp.full_like(theta, none)
+        of_weights = jnp.broadcast_to(limit, (len(theta), *limit.shape))
+        return jnp.broadcast_to(of_columns(problem, of_weights, none), theta.shape)
+
+    return of(problem.penalty.lower, -jnp.inf), of(problem.penalty.upper, jnp.inf)
 
 
 def newton_direction(
@@ -117,7 +163,7 @@ def newton_direction(
     right = jnp.where(moves, -corner.slope, 0)
     ridge = jnp.broadcast_to(corner.ridge, theta.shape)
     variance = preconditioner.variance[None, None, :]
-    bends = _mean_variances(problem, probabilities)[..., None] * variance
+    bends = mean_variances(problem, probabilities)[..., None] * variance
     diagonal = jnp.maximum(bends, jnp.finfo(theta.dtype).tiny) + ridge
     more = ridge + wide(preconditioner.damping) * diagonal
 
@@ -129,9 +175,6 @@ def newton_direction(
             return r / diagonal
         return jnp.einsum("kqab,kqb->kqa", preconditioner.blocks, r, precision="highest")
 
-    def within(d):
-        return jnp.where(corner.is_free | ((theta + d) * corner.sign > 0), d, -theta)
-
     def go_on(carry):
         *_, leaves, taken, i = carry
         return jnp.any(leaves & (taken < most)) & (i < rounds)
@@ -141,7 +184,7 @@ def newton_direction(
         here, moves, leaves, taken, i = carry
         again = leaves & (taken < most)
         rest = jnp.where(moves & wide(again), right - here.product, 0)
-        more, taken = _conjugate_gradients(
+        more, taken = conjugate_gradients(
             partial(_masked, multiply, moves),
             partial(_masked, precondition, moves),
             rest,
@@ -150,10 +193,10 @@ def newton_direction(
             # One is left for the model where weights leave.
             most - 1,
         )
-        leaves = jnp.any(moves & (within(here.d + more) != here.d + more), axis=(1, 2))
+        leaves = jnp.any(moves & (corner.reached(here.d + more) != here.d + more), axis=(1, 2))
         there, tries = jax.lax.cond(
             jnp.any(leaves & again),
-            lambda: _lower_within(multiply, within, right, here, more, again, most - taken),
+            lambda: _lower_within(multiply, corner.reached, right, here, more, again, most - taken),
             lambda: (here._replace(d=here.d + more), jnp.zeros_like(taken)),
         )
         taken = taken + tries
@@ -163,12 +206,12 @@ def newton_direction(
         there, tries = jax.lax.cond(
             jnp.any(tries_again),
             lambda: _lower_within(
-                multiply, within, right, there, rest / diagonal, tries_again, most - taken
+                multiply, corner.reached, right, there, rest / diagonal, tries_again, most - taken
             ),
             lambda: (there, jnp.zeros_like(taken)),
         )
         leaves = leaves & (~stuck | (there.value < here.value))
-        moves = moves & (corner.is_free | ((theta + there.d) * corner.sign > 0))
+        moves = moves & corner.is_inside(there.d)
         return there, moves, leaves, taken + tries, i + 1
 
     zero = jnp.zeros_like(theta)
@@ -246,20 +289,6 @@ def _masked(
     return jnp.where(moves, multiply(v), 0)
 
 
-def _mean_variances(
-    problem: Problem, probabilities: Float[Array, "blocks k q rows"]
-) -> Float[Array, "k q"]:
-    """Returns the means of ``p (1 - p)``."""
-    total = passes.mass(problem)
-
-    def add(j, carry):
-        p, s = block_of(probabilities, j), passes.weights(problem, j, total)[:, None]
-        return carry + jnp.sum(s * p * (1 - p), axis=-1)
-
-    zero = jnp.zeros(probabilities.shape[1:3], probabilities.dtype)
-    return over_blocks(problem, add, zero)
-
-
 def renewed_blocks(
     problem: Problem,
     rows: Float[Array, "pool rows columns"],
@@ -301,7 +330,7 @@ def _block_inverses(
     p: Float[Array, "n q"],
     s: Float[Array, " n"],
     moves: Bool[Array, "q columns"],
-    ridge: Float[Array, "1 columns"],
+    ridge: Float[Array, "q_or_1 columns"],
 ) -> Float[Array, "q columns columns"]:
     r"""Returns inverses of :math:`Z^\top \mathrm{diag}(s\, p_c (1 - p_c)) Z` for each class.
 
@@ -328,51 +357,3 @@ def _block_inverses(
     found = jnp.matmul(root.transpose(0, 2, 1), root, precision="highest")
     alone = jnp.einsum("qa,ab->qab", scale**2, jnp.eye(len(ridge[0]), dtype=h.dtype))
     return jnp.where(jnp.all(jnp.isfinite(found), axis=(1, 2), keepdims=True), found, alone)
-
-
-def _conjugate_gradients(
-    multiply: Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]],
-    precondition: Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]],
-    right: Float[Array, "k q columns"],
-    enough: Float[Array, " k"],
-    taken: Int[Array, " k"],
-    most: Int[Array, " k"],
-) -> tuple[Float[Array, "k q columns"], Int[Array, " k"]]:
-    """Solves systems by preconditioned conjugate gradients.
-
-    Args:
-      multiply: products with the matrices.
-      precondition: products with their approximate inverses.
-      right: right-hand sides.
-      enough: squared norms of the residual, in that of the preconditioner, to stop at.
-      taken: products so far.
-      most: products to stop at.
-
-    Returns:
-      The solutions, and the products so far.
-    """
-
-    def unsolved(size, taken):
-        return (size > enough) & (taken < most)
-
-    def go_on(carry):
-        *_, size, taken = carry
-        return jnp.any(unsolved(size, taken))
-
-    def one(carry):
-        x, rest, way, size, taken = carry
-        own = unsolved(size, taken)
-        product = multiply(way)
-        bend = dot(way, product)
-        length = jnp.where(own & (bend > 0), size / jnp.where(bend > 0, bend, 1), 0)
-        x, rest = x + wide(length) * way, rest - wide(length) * product
-        z = precondition(rest)
-        # Where nothing bends there is no more to be found.
-        after = jnp.where(bend > 0, dot(rest, z), 0)
-        way = jnp.where(wide(own), z + wide(after / jnp.where(size > 0, size, 1)) * way, way)
-        return x, rest, way, jnp.where(own, after, size), taken + own
-
-    z = precondition(right)
-    start = (jnp.zeros_like(right), right, z, dot(right, z), taken)
-    x, _, _, _, taken = jax.lax.while_loop(go_on, one, start)
-    return x, taken

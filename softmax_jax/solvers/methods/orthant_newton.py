@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, ArrayLike, Bool
 from softmax_jax.solvers import cost, offsets, passes
 from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.diagonal import variances
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.components import Sizes, scores, step_of
 from softmax_jax.solvers.methods.dual import gap_of_sharp
@@ -43,10 +44,10 @@ from softmax_jax.solvers.methods.orthant import (
     renewed_blocks,
     without_common_part,
 )
-from softmax_jax.solvers.methods.proximal import Proximal, variances
+from softmax_jax.solvers.methods.proximal import Proximal
 from softmax_jax.solvers.methods.walking import Path, Way, walk
 from softmax_jax.solvers.passes import dot, wide
-from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.problem import Problem, within_limits
 from softmax_jax.solvers.sparse import SparseRows
 
 
@@ -151,6 +152,8 @@ class OrthantNewton(Method):
 
     def reason(self, inputs: Inputs) -> str:
         """Returns the kind of problem that it is for."""
+        if not inputs.problem.penalty.is_plain:
+            return "the default where single weights have penalties or limits of their own"
         return "the default where l1 > 0 penalises single weights"
 
     def instead(self, inputs: Inputs, jobs: Any) -> Method:
@@ -361,6 +364,7 @@ def _step(
     is_whole, fails = t == 1, t == 0
     # A whole step keeps the zeros that were found.
     there = jnp.where(wide(is_whole), state.theta + direction, state.theta + wide(t) * direction)
+    there = within_limits(problem, there)
     eased = jnp.where(is_whole, state.damping / 3, state.damping)
     damping = jnp.where(t < 0.1, 30 * state.damping, eased)
     counts = ~state.is_led

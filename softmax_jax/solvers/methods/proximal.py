@@ -26,10 +26,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, ArrayLike, Float
+from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.diagonal import variances
 from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.method import Method
 from softmax_jax.solvers.methods.proximal_newton import ProximalNewton
 from softmax_jax.solvers.passes import dot, wide
@@ -81,7 +83,8 @@ class Proximal(Method):
 
     def successor(self, inputs: Inputs) -> Method | None:
         """Returns `newton` for as few parameters as it is for."""
-        if self.newton is None or inputs.problem.penalty.grouped:
+        penalty = inputs.problem.penalty
+        if self.newton is None or penalty.grouped or not penalty.is_plain:
             return None
         few = (1 + inputs.problem.d) * inputs.q <= self.newton.most_parameters
         return self.newton if few else None
@@ -121,26 +124,6 @@ class Proximal(Method):
     def restart(self, state: State, slot: ArrayLike) -> State:
         """Forgets the momentum."""
         return _restart(state, slot)
-
-
-def variances(problem: Problem, sample: int) -> Float[Array, " columns"]:
-    """Returns one for the bias, and the mean squares of the features in a sample of the rows.
-
-    The features are centered.
-    """
-    blocks = min(problem.blocks, max(2, -(-sample // problem.rows)))
-    problem = problem._replace(active=jnp.minimum(blocks, problem.active))
-
-    def add(j, carry):
-        s = jnp.mean(block_of(problem.weights, j), axis=0)
-        return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j)
-
-    zero = jnp.zeros((), problem.dtype)
-    mass, moments = over_blocks(problem, add, (zero, jnp.zeros(problem.d, problem.dtype)))
-    variance = moments / jnp.where(mass > 0, mass, 1)
-    # A constant feature has no gradient; any positive number will do for it.
-    least = 1e-6 * jnp.max(variance) + 1e-30
-    return jnp.concatenate([jnp.ones(1, variance.dtype), jnp.maximum(variance, least)])
 
 
 @compiled
@@ -212,12 +195,7 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
     w = y[..., 1:]
     penalty = problem.penalty
     value = loss + penalty.value(w)
-    gap = penalty.fenchel_young(w, g[..., 1:])
-    # Where l2 = 0 the certificate has to shrink the residuals first.
-    c = 1 / jnp.maximum(penalty.dual_norm(g[..., 1:]), 1)
-    fitting = wide((1 - 1e-6) * c) * g[..., 1:]
-    shrunk = penalty.fenchel_young(w, fitting)
-    gap = jnp.where(problem.l2 > 0, gap, shrunk + (1 - c) * loss)
+    gap = gap_of_sharp(problem, w, g[..., 1:], loss)
 
     strength = wide(state.curvature) * metric[None, None, :]
     theta = y - g / strength

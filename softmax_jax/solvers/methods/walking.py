@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float, Int
 from softmax_jax.solvers.methods.method import Walk
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.problem import Problem, within_limits
 
 
 class Path(NamedTuple):
@@ -77,7 +77,7 @@ def walk(
 
     def one(progress):
         _, target = under(progress.at)
-        progress = _moved_on(way, progress, target)
+        progress = _moved_on(way, problem, progress, target)
         own, target = under(progress.at)
         state = way.measured(own, progress.state)
         # Where the solution is one for the next strength, too, there is nothing to do.
@@ -91,7 +91,7 @@ def walk(
         return progress._replace(state=state)
 
     none = jnp.zeros(k, jnp.int32)
-    state, lead = way.begin(under(none)[0], theta), _lead(theta, previous)
+    state, lead = way.begin(under(none)[0], theta), _lead(problem, theta, previous)
     leads = jnp.any(lead != 0, axis=(1, 2))
     state = way.begin_next(state, lead, jnp.ones(k, bool), leads)
     nothing = jnp.zeros((number, k), theta.dtype)
@@ -100,7 +100,9 @@ def walk(
     return jax.lax.while_loop(go_on, one, _Progress(state, none, theta, found)).found
 
 
-def _moved_on(way: Way, progress: _Progress, target: Float[Array, " k"]) -> _Progress:
+def _moved_on(
+    way: Way, problem: Problem, progress: _Progress, target: Float[Array, " k"]
+) -> _Progress:
     """Records problems that are done with a strength, and lets them begin the next one."""
     state, at, found = progress.state, progress.at, progress.found
     number, k = found.gap.shape
@@ -117,7 +119,7 @@ def _moved_on(way: Way, progress: _Progress, target: Float[Array, " k"]) -> _Pro
         gap=put(found.gap, state.gap),
         passes=put(found.passes, state.passes),
     )
-    lead = _lead(state.theta, progress.previous)
+    lead = _lead(problem, state.theta, progress.previous)
     state = way.begin_next(state, lead, moves, is_solved)
     previous = jnp.where(wide(moves), state.theta, progress.previous)
     at = at + moves
@@ -127,9 +129,9 @@ def _moved_on(way: Way, progress: _Progress, target: Float[Array, " k"]) -> _Pro
 
 
 def _lead(
-    theta: Float[Array, "k q columns"], previous: Float[Array, "k q columns"]
+    problem: Problem, theta: Float[Array, "k q columns"], previous: Float[Array, "k q columns"]
 ) -> Float[Array, "k q columns"]:
     """Returns the way on along the line through the last two solutions, with the last signs."""
     ahead = 2 * theta - previous
     stays = (ahead * theta > 0).at[..., 0].set(True)
-    return jnp.where(stays, ahead, 0) - theta
+    return within_limits(problem, jnp.where(stays, ahead, 0)) - theta
