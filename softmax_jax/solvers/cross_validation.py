@@ -71,6 +71,7 @@ def cross_validate(
     l1: AnyArray = 0.0,
     strengths: SupportsIndex = NUMBER,
     weakest: float | None = None,
+    least_gain: float | None = None,
     folds: int | np.ndarray | Iterable[tuple[AnyArray, AnyArray]] = 5,
     seed: int = 0,
     score: Callable[[Params, np.ndarray], float] | None = None,
@@ -132,6 +133,7 @@ def cross_validate(
       l1: strengths; or ``"auto"``.
       strengths: see `fit_path`.
       weakest: see `fit_path`.
+      least_gain: see `fit_path`; the rise is that of the fold, or of all rows, where it is largest.
       folds: how many, at least 2: rows are shuffled and dealt out so that each class is spread as
         evenly as it goes (for probabilities, the most probable class). A class of a single row is
         never held out. Or an integer array ``[n]`` with the fold that holds out each row, any two
@@ -203,6 +205,7 @@ def cross_validate(
         l1=l1,
         strengths=strengths,
         weakest=weakest,
+        least_gain=least_gain,
         num_classes=q,
         sample_weight=np.vstack([train, weights]) if refit else train,
         offset=offset,

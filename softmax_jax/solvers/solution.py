@@ -109,7 +109,7 @@ class Solution(NamedTuple):
           >>> x, y = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]]), np.array([0, 0, 1, 1])
           >>> w = fit(x, y, l2=0.0, l1=0.05).sparse_weights()
           >>> w.shape, w.nnz
-          ((2, 2), 1)
+          ((2, 2), 2)
         """
         w, shape = self.params.w, self.params.w.shape[:-2]
         found = np.empty(shape, object)

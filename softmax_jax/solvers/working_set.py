@@ -53,9 +53,10 @@ def _urgency(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Arra
     """Returns the largest ``|G| / threshold`` of each feature: a pass."""
     _, probabilities = passes.loss_and_probabilities(problem, passes.logits(problem, theta))
     g = passes.gradient(problem, probabilities)[..., 1:]
-    threshold = jnp.broadcast_to(problem.penalty.threshold, g.shape)
+    sizes = problem.penalty.sizes(g)
+    threshold = jnp.broadcast_to(problem.penalty.threshold, sizes.shape)
     # What is not penalised is always wanted.
-    ratio = jnp.where(threshold > 0, jnp.abs(g) / jnp.where(threshold > 0, threshold, 1), jnp.inf)
+    ratio = jnp.where(threshold > 0, sizes / jnp.where(threshold > 0, threshold, 1), jnp.inf)
     return jnp.max(ratio, axis=(0, 1))
 
 

@@ -182,7 +182,7 @@ def test_the_doors_share_their_keywords():
         inspect.signature(door).parameters
         for door in (solvers.fit, solvers.fit_path, solvers.cross_validate)
     )
-    assert path.keys() - fit.keys() == {"slots", "strengths", "weakest"}
+    assert path.keys() - fit.keys() == {"slots", "strengths", "weakest", "least_gain"}
     assert fit.keys() <= path.keys() <= validate.keys()
     for name in path.keys() & fit.keys() - {"l2"}:
         assert fit[name].default == path[name].default == validate[name].default, name

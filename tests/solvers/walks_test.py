@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from softmax_jax import solvers
 from softmax_jax.solvers import OrthantNewton, Proximal
@@ -169,13 +170,41 @@ def test_sparse_rows():
     assert_equally_good(ours, solvers.fit_path(x, y, l2=0.0, l1=l1, l1_method=Proximal()))
 
 
-def test_groups_are_left_to_proximal_gradients():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"l2": 0.01, "standardize": True},
+        {"fit_intercept": False},
+        {"penalty_factor": np.array([0, 1, 2, 1, 0.5, np.inf])},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_groups_leave_zero_as_a_whole(options, sparse):
     x, y = problem()
-    solution = solvers.fit(x, y, l2=0.0, l1=0.05, grouped=True)
-    assert solution.status == CERTIFIED
-    assert type(solution.plan.method) is Proximal
-    with pytest.raises(ValueError, match="takes no groups"):
-        solvers.fit(x, y, l2=0.0, l1=0.05, grouped=True, l1_method=OrthantNewton(fallback=None))
+    given = scipy.sparse.csr_array(x) if sparse else x
+    options = {"l2": 0.0, "grouped": True} | options
+    path = solvers.fit_path(given, y, l1="auto", strengths=15, **options)
+    theirs = solvers.fit_path(x, y, l1=path.l1, l1_method=Proximal(), **options)
+    assert_equally_good(path, theirs)
+    assert {type(plan.method) for plan in path.plan} == {OrthantNewton}
+    kept = (path.params.w != 0).any(axis=-1)
+    assert (kept == (path.params.w != 0).all(axis=-1)).all()
+    counts = np.arange(6) if "penalty_factor" not in options else np.array([1, 2, 3, 4, 5])
+    assert not kept[0, counts].any()
+    assert kept[-1].sum() > kept[1].sum()
+
+
+def test_groups_of_more_features_than_rows():
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(60, 700)), np.zeros((700, 3))
+    w[:10] = rng.normal(size=(10, 3))
+    y = np.argmax(x @ w + rng.gumbel(size=(60, 3)), axis=1)
+    path = solvers.fit_path(x, y, l2=0.0, l1="auto", strengths=10, grouped=True)
+    assert_equally_good(
+        path, solvers.fit_path(x, y, l2=0.0, l1=path.l1, grouped=True, l1_method=Proximal())
+    )
 
 
 def test_the_callback_hears_of_each_part_of_a_path():

@@ -5,12 +5,9 @@ the loss, the squared penalty and :math:`\tau\, \sigma \cdot W`. The direction m
 quadratic model of that over the weights A that are in the orthant, by conjugate gradients on
 
 .. math:: (H_{AA} + \mathrm{diag}(\rho_A))\, D_A = -(G + \rho W + \tau \sigma)_A.
-
-Limits of the weights make it a box; zero is a limit like any other.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,41 +17,12 @@ from softmax_jax._annotations import Array, Bool, Float, Int
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.conjugate_gradients import conjugate_gradients
 from softmax_jax.solvers.diagonal import mean_variances
-from softmax_jax.solvers.methods.preconditioner import sample
-from softmax_jax.solvers.methods.proximal_newton import common_set_apart
+from softmax_jax.solvers.methods.corner import Corner
 from softmax_jax.solvers.passes import dot, wide
-from softmax_jax.solvers.problem import NEVER, Problem
+from softmax_jax.solvers.problem import Problem
 
 # Lengths of a bent line that are tried, each a quarter of the one before.
 _TRIES = 6
-
-
-class Corner(NamedTuple):
-    """The orthant that ``k`` problems are in, and the slope of the objective there."""
-
-    theta: Float[Array, "k q columns"]
-    sign: Float[Array, "k q columns"]
-    """Signs; 0 for what is not penalised by its size."""
-    moves: Bool[Array, "k q columns"]
-    """Parameters that are in it: those that are not zero, or would not stay so."""
-    low: Float[Array, "k q columns"]
-    """Least parameters in it: 0 or a limit, or -inf."""
-    high: Float[Array, "k q columns"]
-    """Largest ones, likewise."""
-    slope: Float[Array, "k q columns"]
-    """Gradient of the objective for these signs."""
-    ridge: Float[Array, "k q_or_1 columns"]
-
-    def reached(self, d: Float[Array, "k q columns"]) -> Float[Array, "k q columns"]:
-        """Returns the displacement to where ``d`` leads, or to the nearest point of the orthant."""
-        there = self.theta + d
-        d = jnp.where(there > self.low, d, self.low - self.theta)
-        return jnp.where(there < self.high, d, self.high - self.theta)
-
-    def is_inside(self, d: Float[Array, "k q columns"]) -> Bool[Array, "k q columns"]:
-        """Returns which parameters ``d`` leaves off the sides of the orthant."""
-        there = self.theta + d
-        return (there > self.low) & (there < self.high)
 
 
 class Preconditioner(NamedTuple):
@@ -66,76 +34,6 @@ class Preconditioner(NamedTuple):
     """Inverse Hessians of single classes, if there are any."""
     damping: Float[Array, " k"]
     """Share of its diagonal that is added to the Hessian."""
-
-
-def of_columns(
-    problem: Problem, of_weights: Float[Array, "k q_or_1 _"], of_bias: float = 0.0
-) -> Float[Array, "k q_or_1 columns"]:
-    """Returns numbers for all columns of the parameters, given those of the weights."""
-    k, classes, _ = of_weights.shape
-    of_weights = jnp.broadcast_to(of_weights, (k, classes, problem.d))
-    bias = jnp.full((k, classes, 1), of_bias, of_weights.dtype)
-    return jnp.concatenate([bias, of_weights], axis=2)
-
-
-def without_common_part(
-    problem: Problem, theta: Float[Array, "k q columns"]
-) -> Float[Array, "k q columns"]:
-    """Returns parameters with the best number added to the weights of each feature.
-
-    Where classes differ in their penalty that is not looked for.
-    """
-    if not problem.penalty.is_same_for_classes:
-        return theta
-    ridge = of_columns(problem, problem.penalty.ridge)[:, 0]
-    threshold = of_columns(problem, problem.penalty.threshold)[:, 0]
-    counts = jnp.broadcast_to(theta[..., :1] > NEVER / 2, theta.shape)
-    return jax.vmap(common_set_apart)(theta, counts, threshold, ridge)
-
-
-def corner_of(
-    problem: Problem,
-    theta: Float[Array, "k q columns"],
-    gradient: Float[Array, "k q columns"],
-    share: Float[Array, " k"],
-) -> Corner:
-    r"""Returns the orthant at ``theta``, where the mean loss has this gradient.
-
-    Weights leave zero if :math:`|G| - \tau` is more than a ``share`` of the largest such excess:
-    others would often come back once these have moved.
-    """
-    penalty = problem.penalty
-    ridge = of_columns(problem, penalty.ridge)
-    threshold = jnp.broadcast_to(of_columns(problem, penalty.threshold), theta.shape)
-    lower, upper = _limits(problem, theta)
-    g = gradient + jnp.broadcast_to(ridge, theta.shape) * theta
-    is_free = threshold == 0
-    may_enter = (theta == 0) & ~is_free & jnp.where(g > 0, lower < 0, upper > 0)
-    excess = jnp.where(may_enter, jnp.abs(g) - threshold, 0)
-    enters = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
-    sign = jnp.where(is_free, 0, jnp.where(enters, -jnp.sign(g), jnp.sign(theta)))
-    slope = g + threshold * sign
-    low = jnp.where(sign > 0, jnp.maximum(lower, 0), lower)
-    high = jnp.where(sign < 0, jnp.minimum(upper, 0), upper)
-    is_held = ((theta <= low) & (slope > 0)) | ((theta >= high) & (slope < 0))
-    # The bias of a class of no weight stays where it is, and one that is held at zero does.
-    moves = ((theta != 0) | enters | is_free) & ~is_held & (theta > NEVER / 2)
-    moves = moves.at[..., 0].set(moves[..., 0] & (problem.intercept > 0))
-    return Corner(theta, sign, moves, low, high, slope, ridge)
-
-
-def _limits(
-    problem: Problem, theta: Float[Array, "k q columns"]
-) -> tuple[Float[Array, "k q columns"], Float[Array, "k q columns"]]:
-    """Returns the limits of all parameters, infinite where there are none."""
-
-    def of(limit, none):
-        if limit is None:
-            return jnp.full_like(theta, none)
-        of_weights = jnp.broadcast_to(limit, (len(theta), *limit.shape))
-        return jnp.broadcast_to(of_columns(problem, of_weights, none), theta.shape)
-
-    return of(problem.penalty.lower, -jnp.inf), of(problem.penalty.upper, jnp.inf)
 
 
 def newton_direction(
@@ -160,17 +58,19 @@ def newton_direction(
       accuracy: share of the residual, in the norm of the preconditioner, to stop at.
     """
     theta, moves = corner.theta, corner.moves
-    right = jnp.where(moves, -corner.slope, 0)
-    ridge = jnp.broadcast_to(corner.ridge, theta.shape)
+    right = corner.projected(-corner.slope, moves)
     variance = preconditioner.variance[None, None, :]
     bends = mean_variances(problem, probabilities)[..., None] * variance
-    diagonal = jnp.maximum(bends, jnp.finfo(theta.dtype).tiny) + ridge
-    more = ridge + wide(preconditioner.damping) * diagonal
+    bends = jnp.maximum(bends, jnp.finfo(theta.dtype).tiny)
+    diagonal = bends + corner.diagonal
+    damping = wide(preconditioner.damping) * diagonal
 
     def multiply(v):
-        return passes.hessian_product(problem, probabilities, v) + more * v
+        return passes.hessian_product(problem, probabilities, v) + corner.bent(v) + damping * v
 
     def precondition(r):
+        if corner.groups is not None:
+            return corner.divided(corner.groups, r, bends)
         if preconditioner.blocks.shape[1] == 0:
             return r / diagonal
         return jnp.einsum("kqab,kqb->kqa", preconditioner.blocks, r, precision="highest")
@@ -183,10 +83,10 @@ def newton_direction(
         # What has left the orthant stays at zero, and the others make up for it.
         here, moves, leaves, taken, i = carry
         again = leaves & (taken < most)
-        rest = jnp.where(moves & wide(again), right - here.product, 0)
+        rest = corner.projected(right - here.product, moves & wide(again))
         more, taken = conjugate_gradients(
-            partial(_masked, multiply, moves),
-            partial(_masked, precondition, moves),
+            lambda v: corner.projected(multiply(v), moves),
+            lambda r: corner.projected(precondition(r), moves),
             rest,
             accuracy**2 * dot(right, precondition(right)),
             taken,
@@ -279,81 +179,3 @@ def _lower_within(
         ),
         tries,
     )
-
-
-def _masked(
-    multiply: Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]],
-    moves: Bool[Array, "k q columns"],
-    v: Float[Array, "k q columns"],
-) -> Float[Array, "k q columns"]:
-    return jnp.where(moves, multiply(v), 0)
-
-
-def renewed_blocks(
-    problem: Problem,
-    rows: Float[Array, "pool rows columns"],
-    size: int,
-    logits: Float[Array, "blocks k q rows"],
-    corner: Corner,
-    blocks: Float[Array, "k q columns columns"],
-    renewed: Bool[Array, " k"],
-) -> Float[Array, "k q columns columns"]:
-    """Returns inverse Hessians of single classes, new ones where they are to be renewed.
-
-    Args:
-      problem: the problem.
-      rows: a one and the features of the pool of rows.
-      size: rows that a Hessian is estimated from.
-      logits: those of all rows.
-      corner: the orthant.
-      blocks: the old ones.
-      renewed: which to renew.
-    """
-    pool, weightings = len(rows), problem.weights.shape[1]
-    is_active = (jnp.arange(pool) < problem.active).astype(problem.dtype)
-
-    def made(i):
-        seen = problem.weights[:pool, jnp.minimum(i, weightings - 1)] * is_active[:, None]
-        return jax.lax.cond(
-            renewed[i],
-            lambda: _block_inverses(
-                *sample(size, rows, logits[:pool, i], seen), corner.moves[i], corner.ridge[i]
-            ),
-            lambda: blocks[i],
-        )
-
-    return jax.lax.map(made, jnp.arange(len(renewed)))
-
-
-def _block_inverses(
-    z: Float[Array, "n columns"],
-    p: Float[Array, "n q"],
-    s: Float[Array, " n"],
-    moves: Bool[Array, "q columns"],
-    ridge: Float[Array, "q_or_1 columns"],
-) -> Float[Array, "q columns columns"]:
-    r"""Returns inverses of :math:`Z^\top \mathrm{diag}(s\, p_c (1 - p_c)) Z` for each class.
-
-    Parameters that do not move are not coupled to others.
-    """
-    curvature = (s[:, None] * p * (1 - p)).T
-    h = jnp.matmul((curvature[:, :, None] * z[None]).transpose(0, 2, 1), z, precision="highest")
-    diagonal = jnp.einsum("qaa->qa", h) + jnp.broadcast_to(ridge, moves.shape)
-    bends = diagonal > jnp.finfo(h.dtype).tiny
-    scale = jnp.where(bends, 1 / jnp.sqrt(jnp.where(bends, diagonal, 1)), 0)
-    scaled = scale[:, :, None] * h * scale[:, None, :]
-    coupled = moves[:, :, None] & moves[:, None, :] & ~jnp.eye(len(ridge[0]), dtype=bool)[None]
-    one = (
-        jnp.where(coupled, scaled, 0)
-        + (1 + 100 * jnp.finfo(h.dtype).eps) * jnp.eye(len(ridge[0]), dtype=h.dtype)[None]
-    )
-    factor = jnp.linalg.cholesky(one, symmetrize_input=False)
-    root = jax.lax.linalg.triangular_solve(
-        factor,
-        jnp.einsum("qa,ab->qab", scale, jnp.eye(len(ridge[0]), dtype=h.dtype)),
-        left_side=True,
-        lower=True,
-    )
-    found = jnp.matmul(root.transpose(0, 2, 1), root, precision="highest")
-    alone = jnp.einsum("qa,ab->qab", scale**2, jnp.eye(len(ridge[0]), dtype=h.dtype))
-    return jnp.where(jnp.all(jnp.isfinite(found), axis=(1, 2), keepdims=True), found, alone)

@@ -32,18 +32,13 @@ from softmax_jax.solvers import cost, offsets, passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.diagonal import variances
 from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.methods.class_blocks import renewed_blocks
 from softmax_jax.solvers.methods.components import Sizes, scores, step_of
+from softmax_jax.solvers.methods.corner import Corner, corner_of, without_common_part
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.line_search import backtrack
 from softmax_jax.solvers.methods.method import Method, Walk
-from softmax_jax.solvers.methods.orthant import (
-    Corner,
-    Preconditioner,
-    corner_of,
-    newton_direction,
-    renewed_blocks,
-    without_common_part,
-)
+from softmax_jax.solvers.methods.orthant import Preconditioner, newton_direction
 from softmax_jax.solvers.methods.proximal import Proximal
 from softmax_jax.solvers.methods.walking import Path, Way, walk
 from softmax_jax.solvers.passes import dot, wide
@@ -109,7 +104,7 @@ class OrthantNewton(Method):
     """
 
     fallback: Method | None = Proximal()  # noqa: RUF009  (frozen)
-    """Method for groups, and for problems that this one does not solve, if any."""
+    """Method for problems that this one does not solve, if any."""
     fallback_after: int = 1000
     """Passes after which it takes over."""
     products: int = 150
@@ -145,21 +140,16 @@ class OrthantNewton(Method):
     """Rows that these are drawn from: their features are kept."""
     walks: ClassVar[bool] = True
 
-    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
-        """Refuses penalties on groups, if there is no fallback."""
-        if grouped and self.fallback is None:
-            raise ValueError("grouped: the method 'orthant-newton' takes no groups; take another")
-
     def reason(self, inputs: Inputs) -> str:
         """Returns the kind of problem that it is for."""
         if not inputs.problem.penalty.is_plain:
             return "the default where single weights have penalties or limits of their own"
-        return "the default where l1 > 0 penalises single weights"
+        return "the default where l1 > 0"
 
     def instead(self, inputs: Inputs, jobs: Any) -> Method:
-        """Returns the fallback where weights are penalised in groups, or offsets are large."""
-        is_for_it = not (inputs.problem.penalty.grouped or offsets.are_large(inputs, self))
-        return self if is_for_it or self.fallback is None else self.fallback
+        """Returns the fallback where offsets are large."""
+        is_large = offsets.are_large(inputs, self)
+        return self.fallback if is_large and self.fallback is not None else self
 
     def successor(self, inputs: Inputs) -> Method | None:
         """Returns the fallback."""
@@ -181,7 +171,7 @@ class OrthantNewton(Method):
     def has_blocks(self, problem: Problem, q: int) -> bool:
         """Returns whether Hessians of single classes are worth their cost."""
         is_large = q * (1 + problem.d) ** 2 > self.most_in_blocks
-        if is_large or isinstance(problem.x, SparseRows):
+        if is_large or problem.penalty.grouped or isinstance(problem.x, SparseRows):
             return False
         rows = min(problem.blocks * problem.rows, self.sample)
         costs = q * cost.inverse_hessian(rows, 1 + problem.d)

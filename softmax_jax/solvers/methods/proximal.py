@@ -79,7 +79,7 @@ class Proximal(Method):
 
     def reason(self, inputs: Inputs) -> str:
         """Returns the kind of problem that it is for."""
-        return "the default where l1 > 0 penalises groups, and where others fail"
+        return "for what others do not solve"
 
     def successor(self, inputs: Inputs) -> Method | None:
         """Returns `newton` for as few parameters as it is for."""

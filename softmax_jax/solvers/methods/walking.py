@@ -133,5 +133,8 @@ def _lead(
 ) -> Float[Array, "k q columns"]:
     """Returns the way on along the line through the last two solutions, with the last signs."""
     ahead = 2 * theta - previous
-    stays = (ahead * theta > 0).at[..., 0].set(True)
+    same = ahead * theta
+    if problem.penalty.grouped:
+        same = jnp.broadcast_to(jnp.sum(same, axis=1, keepdims=True), same.shape)
+    stays = (same > 0).at[..., 0].set(True)
     return within_limits(problem, jnp.where(stays, ahead, 0)) - theta
