@@ -149,7 +149,7 @@ class Penalty:
         if not self.has_limits:
             return free
         leaves, returns = jnp.isinf(self.reach(-g)), jnp.isinf(self.reach(g))
-        is_inside = (w != 0) & (jnp.abs(w) < self.reach(w))
+        is_inside = (w > -self.reach(-jnp.ones_like(w))) & (w < self.reach(jnp.ones_like(w)))
         return free & (leaves | (returns & is_inside))
 
     def sizes(

@@ -116,9 +116,6 @@ def certify(
     # and likewise of weights that are not penalised.
     # If that is more than rounding, nothing is known but that the objective is not negative.
     gap = gap + leftover * reach + 16 * eps * value
-    if free is not None:
-        # Negative "probabilities" have no entropy.
-        gap = jnp.where(jnp.isnan(gap), value, gap)
     is_penalised = (problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0)
     gap = jnp.where((leftover < 1e-10) & is_penalised, jnp.minimum(gap, value), value)
     slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))

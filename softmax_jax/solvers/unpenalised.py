@@ -2,25 +2,25 @@ r"""Distributions for a bound where some weights are not penalised at all.
 
 For a bound by Fenchel's duality, the residuals :math:`R = S (P - Y)` have to be orthogonal to the
 features of such weights, A, as to the ones of the bias. Near the minimum they nearly are, with
-:math:`G = X^\top R`. In first order the logits :math:`X \Delta` take that away,
+:math:`G = X^\top R`. Steps of Newton's method on these weights alone take that away,
 
-.. math:: p_i' = p_i - p_i (x_i^\top \Delta - p_i \cdot x_i^\top \Delta), \qquad
-    H_{AA} \Delta_A = G_A,
+.. math:: p_i' \propto p_i \exp(-x_i^\top \Delta), \qquad H_{AA} \Delta_A = G_A,
 
-and as it is linear in P, nothing of it is left but rounding. The rows still sum to one.
+up to rounding. Only P moves, the weights that are certified stay.
 """
 
+import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.conjugate_gradients import conjugate_gradients
 from softmax_jax.solvers.diagonal import mean_variances, variances
-from softmax_jax.solvers.passes import dot, over_classes
+from softmax_jax.solvers.passes import dot, over_classes, wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 
-# Products with the Hessian: many, as the precision of a certificate is at stake.
-_PRODUCTS = 2000
+# Products with the Hessian for a tilt, and tilts.
+_PRODUCTS, _TILTS = 300, 20
 
 
 def balanced(
@@ -30,11 +30,40 @@ def balanced(
 ) -> Float[Array, "blocks k q rows"]:
     """Returns distributions near ``probabilities`` whose gradient is zero where ``is_free``.
 
-    A pass for each product with the Hessian. They may be negative where it was not small before.
+    They are tilted for as long as that halves what is left. A product with the Hessian is a pass.
     """
-    g = jnp.where(is_free, passes.gradient(problem, probabilities), 0)
-    variance = variances(problem, problem.blocks * problem.rows)
-    bends = mean_variances(problem, probabilities)[..., None] * variance[None, None, :]
+    variance = variances(problem, problem.blocks * problem.rows)[None, None, :]
+
+    def left(p):
+        g = jnp.where(is_free, passes.gradient(problem, p), 0)
+        return g, jnp.sum(jnp.abs(g), axis=(1, 2))
+
+    def go_on(carry):
+        _, _, size, last, i = carry
+        return jnp.any(size < last / 2) & (i < _TILTS)
+
+    def tilt(carry):
+        p, g, size, _, i = carry
+        bends = mean_variances(problem, p)[..., None] * variance
+        tilted = _tilted(problem, p, _direction(problem, p, g, bends, is_free))
+        rest, smaller = left(tilted)
+        falls = smaller < size
+        tilted = jnp.where(falls[None, :, None, None], tilted, p)
+        g = jnp.where(wide(falls), rest, g)
+        return tilted, g, jnp.where(falls, smaller, size), size, i + 1
+
+    g, size = left(probabilities)
+    return jax.lax.while_loop(go_on, tilt, (probabilities, g, size, size * jnp.inf, 0))[0]
+
+
+def _direction(
+    problem: Problem,
+    probabilities: Float[Array, "blocks k q rows"],
+    g: Float[Array, "k q columns"],
+    bends: Float[Array, "k q columns"],
+    is_free: Bool[Array, "k q columns"],
+) -> Float[Array, "k q columns"]:
+    """Returns :math:`H_{AA}^{-1} G_A`."""
 
     def multiply(v):
         return jnp.where(is_free, passes.hessian_product(problem, probabilities, v), 0)
@@ -42,13 +71,21 @@ def balanced(
     def precondition(r):
         return r / jnp.maximum(bends, jnp.finfo(r.dtype).tiny)
 
-    enough = (4 * jnp.finfo(g.dtype).eps) ** 2 * jnp.maximum(dot(g, precondition(g)), 1e-8)
+    enough = 1e-10 * dot(g, precondition(g))
     none = jnp.zeros(len(g), jnp.int32)
-    delta, _ = conjugate_gradients(multiply, precondition, g, enough, none, none + _PRODUCTS)
-    ahead = passes.linear(problem, delta)
+    return conjugate_gradients(multiply, precondition, g, enough, none, none + _PRODUCTS)[0]
+
+
+def _tilted(
+    problem: Problem,
+    probabilities: Float[Array, "blocks k q rows"],
+    direction: Float[Array, "k q columns"],
+) -> Float[Array, "blocks k q rows"]:
+    ahead = passes.linear(problem, direction)
 
     def add(j, tilted):
         p, a = block_of(probabilities, j), block_of(ahead, j)
-        return put(tilted, p - p * (a - over_classes(p * a)[:, None]), j)
+        raised = p * jnp.exp(jnp.min(a, axis=1, keepdims=True) - a)
+        return put(tilted, raised / over_classes(raised)[:, None], j)
 
     return over_blocks(problem, add, probabilities)

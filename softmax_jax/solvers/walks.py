@@ -135,7 +135,7 @@ def _walked(
     while done < len(path):
         features = working_set.chosen(way.setup, path[done][0], theta.astype(way.dtype), least)
         own = path[done : done + (length if features is None else pace)]
-        most = min(way.stop.max_passes - own[0][0].passes - 2, way.method.successor_after)
+        most = way.stop.max_passes - own[0][0].passes - 2
         walk = _walk(way, features, theta, previous, [jobs[0] for jobs in own], most)
         found = _certified(way, own, walk)
         reached = len(own)

@@ -123,7 +123,7 @@ def test_a_path_is_certified_and_first_order_methods_agree(case):
 def test_the_path_begins_where_penalised_weights_leave_zero(case):
     x, y = problem(2)
     single = options(**CASES[case])
-    path = solvers.fit_path(x, y, l2=0.0, l1="auto", strengths=3, **single)
+    path = solvers.fit_path(x, y, l2=0.0, l1="auto", strengths=3, tol=1e-10, **single)
     factor = CASES[case].get("factor", np.ones(D))
     factor = np.broadcast_to(factor[:, None] if factor.ndim == 1 else factor, (D, Q))
     counts = (factor > 0) & np.isfinite(factor)
@@ -275,3 +275,39 @@ def test_a_path_ends_where_nothing_is_gained():
     assert gains[-1] < 1e-2
     with pytest.raises(ValueError, match="least_gain"):
         solvers.fit_path(x, y, l2=0.0, l1=[0.1], least_gain=1e-2)
+
+
+def random_problem(seed):
+    """Few rows or many, near copies of columns, units, weights of zero, factors and limits."""
+    rng = np.random.default_rng(seed)
+    n, d, q = int(rng.integers(20, 120)), int(rng.integers(2, 40)), int(rng.integers(2, 6))
+    x, y = problem(seed, n, d, q)
+    if d > 3:
+        x[:, -1] = x[:, 0] + 1e-3 * rng.normal(size=n)
+    x = x * 10.0 ** rng.integers(-1, 2, size=d)
+    weights = rng.integers(0, 3, size=n) / 2
+    weights[:q] = 1
+    shape = (d, q) if rng.random() < 0.5 else (d,)
+    given = {}
+    if rng.random() < 0.7:
+        given["factor"] = rng.choice([0.3, 1.0, 3.0], size=shape)
+        given["factor"][: 1 + d // 4] = 0.0 if n > 6 * d else 1.0
+        given["factor"][-2:] = np.inf if d > 4 else 1.0
+    if rng.random() < 0.7:
+        given["lower"] = -rng.choice([0.0, 0.1, np.inf], size=shape)
+        given["upper"] = rng.choice([0.05, 0.5, np.inf], size=shape)
+    l2, l1 = rng.choice([0.0, 1e-3, 1e-2]), rng.choice([1e-3, 1e-2, 5e-2])
+    return x, y, l2, l1, given, weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_random_problems_are_never_falsely_certified(seed):
+    x, y, l2, l1, given, weights = random_problem(seed)
+    solution = solvers.fit(
+        x, y, l2=l2, l1=l1, sample_weight=weights, tol=1e-8, max_passes=5000, **options(**given)
+    )
+    least, _ = reference(x, y, l2, l1, weights=weights, **given)
+    assert solution.status == CERTIFIED
+    assert solution.objective - solution.gap <= least + 1e-13
+    assert solution.objective <= least + 1e-9

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float
-from softmax_jax.solvers.methods.proximal_newton import common_set_apart
+from softmax_jax.solvers.methods.common import common_set_apart, common_within_limits
 from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import NEVER, Problem
 
@@ -126,20 +126,19 @@ def of_columns(
 def without_common_part(
     problem: Problem, theta: Float[Array, "k q columns"]
 ) -> Float[Array, "k q columns"]:
-    """Returns parameters with the best number added to the weights of each feature.
-
-    Where classes differ in their penalty that is not looked for.
-    """
-    if not problem.penalty.is_same_for_classes:
-        return theta
+    """Returns parameters with the best number added to the weights of each feature."""
+    penalty = problem.penalty
     counts = jnp.broadcast_to(theta[..., :1] > NEVER / 2, theta.shape)
-    if problem.penalty.grouped:
+    if penalty.grouped:
         number = jnp.sum(counts, axis=1, keepdims=True)
         common = _over_classes(jnp.where(counts, theta, 0)) / jnp.maximum(number, 1)
         return jnp.where(counts, theta - common, theta)
-    ridge = of_columns(problem, problem.penalty.ridge)[:, 0]
-    threshold = of_columns(problem, problem.penalty.threshold)[:, 0]
-    return jax.vmap(common_set_apart)(theta, counts, threshold, ridge)
+    ridge, threshold = (of_columns(problem, a) for a in (penalty.ridge, penalty.threshold))
+    if penalty.is_same_for_classes:
+        return jax.vmap(common_set_apart)(theta, counts, threshold[:, 0], ridge[:, 0])
+    both = (jnp.broadcast_to(a, theta.shape) for a in (threshold, ridge))
+    moved = jax.vmap(common_within_limits)(theta, counts, *both, *_limits(problem, theta))
+    return jnp.where(counts, moved, theta)
 
 
 def corner_of(

@@ -21,11 +21,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, ArrayLike, Bool, Float
+from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods import preconditioner
+from softmax_jax.solvers.methods.common import common_set_apart
 from softmax_jax.solvers.methods.components import Sizes, scores
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.line_search import backtrack
@@ -317,38 +318,3 @@ def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Arr
     # Without a change of signs the minimum is at 1; where nothing bends, it would be anywhere.
     t = jnp.clip(jnp.where(jnp.any(stops), inside, beyond), 0, 1)
     return jnp.where(crosses & (place == t), 0, u + t * d)
-
-
-def common_set_apart(
-    u: Float[Array, "q columns"],
-    free: Bool[Array, "q columns"],
-    threshold: Float[Array, " columns"],
-    ridge: Float[Array, " columns"],
-) -> Float[Array, "q columns"]:
-    r"""Subtracts the best number from the weights of each feature that are free.
-
-    It minimises ``sum_c ridge/2 (u_c - v)^2 + threshold |u_c - v|``. With m numbers at or below v
-    the slope is zero at :math:`v_m = \bar u + (q - 2m) \cdot threshold / (q \cdot ridge)`, so
-    that the minimum is the median of the ``u_c`` and the ``v_m``; without a ridge, the median of
-    the ``u_c`` that is nearest to zero.
-    """
-    q = u.shape[0]
-    count = jnp.sum(free, axis=0)
-    ordered = jnp.sort(jnp.where(free, u, jnp.inf), axis=0)
-
-    def at(i):
-        return jnp.take_along_axis(ordered, jnp.clip(i, 0, q - 1)[None], axis=0)[0]
-
-    nearest = jnp.clip(0, at((count - 1) // 2), at(count // 2))
-    m = jnp.arange(q + 1)[:, None]
-    mean = jnp.sum(jnp.where(free, u, 0), axis=0) / jnp.maximum(count, 1)
-    lever = threshold / (jnp.maximum(count, 1) * jnp.where(ridge > 0, ridge, 1))
-    between = mean[None] + (count[None] - 2 * m) * lever[None]
-    between = jnp.where(m <= count[None], between, jnp.inf)
-    both = jnp.sort(jnp.concatenate([ordered, between]), axis=0)
-    smooth = jnp.take_along_axis(both, count[None], axis=0)[0]
-    common = jnp.where(ridge > 0, smooth, nearest)
-    # Of the biases, which are not penalised, any number is as good.
-    common = jnp.where(threshold > 0, common, mean)
-    common = jnp.where(count > 1, common, 0)
-    return jnp.where(free, u - common[None], u)
