@@ -61,8 +61,8 @@ def fit(
     Problems with l1 = 0 are solved by L-BFGS that starts from an approximate Hessian (Nocedal and
     Wright, *Numerical Optimization*, algorithm 7.4), and small ones by Newton's method; those with
     l1 > 0 by Newton's method on the weights that are not zero (Keskar, Nocedal, Öztoprak and
-    Wächter 2016), in groups by proximal gradients (Beck and Teboulle 2009). Work is in float32 for
-    all but small problems, and goes on in float64 where that does not suffice. The JAX settings of
+    Wächter 2016), or by proximal gradients (Beck and Teboulle 2009). Work is in float32 for all but
+    small problems, and goes on in float64 where that does not suffice. The JAX settings of
     the caller (x64, dtype promotion, transfer guard, debugging) change nothing in it.
 
     Example:
@@ -113,8 +113,8 @@ def fit(
         certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
         `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
       l1_method: for l1 > 0, for limits, and for factors that differ over classes or are 0:
-        ``"orthant-newton"``, which makes way for ``"proximal"`` where weights
-        are penalised in groups or it is slow, as that does for ``"proximal-newton"`` where
+        ``"orthant-newton"``, which makes way for ``"proximal"`` where offsets
+        are large or it is slow, as that does for ``"proximal-newton"`` where
         parameters are few; any of these, or a `Method`.
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
@@ -276,12 +276,14 @@ def fit_path(
         raise ValueError(
             f"least_gain: {least_gain}; expected a share, or None if nothing is 'auto'"
         )
-    smooth_method.check(has_l1=False, grouped=grouped, has_offset=offset is not None)
+    has_offset = offset is not None
+    smooth_method.check(has_l1=False, grouped=grouped, has_offset=has_offset, is_plain=True)
     single = Single(penalty_factor, lower, upper)
     single.refuse_groups(grouped)
     is_smooth = not (isinstance(l1, str) or np.any(l1 > 0))
     if not is_smooth or single.is_given:
-        sharp_method.check(has_l1=True, grouped=grouped, has_offset=offset is not None)
+        is_plain = not (single.is_given or relax)
+        sharp_method.check(has_l1=True, grouped=grouped, has_offset=has_offset, is_plain=is_plain)
     if callback is not None:
         report.callback = jax_settings.under_present_settings(callback)
     with jax_settings.held():

@@ -10,7 +10,8 @@ from softmax_jax._annotations import AnyArray
 class Single(NamedTuple):
     """Arrays over weights; None where nothing was given.
 
-    As users give them, ``[d]`` or ``[d, q]``. Once `checked`, ``[1, d]`` or ``[q, d]`` in float64.
+    As users give them, numbers, ``[d]`` or ``[d, q]``. Once `checked`, ``[1, d]`` or ``[q, d]`` in
+    float64.
     """
 
     penalty_factor: AnyArray = None
@@ -75,7 +76,7 @@ class Single(NamedTuple):
         return np.isinf(self.penalty_factor).all(axis=0)
 
     def finite(self) -> "Single":
-        """Returns it with factors of 1 for weights that limits leave out, and for those of None."""
+        """Returns it with factors of 1 for what limits leave out, or none if all are 1."""
         factor = self.penalty_factor
         if factor is not None:
             factor = np.where(np.isinf(factor), 1, factor)

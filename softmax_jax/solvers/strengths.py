@@ -38,7 +38,7 @@ _SHARE = 0.01
 _WEAKEST_L2 = 1e-7
 _WEAKEST_L1 = 1e-3
 _WEAKEST_L1_OF_FEW_ROWS = 1e-2
-# Above the largest l1, so that rounding in float32 leaves no weights there.
+# Above the largest l1 where it follows from a solution, which is not exact.
 _MARGIN = 1e-6
 
 
@@ -128,11 +128,11 @@ def _largest(
         l1 = largest_l1(inputs, g)
         if unpenalised is not None and l1 > 0:
             loss, g = _loss_and_gradient(inputs, m, unpenalised(m, l1))
-            l1 = largest_l1(inputs, g)
+            l1 = (1 + _MARGIN) * largest_l1(inputs, g)
         share = _SHARE * np.where(loss > 0, loss, np.inf)
         relative = inputs.problem.penalty.relative
         weighed = g if relative is None else _over(g, relative)
-        largest.append((np.sum(g * weighed) / (2 * share), (1 + _MARGIN) * l1))
+        largest.append((np.sum(g * weighed) / (2 * share), l1))
     l2, l1 = np.max(largest, axis=0)
     return float(l2), float(l1)
 

@@ -53,7 +53,8 @@ def balanced(
         return tilted, g, jnp.where(falls, smaller, size), size, i + 1
 
     g, size = left(probabilities)
-    return jax.lax.while_loop(go_on, tilt, (probabilities, g, size, size * jnp.inf, 0))[0]
+    unknown = jnp.full_like(size, jnp.inf)
+    return jax.lax.while_loop(go_on, tilt, (probabilities, g, size, unknown, 0))[0]
 
 
 def _direction(

@@ -253,6 +253,8 @@ def test_the_deviance_of_probabilities_and_of_no_intercept():
         (dict(lower=0.1), "lower: 0.1 at .*0 or less"),
         (dict(upper=np.full((D, Q), -1.0)), r"upper: -1.0 at \[0, 0\]"),
         (dict(lower=0.0, grouped=True), "groups have no limits"),
+        (dict(lower=0.0, l1_method="proximal-newton"), "takes none of them"),
+        (dict(relax=True, l1_method="proximal-newton"), "takes none of them"),
         (dict(penalty_factor=np.ones((D, Q)), grouped=True), "of groups, a number a feature"),
     ],
 )

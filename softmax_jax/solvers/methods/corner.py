@@ -161,7 +161,7 @@ def corner_of(
     g = gradient + jnp.broadcast_to(ridge, theta.shape) * theta
     is_free = threshold == 0
     may_enter = (theta == 0) & ~is_free & jnp.where(g > 0, lower < 0, upper > 0)
-    excess = jnp.where(may_enter, jnp.abs(g) - threshold, 0)
+    excess = jnp.where(may_enter, jnp.abs(g) - (1 + _roundings(theta)) * threshold, 0)
     enters = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
     sign = jnp.where(is_free, 0, jnp.where(enters, -jnp.sign(g), jnp.sign(theta)))
     slope = g + threshold * sign
@@ -187,7 +187,8 @@ def _corner_of_groups(
     are_some = threshold > 0
     w = jnp.where(are_some, theta, 0)
     size, steepness = (jnp.sqrt(_over_classes(a * a)) for a in (w, g))
-    excess = jnp.where(are_some & (size == 0), steepness - threshold, 0)
+    excess = steepness - (1 + _roundings(theta)) * threshold
+    excess = jnp.where(are_some & (size == 0), excess, 0)
     enter = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
     away = w / jnp.where(size > 0, size, 1)
     unit = jnp.where(enter, -g / jnp.where(enter, steepness, 1), away)
@@ -198,6 +199,11 @@ def _corner_of_groups(
     none = jnp.full_like(theta, jnp.inf)
     groups = Groups(are_some, bend, enter)
     return Corner(theta, unit, moves, -none, none, slope, ridge, groups)
+
+
+def _roundings(theta: Float[Array, "k q columns"]) -> float:
+    """Returns the share of a threshold by which gradients may exceed it by rounding alone."""
+    return 64 * float(jnp.finfo(theta.dtype).eps)
 
 
 def _limits(

@@ -52,7 +52,7 @@ class LBFGS(Method):
     """Passes of a line search, at most."""
     width: int = 1
 
-    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool, is_plain: bool) -> None:
         """Refuses absolute penalties."""
         if has_l1:
             raise ValueError("l1: the method 'lbfgs' is for smooth penalties; take another")

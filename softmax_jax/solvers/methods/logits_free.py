@@ -117,7 +117,7 @@ class LogitsFree(Method):
         gib = 4 * inputs.n * inputs.q / 2**30
         return f"each array of logits in float32 would take {gib:.2g} GiB"
 
-    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool, is_plain: bool) -> None:
         """Refuses offsets and absolute penalties."""
         if has_offset:
             raise ValueError("offset: the method 'logits-free' takes none; choose another method")

@@ -121,7 +121,7 @@ class Method(abc.ABC):
     watches_separation: ClassVar[bool] = True
     """Whether unpenalised problems are tested for separated classes, half a pass a look."""
 
-    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool, is_plain: bool) -> None:
         """Refuses problems that are not for this method.
 
         Raises:

@@ -82,10 +82,15 @@ class ProximalNewton(Method):
         order = (1 + inputs.problem.d) * inputs.q
         return f"l1 > 0 and {order:,} parameters, for which proximal gradients may take too long"
 
-    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool) -> None:
-        """Refuses penalties on groups."""
+    def check(self, *, has_l1: bool, grouped: bool, has_offset: bool, is_plain: bool) -> None:
+        """Refuses penalties on groups, and those and limits of single weights."""
         if grouped:
             raise ValueError("grouped: the method 'proximal-newton' takes no groups; take another")
+        if not is_plain:
+            raise ValueError(
+                "penalty_factor, lower, upper, relax: the method 'proximal-newton' takes none of "
+                "them; take another"
+            )
 
     def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
         """Returns ``[blocks, rows, 1 + d]``: a one and the features, of the pool of rows."""
