@@ -313,7 +313,7 @@ def coefficient_path(path: Solution, class_names: Sequence[str]) -> Figure:
         share.grid(visible=False)
         share.set_ylabel("share")
         lines = [*ax.lines, *share.lines]
-        ax.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
+        ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
     return figure
 
 

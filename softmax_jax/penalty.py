@@ -173,7 +173,7 @@ class Penalty:
         if self.relative is not None:
             sizes = self.sizes(w)
             absolute = jnp.sum(sizes * jnp.broadcast_to(self.threshold, sizes.shape), axis=(-2, -1))
-            return self.smooth_value(w) + absolute
+            return self.smooth_value(jnp.asarray(w)) + absolute
         axis = self.class_axis
         ridge, threshold = (jnp.squeeze(a, axis) for a in (self.ridge, self.threshold))
         smooth = jnp.sum(w * w, axis) * ridge / 2

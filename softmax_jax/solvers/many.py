@@ -383,7 +383,7 @@ def _certified(
             objective=found.value[i],
             loss=found.loss[i],
             deviance_explained=deviance_explained(
-                found.loss[i],
+                float(found.loss[i]),
                 baseline[i] if own.fit_intercept else math.log(absent.shape[1]),
                 own.entropy_of(int(number)),
             ),

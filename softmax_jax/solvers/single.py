@@ -112,7 +112,7 @@ def _checked(
 ) -> np.ndarray | None:
     if given is None:
         return None
-    a = np.asarray(given, np.float64)
+    a: Any = np.asarray(given, np.float64)
     if a.shape not in ((), (d,), (d, 1), (d, q)):
         raise ValueError(
             f"{name}: shape {a.shape}; expected [{d}], a number a feature, or [{d}, {q}], one for "

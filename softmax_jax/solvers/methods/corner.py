@@ -136,8 +136,9 @@ def without_common_part(
     ridge, threshold = (of_columns(problem, a) for a in (penalty.ridge, penalty.threshold))
     if penalty.is_same_for_classes:
         return jax.vmap(common_set_apart)(theta, counts, threshold[:, 0], ridge[:, 0])
-    both = (jnp.broadcast_to(a, theta.shape) for a in (threshold, ridge))
-    moved = jax.vmap(common_within_limits)(theta, counts, *both, *_limits(problem, theta))
+    threshold, ridge = (jnp.broadcast_to(a, theta.shape) for a in (threshold, ridge))
+    lower, upper = _limits(problem, theta)
+    moved = jax.vmap(common_within_limits)(theta, counts, threshold, ridge, lower, upper)
     return jnp.where(counts, moved, theta)
 
 
