@@ -39,6 +39,7 @@ from softmax_jax.solvers.problem import (
     block_of,
     over_blocks,
     with_strengths,
+    within_limits,
 )
 from softmax_jax.solvers.unpenalised import balanced
 
@@ -75,6 +76,8 @@ def certify(
       is_best_bias: whether that of ``theta`` is the best one. Where it is not, nothing is known of
         the gap but that the objective is not negative.
     """
+    # In working precision limits are rounded.
+    theta = within_limits(problem, theta)
     k, penalty = len(theta), problem.penalty
     logits = passes.logits(problem, theta)
     if dual is not None:

@@ -149,7 +149,7 @@ def _in_units(penalty: Penalty, units: Units, factor: Float[NDArray, " d"]) -> P
     """Returns the penalty of weights in the solvers' units."""
 
     def limit(a):
-        return None if a is None else a / units.size
+        return None if a is None else np.asarray(a) / units.size
 
     return dataclasses.replace(
         penalty, factor=factor, lower=limit(penalty.lower), upper=limit(penalty.upper)

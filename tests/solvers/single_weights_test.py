@@ -189,6 +189,15 @@ def test_sparse_rows_wide_ones_and_features_with_units(seed):
     assert not path.params.w[:, np.isinf(single["penalty_factor"])].any()
 
 
+def test_limits_are_kept_to_the_last_digit_where_work_is_in_float32():
+    x, y = problem(11, n=3000, d=40, q=4)
+    solution = solvers.fit(x, y, l2=1e-3, l1=1e-3, lower=-0.1, upper=0.1)
+    assert solution.status == CERTIFIED
+    assert solution.plan.dtype == "float32"
+    assert solution.params.w.max() == 0.1
+    assert solution.params.w.min() == -0.1
+
+
 def test_standardized_features_keep_their_limits():
     x, y = problem(6)
     solution = solvers.fit(x, y, l2=0.01, upper=0.1, standardize=True, tol=1e-9)
