@@ -1,6 +1,6 @@
 r"""Digits along a path of 25 values of l1, from 0.1, which leaves next to no weights, to 1e-4.
 
-    python experiments/fit.py --config=experiments/configs/sparse_digits.py --workdir=DIR
+    python experiments/fit.py --config=experiments/configs/path_digits.py --workdir=DIR
 
 DIR/coefficients.png shows how weights leave zero as the penalty gets weaker.
 """
