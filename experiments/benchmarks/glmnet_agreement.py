@@ -96,9 +96,8 @@ def glmnet(data: str, arguments: str) -> Path:
         )
 
 
-def compared(data: str, name: str) -> str:
+def compared(data: str, name: str, case: Case) -> str:
     """Returns a line of the table."""
-    case = cases(glmnet(data, "").x.shape[1])[name]
     path = glmnet(data, case.theirs)
     alpha, strengths = case.alpha, path.strengths
     ours = solvers.fit_path(
@@ -129,8 +128,9 @@ def main() -> None:
         raise SystemExit("Rscript is not there; install R and its package glmnet")
     print("data | case | certified | coefficients | deviance | other zeros at | largest strength")
     for data in args.data:
-        for name in cases(4):
-            print(compared(data, name), flush=True)
+        number = glmnet(data, "").x.shape[1]
+        for name, case in cases(number).items():
+            print(compared(data, name, case), flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def rows_of(
             "status": str(solutions.status[i]),
             "reason": str(solutions.reason[i]),
             "passes": float(solutions.passes[i]),
-            "nonzero_weights": int(np.count_nonzero(solutions.params.w[i])),
+            "nonzero_weights": int(solutions.nonzeros[i].sum()),
             "weight_norm": float(np.linalg.norm(solutions.params.w[i])),
             **in_columns("train", train_scores[i]),
             **in_columns("test", test_scores[i]),

@@ -1,27 +1,26 @@
 """Cross-validation: what held-out rows say of each strength of the penalty."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import _fork, metrics
+from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, ArrayLike
 from softmax_jax.checks import per_feature
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
-from softmax_jax.metrics import Metrics
 from softmax_jax.model import Params
-from softmax_jax.solvers import jax_settings, spread
+from softmax_jax.solvers import spread
 from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.fit import fit_path
 from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_single_class, splits
+from softmax_jax.solvers.held_out import measured, rows_of_block
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, Method
 from softmax_jax.solvers.rows import canonical, checked_weights, checked_x, checked_y, is_sparse
+from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.solution import Progress, Solution
 from softmax_jax.solvers.strengths import NUMBER
 
@@ -187,6 +186,7 @@ def cross_validate(
     x, _ = checked_x(x)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
+    Single(penalty_factor, lower, upper).checked(d, q)
     weights = checked_weights(sample_weight, class_weight, y, n, q)
     if len(weights) > 1:
         raise ValueError(f"sample_weight: {len(weights)} weightings; expected one, of shape [{n}]")
@@ -268,7 +268,7 @@ def _compared(
       block_size: rows at a time.
     """
     l2, l1 = folds.l2[0], folds.l1[0]
-    size = _rows_of_block(params, test, is_sparse(x), block_size)
+    size = rows_of_block(params, test, is_sparse(x), block_size)
     sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])
     loss = np.stack([fold.negative_log_likelihood / fold.weight for fold in sums])
@@ -302,16 +302,6 @@ def _compared(
     )
 
 
-def _rows_of_block(
-    params: Params, test: np.ndarray, is_sparse: bool, block_size: int | None
-) -> int:
-    """Returns one size for all blocks of all folds, so that they share a program."""
-    numbers = params.w[0, ..., 0, :].size
-    if not is_sparse:
-        numbers = max(numbers, params.w.shape[-2])
-    return min(int((test > 0).sum(axis=1).max()), block_size or rows_within(numbers))
-
-
 def standard_deviations(x: AnyArray, weights: np.ndarray) -> np.ndarray:
     """Returns ``[d]`` weighted standard deviations of features, in float64, a block at a time."""
     share = weights / weights.sum()
@@ -343,50 +333,6 @@ def _scored(
     for at in np.ndindex(*scores.shape):
         scores[at] = score(Params(params.w[at], params.b[at]), np.flatnonzero(test[at[0]]))
     return scores
-
-
-def measured(
-    x: AnyArray,
-    y: np.ndarray,
-    offset: AnyArray,
-    size: int,
-    weights: np.ndarray,
-    w: np.ndarray,
-    b: np.ndarray,
-) -> Metrics:
-    """Measures the rows with ``weights: [n]``, for parameters ``[*grid, d, q]``: sums ``[*grid]``.
-
-    In blocks of ``size`` rows; the last one is filled up with rows of weight zero.
-    """
-    *grid, d, q = w.shape
-    side_by_side = np.moveaxis(w, -2, 0).reshape(d, -1)
-    rows = np.flatnonzero(weights)
-    total = []
-    with jax_settings.held():
-        for at in slices(len(rows), size):
-            block = rows[at]
-            filling = (0, size - len(block))
-            real = np.pad(weights[block], filling)
-            block = np.pad(block, filling, mode="edge")
-            part = _measure(
-                x[block] @ side_by_side,
-                b.reshape(-1, q),
-                y[block],
-                real,
-                None if offset is None else np.asarray(offset, np.float64)[block],
-            )
-            total.append(jax.device_get(part))
-    return jax.tree.map(lambda sums: np.reshape(sums, grid), functools.reduce(metrics.merge, total))
-
-
-@jax.jit
-def _measure(
-    products: jax.Array, b: jax.Array, y: jax.Array, weights: jax.Array, offset: jax.Array | None
-) -> Metrics:
-    """Measures a block, given products ``[rows, grid * q]`` with weights, and ``b: [grid, q]``."""
-    o = jnp.moveaxis(products.reshape(-1, *b.shape), 1, 0) + b[:, None, :]
-    o = o if offset is None else o + offset[None]
-    return jax.vmap(lambda logits: metrics.measure(logits, y, weights, k=1))(o)
 
 
 def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[Any, Any]:

@@ -113,8 +113,8 @@ def fit(
         certified too; ``"lbfgs"`` for `optax.lbfgs` on kept logits, to compare with; or a
         `Method` with constants of its own, such as ``QuasiNewton(memory=20)``.
       l1_method: for l1 > 0, for limits, and for factors that differ over classes or are 0:
-        ``"orthant-newton"``, which makes way for ``"proximal"`` where offsets
-        are large or it is slow, as that does for ``"proximal-newton"`` where
+        ``"orthant-newton"``, which makes way for ``"proximal"`` where offsets are large or it is
+        slow, as that does for ``"proximal-newton"`` where
         parameters are few; any of these, or a `Method`.
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
@@ -324,7 +324,7 @@ def fit_path(
             found = dispatch.solved(inputs, smooth, smooth_method, stop, report, slots)
             found |= dispatch.solved(inputs, sharp, sharp_method, stop, report, slots)
             if relax:
-                own = {job.place: found[job.place] for job in sharp}
+                own = {job.place: found[job.place] for job in sharp if job.l1 > 0}
                 found |= refits.relaxed(inputs, own, sharp_method, stop)
             return found
 

@@ -6,7 +6,6 @@ some at a time. Those with more parameters are solved one by one, by programs th
 """
 
 import concurrent.futures
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -384,7 +383,7 @@ def _certified(
             loss=found.loss[i],
             deviance_explained=deviance_explained(
                 float(found.loss[i]),
-                baseline[i] if own.fit_intercept else math.log(absent.shape[1]),
+                baseline[i] if own.fit_intercept else np.log(absent.shape[1]),
                 own.entropy_of(int(number)),
             ),
             gap=gap[i],

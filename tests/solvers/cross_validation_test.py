@@ -9,8 +9,9 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 from softmax_jax import solvers
 from softmax_jax.solvers import cross_validate as cross_validate_
-from softmax_jax.solvers.cross_validation import choices, measured
+from softmax_jax.solvers.cross_validation import choices
 from softmax_jax.solvers.folds import dealt_out
+from softmax_jax.solvers.held_out import measured
 
 N, D, Q, FOLDS = 150, 4, 3, 3
 L2 = np.array([1e-4, 1e-2, 1e-1])

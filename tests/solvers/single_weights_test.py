@@ -208,6 +208,21 @@ def test_standardized_features_keep_their_limits():
     assert found.path.params.w.max() <= 0.1 + 1e-12
 
 
+def test_cross_validation_takes_them_all():
+    x, y = problem(12)
+    factor, upper = np.array([0, 1, 1, 2, np.inf, 1, 1.0]), np.full((D, Q), 0.4)
+    found = solvers.cross_validate(
+        x, y, l2=0.0, l1="auto", strengths=20, weakest=1e-4, least_gain=0.05, relax=True, folds=3,
+        penalty_factor=factor, upper=upper, standardize=True
+    )  # fmt: skip
+    assert len(found.l1) == len(found.loss) < 20
+    assert found.path.params.w.max() <= 0.4 + 1e-12
+    assert not found.path.params.w[:, 4].any()
+    assert (found.path.params.w[:, 0] != 0).any(axis=-1).all()
+    with pytest.raises(ValueError, match=r"upper: shape \(3,\); expected \[7\]"):
+        solvers.cross_validate(x, y, l2=0.0, l1=0.1, upper=np.ones(3), standardize=True)
+
+
 @pytest.mark.parametrize("l2", [0.0, 0.01])
 def test_relaxed_fits(l2):
     x, y = problem(7)
