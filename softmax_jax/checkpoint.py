@@ -264,12 +264,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
     manager, scores = folder
     abstract = jax.tree.map(stored_state.as_stored, like)
     damaged: dict[int, str] = {}
-    steps = sorted(manager.all_steps(), reverse=True)
-    if best:
-        # One whose score cannot be read may have been the best, so it comes first.
-        steps = [step for step in steps if math.isfinite(scores.get(step, -1))]
-        steps.sort(key=lambda step: (scores.get(step, -math.inf), -step))
-    for step in steps:
+    for step in _in_order(manager.all_steps(), scores, best=best):
         try:
             known = _about(manager, step)
         except (PermissionError, MemoryError):
@@ -279,17 +274,7 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
             continue
         provenance.refuse_other_settings(known["settings"], step, manager.directory)
         try:
-            found = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
-                ),
-            )
-            arrays = jax.device_get(found["state"])
-            if jax.tree.map(stored_state.kind, arrays) != jax.tree.map(stored_state.kind, abstract):
-                raise ValueError("its arrays have other shapes or types")
-            if _digest(arrays, known) != found["about"]["digest"]:
-                raise ValueError(_CHANGED)
+            arrays = _arrays(manager, step, abstract, known)
         except (PermissionError, MemoryError):
             raise
         except Exception as e:
@@ -315,6 +300,36 @@ def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None
             f"that of step {step}: {message}{advice}"
         )
     return None
+
+
+def _in_order(steps: Sequence[int], scores: Mapping[int, float], *, best: bool) -> list[int]:
+    """Returns the steps of checkpoints, that to be read first in front."""
+    latest = sorted(steps, reverse=True)
+    if not best:
+        return latest
+    # One whose score cannot be read may have been the best, so it comes first.
+    scored = [step for step in latest if math.isfinite(scores.get(step, -1))]
+    return sorted(scored, key=lambda step: (scores.get(step, -math.inf), -step))
+
+
+def _arrays(manager: ocp.CheckpointManager, step: int, abstract: Any, known: Any) -> Any:
+    """Reads the arrays of a checkpoint.
+
+    Raises:
+      ValueError: if they are of other shapes or types, or not what was saved.
+    """
+    found = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
+        ),
+    )
+    arrays = jax.device_get(found["state"])
+    if jax.tree.map(stored_state.kind, arrays) != jax.tree.map(stored_state.kind, abstract):
+        raise ValueError("its arrays have other shapes or types")
+    if _digest(arrays, known) != found["about"]["digest"]:
+        raise ValueError(_CHANGED)
+    return arrays
 
 
 _CHANGED = "its content is not what was saved"

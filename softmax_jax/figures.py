@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -291,30 +292,34 @@ def coefficient_path(path: Solution, class_names: Sequence[str]) -> Figure:
         first.set_xscale("log")
         first.invert_xaxis()
         figure.supylabel("weight", fontsize=10)
-        ax = figure.add_subplot(grid[rows, :])
-        of_each = path.nonzeros
-        ax.plot(strengths, of_each.sum(axis=-1), color=BLUE, label="weights that are not zero")
-        ax.plot(
-            strengths,
-            np.any(w != 0, axis=-1).sum(axis=-1),
-            color=BLUE,
-            linestyle=":",
-            label="features with any",
-        )
-        ax.set_xscale("log")
-        ax.invert_xaxis()
-        ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlabel("l1 (strong to weak)")
-        ax.set_ylabel("number")
-        share = ax.twinx()
-        share.plot(strengths, path.deviance_explained, color=ORANGE, label="deviance explained")
-        share.set_ylim(0, 1)
-        share.grid(visible=False)
-        share.set_ylabel("share")
-        lines = [*ax.lines, *share.lines]
-        ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
+        _draw_numbers(figure.add_subplot(grid[rows, :]), path)
     return figure
+
+
+def _draw_numbers(ax: Axes, path: Solution) -> None:
+    """Draws how many weights and features of a path are not zero, and the deviance explained."""
+    strengths, w = np.asarray(path.l1), np.asarray(path.params.w)
+    ax.plot(strengths, path.nonzeros.sum(axis=-1), color=BLUE, label="weights that are not zero")
+    ax.plot(
+        strengths,
+        np.any(w != 0, axis=-1).sum(axis=-1),
+        color=BLUE,
+        linestyle=":",
+        label="features with any",
+    )
+    ax.set_xscale("log")
+    ax.invert_xaxis()
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("l1 (strong to weak)")
+    ax.set_ylabel("number")
+    share = ax.twinx()
+    share.plot(strengths, path.deviance_explained, color=ORANGE, label="deviance explained")
+    share.set_ylim(0, 1)
+    share.grid(visible=False)
+    share.set_ylabel("share")
+    lines = [*ax.lines, *share.lines]
+    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
 
 
 def short_name(text: str, most: int = 20) -> str:

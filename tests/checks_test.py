@@ -246,6 +246,7 @@ def test_what_is_no_array_of_real_numbers_is_refused(x, message):
         model.logits(Params(jnp.zeros((2, 2)), jnp.zeros(2)), x)
 
 
+@pytest.mark.slow
 def test_traced_values_pass_as_they_are():
     params = model.init(jax.random.key(0), num_features=2, num_classes=2, scale=1.0)
     x, labels = jnp.asarray(X, jnp.float32), jnp.array([0, 1])
@@ -296,6 +297,7 @@ def test_small_offsets_are_left_alone():
     assert model.centred(params, x)[1] is x
 
 
+@pytest.mark.slow
 def test_a_guard_of_transfers_lets_arrays_through(count_compilations):
     x, labels = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3
     params = model.init(jax.random.key(0), num_features=3, num_classes=3)
@@ -319,6 +321,7 @@ def test_a_guard_of_transfers_lets_arrays_through(count_compilations):
         assert count_compilations(run) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [False, True])
 def test_scores_of_any_types_together(x64):
     rng = np.random.default_rng(0)

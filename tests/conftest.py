@@ -19,7 +19,16 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def pytest_configure(config):
-    """Lets all processes of the tests, scripts included, share what they compile."""
+    """Lets all processes of the tests, scripts included, share what they compile.
+
+    Compiling is most of what the quick tests do, so XLA does not optimise there. That halves it.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+        if jax.__version_info__ < (0, 11, 1):  # later versions end at a flag that is gone
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
     folder = os.environ.setdefault(
         "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled").resolve())
     )

@@ -244,6 +244,7 @@ def test_sklearn_with_class_weights(iris):
     assert_optimal(params, iris.x, iris.y, strengths, weights=weights, tolerance=1e-10)
 
 
+@pytest.mark.slow
 @penalties
 def test_sklearn_on_two_classes_is_a_sigmoid(two_species, l2, l1):
     problem = two_species
@@ -525,6 +526,7 @@ def glmnet():
     return fit
 
 
+@pytest.mark.slow
 @penalties
 @pytest.mark.parametrize("two_classes", [False, True], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("standardize", [False, True])

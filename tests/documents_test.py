@@ -10,6 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SLOW = {"solvers", "cross_validation", "extending", "head", "calibration", "checkpoints"}
 
 
 def blocks(page):
@@ -17,7 +18,12 @@ def blocks(page):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [], id=page.stem)
+        for page in PAGES
+        if blocks(page)
+    ],
 )
 def test_the_python_examples_run_as_printed(data_dir, page):
     names, printed = {}, io.StringIO()

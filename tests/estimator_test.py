@@ -493,6 +493,7 @@ def test_errors_of_partial_fit(iris, model, options, message):
         model.partial_fit(x, y, **options)
 
 
+@pytest.mark.slow
 def test_sparse_weights(iris, store):
     x, y = iris
     model = SoftmaxRegression(l2=0, l1=0.1).fit(x, y)
@@ -503,6 +504,7 @@ def test_sparse_weights(iris, store):
     np.testing.assert_array_equal(model.densify().coef_, dense)
 
 
+@pytest.mark.slow
 def test_select_from_model_keeps_what_l1_keeps(iris):
     x, y = iris
     for l1_model in (
@@ -597,6 +599,7 @@ def test_weights_and_passes_of_each_fold(iris):
     np.testing.assert_array_equal(model.n_iter_, np.ceil(passes))
 
 
+@pytest.mark.slow
 def test_without_a_fit_to_all_rows(iris):
     x, y = iris
     options = {"l2": (1e-3, 1e-1), "cv": IDS}
@@ -652,6 +655,7 @@ def test_array_api(iris, device, dtype):
         words.predict(x)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("array_api")
 def test_arrays_of_jax(iris):
     x, y = jnp.asarray(iris[0], jnp.float32), np.unique(iris[1], return_inverse=True)[1]

@@ -7,6 +7,8 @@ import pytest
 
 import golden
 
+pytestmark = pytest.mark.exact
+
 RENEW = "; if that is meant, write golden.json anew by: python tests/golden.py"
 RECORD = json.loads(golden.FILE.read_text())
 # Elsewhere the last bits differ, and with them a step of a solver or of training here and there.
@@ -47,6 +49,7 @@ def test_scores_are_what_they_were(part):
         np.testing.assert_allclose(found[name], was, rtol=1e-6, err_msg=name + RENEW)
 
 
+@pytest.mark.slow
 def test_no_more_is_compiled_than_was():
     recorded, found = RECORD["compilations"], golden.compilations()
     assert recorded.keys() == found.keys()

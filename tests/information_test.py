@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from softmax_jax import information
 
+pytestmark = pytest.mark.exact
+
 LN2 = np.log(2)
 
 

@@ -47,6 +47,7 @@ def test_parameters_of_every_precision_keep_their_digits(path, dtype):
     )
 
 
+@pytest.mark.slow
 def test_predictions_are_in_the_unit_that_the_model_was_made_for(path):
     x = np.random.default_rng(0).integers(0, 256, (20, 2)).astype(np.uint8)
     softmax_jax.save(path, Params(W, B), scale=1 / 255, shift=-0.5, dtype="uint8")
@@ -217,6 +218,7 @@ def test_a_missing_file_says_what_to_give(tmp_path):
         softmax_jax.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_loading_needs_no_more_than_the_package_itself(path):
     softmax_jax.save(path, Params(W, B))
     code = (

@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 from softmax_jax import head, losses, model
 from softmax_jax.losses import cross_entropy
 
+pytestmark = pytest.mark.exact
+
 INF = np.inf
 
 
@@ -145,6 +147,7 @@ def test_the_derivative_in_the_targets_is_the_surprisal(logits, soft):
     np.testing.assert_allclose(slope, -jax.nn.log_softmax(logits), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_agree_with_finite_differences(logits, soft):
     with jax.enable_x64(True):
         check_grads(
@@ -315,6 +318,7 @@ class TestObjective:
         with pytest.raises(ValueError, match="one weight each"):
             losses.objective_gradient(params, x, labels, weights=jnp.ones(shape))
 
+    @pytest.mark.slow
     def test_many_weights_of_a_narrow_type_are_summed_in_float32(self, params):
         n = 70_000
         x, labels = jnp.ones((n, 4)), jnp.zeros(n, jnp.int32)
@@ -446,6 +450,7 @@ class TestVocabulary:
         loss = cross_entropy(logits, labels, where=where)
         np.testing.assert_array_equal(np.isnan(loss), labels == labels[0])
 
+    @pytest.mark.slow
     def test_gradients_are_those_of_the_head(self, logits):
         labels = np.array([[0, 1, 2, 4, -1, 0, 1, 4]]).T
         options = {

@@ -102,6 +102,7 @@ def test_more_than_all_classes_is_all_classes(logits, labels):
     assert metrics.accuracy(logits, labels, k=100) == 1
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_take_no_part(logits, labels):
     weights = jnp.ones(200).at[7].set(0)
     with_nan = logits.at[7].set(jnp.nan)
@@ -146,6 +147,7 @@ def test_nothing_measured_has_no_mean(logits, labels):
         metrics.summarize(metrics.measure(logits, labels, jnp.zeros(200)))
 
 
+@pytest.mark.slow
 def test_metrics_are_sums_under_psum(logits, labels):
     parts = jax.vmap(lambda o, y: jax.lax.psum(metrics.measure(o, y), "hosts"), axis_name="hosts")(
         logits.reshape(4, 50, 6), labels.reshape(4, 50)

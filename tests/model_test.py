@@ -12,6 +12,8 @@ from softmax_jax import calibration, head, model
 from softmax_jax.calibration import selective
 from softmax_jax.model import ABSTAIN, Params
 
+pytestmark = pytest.mark.exact
+
 
 @pytest.fixture
 def params():

@@ -10,6 +10,8 @@ import scipy.special
 from softmax_jax import cross_entropy, normalizer
 from softmax_jax.normalizer import log_normalizer
 
+pytestmark = pytest.mark.exact
+
 # A loss below this is made of terms that float32 flushes to zero.
 SMALLEST = 1e-30
 

@@ -16,6 +16,8 @@ import scipy.special
 
 from softmax_jax import cross_entropy, head, metrics, model, normalizer
 
+pytestmark = pytest.mark.exact
+
 FORMED = {
     "product and sum": lambda o, s: o * s + 1.3,
     "capped": lambda o, s: 3 * jnp.tanh(o * s / 3 + 0.1),
@@ -29,6 +31,7 @@ def case(shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32), labels, jnp.float32(1.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 3), (64, 10), (7, 1000)], ids=str)
 @pytest.mark.parametrize("formed", FORMED.values(), ids=FORMED)
 def test_losses_of_logits_formed_beside_them(shape, formed):
@@ -72,6 +75,7 @@ def test_a_target_is_never_before_itself(soft_cap):
     np.testing.assert_array_equal(found, np.sum(logits > own, axis=1))
 
 
+@pytest.mark.slow
 def test_fits_without_optimisations_of_xla():
     code = """
 from sklearn.datasets import load_iris

@@ -261,6 +261,7 @@ class TestSweep:
         other = state._replace(learning_rate=2 * state.learning_rate, l2=state.l2 + 1)
         assert count_compilations(lambda: sweep(other, data, np.int32(3))) == 0
 
+    @pytest.mark.slow
     def test_a_member_that_diverges_is_frozen_and_poisons_no_other(self, params, data):
         optimizer = optax.sgd(1.0)
         rates = [0.1, 3e38, 0.2]
@@ -440,6 +441,7 @@ class TestLargeHeads:
 
         assert_trees_close(run(most_logits=10), run(), rtol=2e-5, atol=1e-6)
 
+    @pytest.mark.slow
     def test_a_sweep_is_the_same(self, params, data):
         states = [training.init(params, optax.sgd(1.0), learning_rate=r) for r in (0.1, 0.5)]
         stacked = ensemble.stack(states, shared_order=True)
@@ -490,6 +492,7 @@ class TestLargeHeads:
         with pytest.raises(ValueError, match="take no SparseTargets; make_update does"):
             evaluation.evaluate(params, data._replace(targets=sparse))
 
+    @pytest.mark.slow
     def test_few_classes_of_many_are_given_as_sparse_targets(self, params, data):
         state = training.init(params, optax.sgd(0.5))
         update = training.make_update(optax.sgd(0.5))

@@ -6,10 +6,12 @@ from softmax_jax.solvers.fit import fit as fit
 from softmax_jax.solvers.fit import fit_path as fit_path
 from softmax_jax.solvers.many import fit_many as fit_many
 from softmax_jax.solvers.methods import LBFGS as LBFGS
+from softmax_jax.solvers.methods import IterativeMethod as IterativeMethod
 from softmax_jax.solvers.methods import LogitsFree as LogitsFree
 from softmax_jax.solvers.methods import Method as Method
 from softmax_jax.solvers.methods import Newton as Newton
 from softmax_jax.solvers.methods import OrthantNewton as OrthantNewton
+from softmax_jax.solvers.methods import PathMethod as PathMethod
 from softmax_jax.solvers.methods import Proximal as Proximal
 from softmax_jax.solvers.methods import ProximalNewton as ProximalNewton
 from softmax_jax.solvers.methods import QuasiNewton as QuasiNewton

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, Float, NDArray
+from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.compiled import compiled
@@ -96,13 +96,7 @@ def certify(
     if free is not None:
         p = balanced(problem, p, jnp.pad(free, ((0, 0), (0, 0), (1, 0)), constant_values=True))
         r = passes.gradient(problem, p)
-    g = r[..., 1:]
-    leftover = jnp.sum(jnp.abs(r[..., 0]), axis=-1)
-    reach = _reach(theta)
-    if free is not None:
-        leftover = leftover + jnp.sum(jnp.abs(jnp.where(free, g, 0)), axis=(1, 2))
-        reach = jnp.maximum(reach, 1 + jnp.max(jnp.abs(jnp.where(free, w, 0)), axis=(1, 2)))
-        g = jnp.where(free, 0, g)
+    g, unfinished = _settled(theta, r, free)
 
     # With l2 = 0 the residuals are shrunk until they fit, and what the loss loses by it is added.
     eps = jnp.finfo(theta.dtype).eps
@@ -115,15 +109,37 @@ def certify(
     )
     value = loss + penalty.value(w)
     gap = divergence + penalty.fenchel_young(w, wide(c) * g)
-    # What is left of the zero sums, times how far the bias could still have to go, and rounding;
-    # and likewise of weights that are not penalised.
-    # If that is more than rounding, nothing is known but that the objective is not negative.
-    gap = gap + leftover * reach + 16 * eps * value
+    # If more is left than rounding, nothing is known but that the objective is not negative.
+    gap = gap + unfinished.leftover * unfinished.reach + 16 * eps * value
     is_penalised = (problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0)
-    gap = jnp.where((leftover < 1e-10) & is_penalised, jnp.minimum(gap, value), value)
+    is_bounded = (unfinished.leftover < 1e-10) & is_penalised
+    gap = jnp.where(is_bounded, jnp.minimum(gap, value), value)
     slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
     slope = jnp.where(is_penalised, jnp.nan, slope)
     return Certificate(theta, value, gap, slope, loss)
+
+
+class _Unfinished(NamedTuple):
+    """What is left of sums that are zero at the minimum: of the bias, and weights not penalised."""
+
+    leftover: Float[Array, " k"]
+    reach: Float[Array, " k"]
+    """How far these parameters could still have to go."""
+
+
+def _settled(
+    theta: Float[Array, "k q columns"],
+    residuals: Float[Array, "k q columns"],
+    free: Bool[Array, "k q d"] | None,
+) -> tuple[Float[Array, "k q d"], _Unfinished]:
+    """Returns the gradient in the weights that are penalised, and what is left of the others."""
+    w, g = theta[..., 1:], residuals[..., 1:]
+    leftover, reach = jnp.sum(jnp.abs(residuals[..., 0]), axis=-1), _reach(theta)
+    if free is None:
+        return g, _Unfinished(leftover, reach)
+    leftover = leftover + jnp.sum(jnp.abs(jnp.where(free, g, 0)), axis=(1, 2))
+    reach = jnp.maximum(reach, 1 + jnp.max(jnp.abs(jnp.where(free, w, 0)), axis=(1, 2)))
+    return jnp.where(free, 0, g), _Unfinished(leftover, reach)
 
 
 def _reach(theta: Float[Array, "k q columns"]) -> Float[Array, " k"]:

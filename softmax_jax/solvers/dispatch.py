@@ -11,7 +11,7 @@ from softmax_jax.model import Params
 from softmax_jax.solvers import row_space, schedule, walks
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Stop
-from softmax_jax.solvers.methods import Method
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, PathMethod
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.solution import Solution
 from softmax_jax.status import Status
@@ -56,15 +56,16 @@ def solved_by(
     in_row_space = method.in_row_space
     if in_row_space is None:
         in_row_space = row_space.pays(inputs, jobs)
-    in_row_space = in_row_space and row_space.applies(inputs, jobs, patient)
-    solve = schedule.solve
-    if in_row_space:
-        solve = row_space.solve
-    elif walks.applies(method, patient):
-        solve = walks.solve
     # Decided; programs are the same for both.
     method = dataclasses.replace(method, in_row_space=False)
-    solved = solve(inputs, jobs, method, patient, report, slots=slots)
+    if isinstance(method, PathMethod):
+        solved = walks.solve(inputs, jobs, method, patient, report)
+    elif not isinstance(method, IterativeMethod):
+        raise TypeError(f"{type(method).__name__} is neither an IterativeMethod nor a PathMethod")
+    elif in_row_space and row_space.applies(inputs, jobs, patient):
+        solved = row_space.solve(inputs, jobs, method, patient, report, slots=slots)
+    else:
+        solved = schedule.solve(inputs, jobs, method, patient, report, slots=slots)
     for job in jobs if successor is not None else ():
         first, ended = solved[job.place]
         if first.status == Status.CERTIFIED or stop.max_passes < ended.passes + 2:

@@ -9,7 +9,7 @@ import numpy as np
 
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Stop
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.report import Report
 
 # Relative gap of the problem with smaller offsets.
@@ -28,7 +28,7 @@ def are_large(inputs: Inputs, method: Method) -> bool:
 def with_start(
     inputs: Inputs,
     queues: dict[int, collections.deque[Job]],
-    method: Method,
+    method: IterativeMethod,
     stop: Stop,
     report: Report,
     solve: Callable,

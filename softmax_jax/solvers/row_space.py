@@ -26,7 +26,7 @@ from softmax_jax.solvers.certificate import Certificate, certified_together
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, verdict
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import (
     NEVER,
     Problem,
@@ -81,7 +81,7 @@ def applies(inputs: Inputs, jobs: Sequence[Job], stop: Stop) -> bool:
 def solve(
     inputs: Inputs,
     jobs: Sequence[Job],
-    method: Method,
+    method: IterativeMethod,
     stop: Stop,
     report: Report,
     *,
@@ -124,7 +124,12 @@ def _stacked(solutions: Sequence[Solution]) -> np.ndarray:
 
 
 def _settled(
-    inputs: Inputs, job: Job, certificate: Certificate, method: Method, stop: Stop, report: Report
+    inputs: Inputs,
+    job: Job,
+    certificate: Certificate,
+    method: IterativeMethod,
+    stop: Stop,
+    report: Report,
 ) -> tuple[Solution, Job]:
     """Returns the solution that is certified, or else what all features lead to from there."""
     ended = verdict(

@@ -19,7 +19,7 @@ from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, Verdict, verdict
-from softmax_jax.solvers.methods.method import Method, Setup, of_slot
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
 from softmax_jax.solvers.plan import plan_of
 from softmax_jax.solvers.problem import NEVER, Problem, with_strengths
 from softmax_jax.solvers.report import Report, recorded
@@ -45,7 +45,7 @@ class Group(NamedTuple):
 def solve(
     inputs: Inputs,
     jobs: Sequence[Job],
-    method: Method,
+    method: IterativeMethod,
     stop: Stop,
     report: Report,
     *,
@@ -123,7 +123,7 @@ class Slots:
     """Jobs side by side in one compiled program, and what the host knows of them."""
 
     inputs: Inputs
-    method: Method
+    method: IterativeMethod
     stop: Stop
     report: Report
     queues: Sequence[collections.deque[Job]]
@@ -145,7 +145,7 @@ class Slots:
 
 
 def run(
-    inputs: Inputs, group: Group, method: Method, stop: Stop, report: Report
+    inputs: Inputs, group: Group, method: IterativeMethod, stop: Stop, report: Report
 ) -> tuple[dict[tuple[int, ...], tuple[Solution, Job]], list[tuple[Job, np.ndarray]]]:
     """Works on a group until its queues are empty; see `Slots` for what it returns."""
     slots = _begun(inputs, group, method, stop, report)
@@ -169,7 +169,9 @@ def run(
     return slots.solved, slots.unfinished
 
 
-def _begun(inputs: Inputs, group: Group, method: Method, stop: Stop, report: Report) -> Slots:
+def _begun(
+    inputs: Inputs, group: Group, method: IterativeMethod, stop: Stop, report: Report
+) -> Slots:
     """Fills the slots and brings them to where their problems start."""
     everything = list(itertools.chain(*{id(queue): queue for queue in group.queues}.values()))
     jobs = [queue.popleft() for queue in group.queues]

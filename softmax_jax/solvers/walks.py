@@ -24,7 +24,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Stop, verdict
 from softmax_jax.solvers.methods.components import step_of
-from softmax_jax.solvers.methods.method import Method, Setup, Walk
+from softmax_jax.solvers.methods.method import PathMethod, Setup, Walk
 from softmax_jax.solvers.plan import plan_of
 from softmax_jax.solvers.problem import NEVER, Problem
 from softmax_jax.solvers.report import Report
@@ -45,19 +45,12 @@ _Solved: TypeAlias = dict[tuple[int, ...], tuple[Solution, Job]]
 """Solutions by place, and the jobs as they ended."""
 
 
-def applies(method: Method, stop: Stop) -> bool:
-    """Returns whether the method walks: a step, and the certificate, take two passes."""
-    return method.walks and stop.max_passes >= 3
-
-
 def solve(
     inputs: Inputs,
     jobs: Sequence[Job],
-    method: Method,
+    method: PathMethod,
     stop: Stop,
     report: Report,
-    *,
-    slots: int = 1,
 ) -> _Solved:
     """Solves jobs as `schedule.solve` does, in float32 first where that may do."""
     wide = inputs.is_wide or method.always_float64 or schedule.is_small(inputs, method)
@@ -113,7 +106,7 @@ class _Way(NamedTuple):
     weightings: list[int]
     """Weightings that take each step together, by number."""
     setup: Setup
-    method: Method
+    method: PathMethod
     dtype: DTypeLike
     stop: Stop
     report: Report
@@ -135,7 +128,7 @@ def _walked(
     while done < len(path):
         features = working_set.chosen(way.setup, path[done][0], theta.astype(way.dtype), least)
         own = path[done : done + (length if features is None else pace)]
-        most = way.stop.max_passes - own[0][0].passes - 2
+        most = max(0, way.stop.max_passes - own[0][0].passes - 2)
         walk = _walk(way, features, theta, previous, [jobs[0] for jobs in own], most)
         found = _certified(way, own, walk)
         reached = len(own)
@@ -193,7 +186,7 @@ def _walk(
 
 
 @partial(compiled, static_argnames=("method", "q"))
-def _aids(method: Method, problem: Problem, q: int) -> Any:
+def _aids(method: PathMethod, problem: Problem, q: int) -> Any:
     return method.aids(problem, jnp.asarray(problem.factor), q)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from softmax_jax.solvers.jobs import Job, Stop
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.report import Report, recorded
 
@@ -19,7 +19,7 @@ MOST_PASSES = 50
 
 
 def on_samples(
-    method: Method,
+    method: IterativeMethod,
     problem: Problem,
     aids: Any,
     theta: Any,

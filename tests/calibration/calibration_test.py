@@ -113,6 +113,7 @@ def test_ids_of_a_small_type_are_not_cut_off():
     assert not calibration.of_class(logits, labels, 257)[1].any()
 
 
+@pytest.mark.slow
 def test_rows_without_weight_take_no_part_in_bands():
     c, y = calibrated(100)
     weights = (np.arange(100) % 2).astype(np.float32)
@@ -241,6 +242,7 @@ def test_of_a_model_that_is_not_calibrated_the_debiased_error_is_the_true_one():
     assert calibration.debiased_expected_error(bins).mean() == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(seed=st.integers(0, 10**6), soft=st.booleans(), weighted=st.booleans())
 def test_the_parts_of_the_brier_score_make_the_whole(seed, soft, weighted):
@@ -317,6 +319,7 @@ def test_the_bootstrap_band_is_as_wide_as_the_spread_of_means():
     np.testing.assert_allclose((upper + lower) / 2, mean, atol=0.01)
 
 
+@pytest.mark.slow
 def test_bands_of_empty_bins_are_nan():
     c, y = jnp.full(20, 0.5), jnp.ones(20)
     for band in (

@@ -118,6 +118,7 @@ def test_logits_that_say_nothing_keep_their_temperature(value):
     assert found.nats == found.nats_before == pytest.approx(np.log(3))
 
 
+@pytest.mark.slow
 def test_impossible_classes_take_no_part():
     logits, targets, _ = drawn(3, 60)
     found = scaling.fit_temperature(logits, targets)

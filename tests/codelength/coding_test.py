@@ -17,6 +17,8 @@ from softmax_jax.codelength import coding, integer_softmax, quantized
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
+pytestmark = pytest.mark.exact
+
 NAT = quantized.LOG2_E * 2**integer_softmax.FRACTION
 
 
@@ -161,6 +163,7 @@ def test_tiny_weights_are_coded():
         assert_comes_back(model_of(0, 2, 3, scale), x, labels)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_detected(small):
     content, params, x, _, scale = small
     for bit in range(8 * len(content)):
@@ -170,6 +173,7 @@ def test_every_flipped_bit_is_detected(small):
             coding.decompress(bytes(damaged), params, x, scale=scale)
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_too_much_is_detected(small):
     content, params, x, _, scale = small
     for damaged in (*(content[:size] for size in range(len(content))), content + b"\0"):

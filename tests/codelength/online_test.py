@@ -96,6 +96,7 @@ def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
     assert shuffled.total > 0.97 * shuffled.uniform
 
 
+@pytest.mark.slow
 def test_fits_to_all_blocks_share_one_program(count_compilations):
     x, labels = drawn(n=150, d=7)  # like no other test
     first = count_compilations(
@@ -115,6 +116,7 @@ def test_progress_is_told():
     assert told == [50, 120]
 
 
+@pytest.mark.slow
 def test_a_pass_codes_each_minibatch_before_it_learns_from_it():
     x, labels = drawn()
     optimizer, key = optax.adam(0.1), jax.random.key(3)
@@ -220,6 +222,7 @@ def test_arrays_of_any_kind_are_taken(given):
     np.testing.assert_array_equal(found.bits, expected.bits)
 
 
+@pytest.mark.slow
 def test_features_of_1e8_are_fitted_under_a_precision_of_one():
     x, labels = drawn()
     options = {"labels": labels, "num_classes": 3, "ends": [40, 120]}
@@ -228,6 +231,7 @@ def test_features_of_1e8_are_fitted_under_a_precision_of_one():
     np.testing.assert_allclose(online.refit(1e8 * x, **options).bits, expected, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_certified_says_what_to_do():
     x, labels = drawn()
     with pytest.raises(RuntimeError, match=r"first 40 labels .*: give a scale that brings them"):

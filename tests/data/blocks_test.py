@@ -85,6 +85,7 @@ print(jax.jit(run)(jnp.arange(12.0)))
 """
 
 
+@pytest.mark.slow
 def test_a_total_is_over_the_devices_of_a_mesh_axis():
     command = [sys.executable, "-c", ON_FOUR_DEVICES]
     assert float(subprocess.run(command, check=True, capture_output=True).stdout) == 66

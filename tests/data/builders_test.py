@@ -74,6 +74,7 @@ def test_digits_are_prepared_once(digits, data_dir, monkeypatch):
     np.testing.assert_array_equal(again.train.x, digits.train.x)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported(tmp_path):
     script = (
         "import sys; from softmax_jax import data;"

@@ -55,6 +55,7 @@ def test_an_argument_goes_before_the_variable(tmp_path, monkeypatch, write_idx_f
     assert len(dataset.train.x) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["refuses", "is silent"])
 def test_a_host_out_of_reach_is_reported_within_seconds(tmp_path, monkeypatch, no_folder, answer):
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -80,6 +80,7 @@ def test_tables_and_figure(capsys):
     assert picture.draw(rows).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_worker_answers(problem):
     task = {"do": "iris", "data": problem, "package": "scikit-learn", "l2": 1.0, "tol": 1e-6}
     (answer,) = processes.answers_of({**task, "strengths": {"C": 1 / 60}, "fits": 2}, 60.0)

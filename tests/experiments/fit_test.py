@@ -55,6 +55,7 @@ def run(tmp_path_factory, of_digits):
     return config, workdir, fit_run.fit(config, workdir)
 
 
+@pytest.mark.slow
 def test_the_pair_with_the_lowest_test_loss_is_loaded_and_others_on_demand(run, digits):
     _, workdir, found = run
     for member in (None, 0, 3):
@@ -95,16 +96,19 @@ def table(tmp_path_factory):
     return settings.Data(name=str(path))
 
 
+@pytest.mark.slow
 def test_a_path_writes_its_files_and_no_others(run):
     assert names_in(run[1]) == FILES | {"path.png"}
     assert (run[1] / "path.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_path_of_l1_alone_is_drawn_by_its_weights(table, tmp_path):
     fit_run.fit(settings.Fit(data=table, l2=(0.0,), l1=(0.1, 0.01)), tmp_path)
     assert names_in(tmp_path) == FILES | {"path.png", "coefficients.png"}
 
 
+@pytest.mark.slow
 def test_a_row_for_each_pair_of_strengths(run):
     pairs = [(row["l1"], row["l2"]) for row in rows_of(run[1])]
     assert pairs == [(0.0, 0.1), (0.0, 0.01), (0.01, 0.1), (0.01, 0.01)]
@@ -335,12 +339,20 @@ def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.l3=0.1"], "there is no --config key"),
+        pytest.param(["--config.l3=0.1"], "there is no --config key", marks=pytest.mark.slow),
         (["--config.l2=many"], "config.l2[0]='many' is of type str; expected float"),
-        (["--config.l2=1,-1"], "config.l2=(1.0, -1.0): it must be of numbers"),
-        (["--config.grouped"], "config.grouped=True: it must be False, as there is no l1"),
+        pytest.param(
+            ["--config.l2=1,-1"],
+            "config.l2=(1.0, -1.0): it must be of numbers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--config.grouped"],
+            "config.grouped=True: it must be False, as there is no l1",
+            marks=pytest.mark.slow,
+        ),
         ([f"--config={CONFIGS / 'digits.py'}"], "there is no such key; known keys: data, l2"),
-        (["more"], "unexpected argument 'more'"),
+        pytest.param(["more"], "unexpected argument 'more'", marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

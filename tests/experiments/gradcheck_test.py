@@ -88,6 +88,7 @@ def test_a_wrong_hessian_is_found(replace):
     assert not errors["d²l/do²"] <= gradients.ULPS
 
 
+@pytest.mark.slow
 def test_a_gradient_without_its_penalty_is_found(replace):
     problem = gradients.make_problem(0, "float32", "moderate", False, False)
     right = losses.objective_gradient

@@ -39,15 +39,18 @@ def page(run):
     return page
 
 
+@pytest.mark.slow
 def test_the_page_is_well_formed(page):
     assert page.open == []
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(page):
     assert len(page.sources) == 8
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 
+@pytest.mark.slow
 def test_the_page_has_scores_environment_and_config(run, page):
     text = " ".join(page.text)
     summary = run[1]

@@ -55,10 +55,8 @@ def whole(config, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(
-    "looks",
-    [0, pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("looks", [0, 1, 4, 7])
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(config, whole, tmp_path, signal_after, looks):
     with pytest.raises(signals.Interrupted, match="SIGTERM"):
         train_run.train(config, tmp_path, came=signal_after(looks))
@@ -205,6 +203,7 @@ def test_a_signal_ends_with_how_to_go_on(config, tmp_path, number):
     assert rows_of(tmp_path)[-1]["step"] <= latest
 
 
+@pytest.mark.slow
 def test_divergence_ends_with_advice_and_exit_code_1(config, tmp_path):
     result = run(command(dataclasses.replace(config, learning_rate=3e38), tmp_path))
     assert result.returncode == 1
@@ -226,6 +225,7 @@ def test_a_damaged_row_is_named(config, whole, tmp_path):
         train_run.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
@@ -240,6 +240,7 @@ def test_rows_that_are_gone_are_missed(config, whole, tmp_path):
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ['{"te', "{}", "[]"])
 def test_a_damaged_summary_is_made_again(config, whole, tmp_path, content):
     shutil.copytree(whole, tmp_path / "run")
@@ -274,6 +275,7 @@ def test_other_data_of_the_same_shape_are_refused(tmp_path):
         train_run.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_saves_by_the_clock_have_a_test_loss(digits, tmp_path):
     train_run.train(digits(duration="20 epochs", save_every="0.001 seconds", keep_best=3), tmp_path)
     steps = {row["step"]: row["test_loss"] for row in rows_of(tmp_path)}
@@ -291,6 +293,7 @@ def test_of_two_runs_at_once_one_is_refused(config, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/sys/kernel").exists(), reason="there is no /sys here")
 def test_a_folder_that_cannot_be_written_ends_in_a_line(config):
     result = run(command(config, "/sys/kernel/run"))

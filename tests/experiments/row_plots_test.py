@@ -75,6 +75,7 @@ def marks_of(ax, face):
     return [x for line in marks if line.get_markerfacecolor() == face for x in line.get_xdata()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [[0.1], [1e-6, 1.0], [0.0, 0.1], [0.0]], ids=str)
 @pytest.mark.parametrize("l1", [[0.0], [0.0, 0.5], [0.5]], ids=str)
 def test_path_curves_are_drawn(l2, l1):

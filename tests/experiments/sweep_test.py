@@ -8,6 +8,9 @@ import pytest
 import softmax_jax
 from runs import settings, signals, summaries, train_run
 
+# Each compiles several sweeps.
+pytestmark = pytest.mark.slow
+
 
 def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +90,6 @@ def test_the_best_member_is_loaded_and_others_on_demand(config, run):
             np.testing.assert_array_equal(loaded.params.w, file["w"][at])
 
 
-@pytest.mark.slow
 def test_members_with_orders_of_their_own_equal_single_runs(digits, tmp_path):
     config = digits(sweep=settings.Sweep(order_seed=(0, 1), init_seed=(0, 1), mode="zip"))
     train_run.train(config, tmp_path / "both")
@@ -144,7 +146,6 @@ def test_too_little_memory_makes_groups_and_says_so(config, run, tmp_path, capsy
     assert len(rows_of(tmp_path)) == len(rows_of(run[0]))
 
 
-@pytest.mark.slow
 def test_a_sweep_in_groups_goes_on_where_it_was(config, tmp_path):
     small = dataclasses.replace(config.sweep, memory=0.004)
     config = dataclasses.replace(config, sweep=small, save_every="5 steps")

@@ -243,15 +243,23 @@ def test_the_classroom_is_learned(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.learning_rte=0.1"], "learning_rate"),
+        pytest.param(["--config.learning_rte=0.1"], "learning_rate", marks=pytest.mark.slow),
         (["--config.data.foldr=here"], "folder"),
-        (["--config.duration=many"], "config.duration: 'many' is no duration"),
-        (["--config.batch_size=many"], "config.batch_size"),
+        pytest.param(
+            ["--config.duration=many"],
+            "config.duration: 'many' is no duration",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--config.batch_size=many"], "config.batch_size", marks=pytest.mark.slow),
         (["--config.optimizer=adm"], "did you mean 'adam'"),
-        (["--config.data.name=cifar10"], "unknown data set 'cifar10'; expected one of classroom"),
+        pytest.param(
+            ["--config.data.name=cifar10"],
+            "unknown data set 'cifar10'; expected one of classroom",
+            marks=pytest.mark.slow,
+        ),
         ([f"--config={CONFIGS / 'digits.py'}:smok"], "no variant 'smok'; there is smoke"),
-        (["--config=nowhere.py"], "nowhere.py"),
-        (["more"], "unexpected argument 'more'"),
+        pytest.param(["--config=nowhere.py"], "nowhere.py", marks=pytest.mark.slow),
+        pytest.param(["more"], "unexpected argument 'more'", marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -93,6 +93,7 @@ def test_events_of_others_stay_in_the_folder_of_a_run(tmp_path):
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
 
 
+@pytest.mark.slow
 def test_what_a_run_left_that_did_not_begin_is_no_other_thing(tmp_path):
     for name in (".lock", "config.json.123.tmp"):
         (tmp_path / name).touch()
@@ -100,6 +101,7 @@ def test_what_a_run_left_that_did_not_begin_is_no_other_thing(tmp_path):
     assert (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_replaces_no_other_picture_but_an_earlier_comparison(tmp_path, monkeypatch):
     train_run.train(classroom(), tmp_path / "run")
     path = tmp_path / "mine.png"
@@ -144,6 +146,7 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_after_the_lock_file_was_deleted(tmp_path):
     config = classroom()
     with folders.claimed(config, tmp_path):
@@ -276,6 +279,7 @@ def test_json_that_is_nested_too_deeply_is_refused_as_such(tmp_path, depth):
         comparison.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_summary_that_is_nested_too_deeply_is_made_again(tmp_path):
     config = classroom()
     expected = train_run.train(config, tmp_path)
@@ -348,6 +352,7 @@ def test_an_integer_beyond_floats_is_refused():
         flags.from_config({"l2": 10**400})
 
 
+@pytest.mark.slow
 def test_all_memory_there_is_may_be_given(tmp_path):
     sweep = settings.Sweep(l2=(0.0, 0.1), memory=1e308)
     assert len(train_run.train(classroom(sweep=sweep), tmp_path)["members"]) == 2
@@ -367,6 +372,7 @@ def finished(tmp_path_factory):
     return workdir, train_run.train(classroom(), workdir)
 
 
+@pytest.mark.slow
 def test_a_damaged_summary_is_taken_with_the_values_it_had_or_not_at_all(finished, tmp_path):
     workdir, summary = finished
     copy = tmp_path / "run"

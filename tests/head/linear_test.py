@@ -145,6 +145,7 @@ def examples(number):
     )
 
 
+@pytest.mark.slow
 @hypothesis.given(case=cases())
 @examples(4)
 def test_everything_is_what_all_the_logits_give(case):
@@ -268,6 +269,7 @@ def test_neither_offset_nor_confidence_costs_a_digit(offset, classes):
 INF = np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["recompute", "fused"])
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_impossible_classes_and_rows_without_a_prediction(classes, strategy):
@@ -321,6 +323,7 @@ def test_it_is_the_cross_entropy_of_the_logits(small):
     np.testing.assert_allclose(linear_cross_entropy(x, w, b, labels).loss, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_leading_axes_are_those_of_the_targets(small):
     x, w, b, labels = small
     flat = linear_cross_entropy(x, w, b, labels, extras=("top_k",), k=2)
@@ -333,6 +336,7 @@ def test_leading_axes_are_those_of_the_targets(small):
     np.testing.assert_allclose(one.loss, flat.loss[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_pixels_are_read_as_the_numbers_they_are(small):
     _, w, b, labels = small
     pixels = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
@@ -349,6 +353,7 @@ def test_pixels_are_read_as_the_numbers_they_are(small):
             np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["recompute", "fused"])
 def test_ignored_rows_take_no_part(small, strategy):
     x, w, b, labels = small
@@ -430,6 +435,7 @@ def test_bad_input_is_refused(small, changes, message):
         linear_cross_entropy(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["recompute", "fused"])
 def test_several_heads_under_vmap(small, strategy):
     x, w, b, labels = small
@@ -691,6 +697,7 @@ def test_scalars_must_be_scalars(small, options):
         linear_cross_entropy(x, w, b, labels, **options)
 
 
+@pytest.mark.slow
 def test_integers_of_64_bits_are_the_numbers_they_are():
     params = Params(np.array([[1e-12, 0.0]], np.float32), np.zeros(2, np.float32))
     x = np.array([[1_600_000_000_000], [-(2**62)]])

@@ -42,8 +42,9 @@ NEAR_THE_MODE = head.Statistic(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["recompute", "fused"])
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("classes", [2, 5])
 def test_a_statistic_of_ones_own(small, strategy, classes):
     x, w, b, labels = small
 

@@ -46,6 +46,7 @@ def soft(y):
     return 0.9 * np.eye(Q)[y] + p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["labels", "soft targets"])
 def test_a_loop_of_single_fits_gives_the_same_curve(iris, kind):
     x, y = iris
@@ -100,6 +101,7 @@ def test_a_grid_of_two_dimensions(iris):
     assert found.loss[found.best] == found.loss.min()
 
 
+@pytest.mark.slow
 def test_standard_errors_of_folds_of_one_weight(iris):
     found = cross_validate(*iris)
     for values, mean, error in (
@@ -222,6 +224,7 @@ def test_the_stronger_penalty_has_more_l1_and_then_more_l2():
     assert choices(l2, l1, loss, 10 * error) == ((0, 0), (1, 1))
 
 
+@pytest.mark.slow
 def test_classes_that_a_fold_cannot_train_on(iris):
     x, y = iris
     ids, weights = np.where(y == 2, 1, IDS), (np.arange(N) < 104).astype(float)

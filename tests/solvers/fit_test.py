@@ -213,6 +213,7 @@ def test_the_elastic_net_against_a_general_optimiser(iris, grouped, l2, l1):
         assert (solution.params.w == 0).all()
 
 
+@pytest.mark.slow
 def test_groups_are_kept_or_dropped_as_a_whole(digits):
     x, y = digits
     w = solvers.fit(x, y, l2=1e-4, l1=2e-2, grouped=True, scale=1 / 16, tol=1e-3).params.w
@@ -221,6 +222,7 @@ def test_groups_are_kept_or_dropped_as_a_whole(digits):
     assert (w[kept] != 0).all()
 
 
+@pytest.mark.slow
 def test_an_l1_path(digits):
     x, y = digits
     l1 = np.array([1e-2, 1e-3])
@@ -232,6 +234,7 @@ def test_an_l1_path(digits):
     assert not np.signbit(w[w == 0]).any()
 
 
+@pytest.mark.slow
 def test_separated_classes_without_a_penalty_are_recognised(digits):
     x, y = digits
     solution = solvers.fit(x, y, l2=0.0, scale=1 / 16)
@@ -469,6 +472,7 @@ def test_proximal_newton_of_more_features_than_the_preconditioner_has_components
     assert newton.objective == pytest.approx(gradients.objective, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [0.0, 1e-3])
 def test_directions_in_which_features_do_not_vary(l2):
     rng = np.random.default_rng(0)

@@ -84,6 +84,7 @@ def test_probabilities_and_classes_without_rows(problems):
     assert (solution.params.w[2, :, 1] == 0).all()
 
 
+@pytest.mark.slow
 def test_more_parameters_and_no_penalty_are_left_to_fit(problems):
     x, y = problems
     solution = solvers.fit_many(x[:2], y[:2], l2=[0.0, 0.1], num_classes=Q)
@@ -107,6 +108,7 @@ def test_as_many_rows_as_before_compile_nothing(problems, count_compilations):
     assert count_compilations(lambda: solvers.fit_many(x[::-1], y[::-1], l2=0.2)) == 0
 
 
+@pytest.mark.slow
 def test_problems_may_be_solved_side_by_side(problems, monkeypatch):
     x, y = problems
     in_turn = solvers.fit_many(x, y, l2=0.01)

@@ -11,7 +11,7 @@ import pytest
 
 from softmax_jax import solvers
 from softmax_jax.solvers import methods, passes
-from softmax_jax.solvers.methods import METHODS, SHARP, SMOOTH, Method, method_of
+from softmax_jax.solvers.methods import METHODS, SHARP, SMOOTH, IterativeMethod, method_of
 
 
 class State(NamedTuple):
@@ -22,7 +22,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientDescent(Method):
+class GradientDescent(IterativeMethod):
     """The simplest method there is: features have mean squares of one at most."""
 
     rate: float = 1.0

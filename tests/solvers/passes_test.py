@@ -75,6 +75,7 @@ def test_passes_of_each_problem_of_a_path_stay_within_the_limit(limit):
     assert_kept(path, limit)
 
 
+@pytest.mark.slow
 def test_more_passes_are_not_worse():
     solutions = [solvers.fit(*problem(), l2=1e-6, tol=1e-14, max_passes=m) for m in (1, 2, 3, 4)]
     assert (np.diff([solution.objective for solution in solutions]) <= 1e-12).all()

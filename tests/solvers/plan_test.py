@@ -21,7 +21,10 @@ def problem(n, d, q):
         ((90, 4, 3), {"l2": 0.1, "method": solvers.QuasiNewton(few=None)}, "QuasiNewton", "order"),
         ((90, 4, 3), {"l2": 0.1, "method": "lbfgs"}, "LBFGS", "it was asked for"),
         ((90, 4, 3), {"l2": 0.0, "l1": 0.1}, "OrthantNewton", "l1 > 0"),
-        ((60, 2000, 3), {"l2": 0.1}, "QuasiNewton", "in the space of the rows"),
+        pytest.param(
+            *((60, 2000, 3), {"l2": 0.1}, "QuasiNewton", "in the space of the rows"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["small", "forced", "by name", "l1", "wide"],
 )

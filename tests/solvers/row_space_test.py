@@ -51,6 +51,7 @@ def test_the_solution_is_that_of_all_features(kind, fit_intercept):
     np.testing.assert_allclose(inside.params.b, outside.params.b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_strengths_and_weightings_share_the_change_of_variables():
     x, y, _ = wide()
     folds = (np.arange(30) % 3 != np.arange(3)[:, None]) * 1.0
@@ -71,6 +72,7 @@ def test_a_class_of_no_weight_has_no_weights():
     assert (solution.params.w[:, [1, 3]] == 0).all()
 
 
+@pytest.mark.slow
 def test_it_is_taken_where_it_costs_less(monkeypatch):
     taken = []
     solve = row_space.solve
@@ -81,6 +83,7 @@ def test_it_is_taken_where_it_costs_less(monkeypatch):
         assert taken == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 3, 4, 6])
 def test_passes_are_never_more_than_the_most(most):
     x, y, _ = wide()
@@ -89,6 +92,7 @@ def test_passes_are_never_more_than_the_most(most):
     assert solution.objective - solution.gap <= solvers.fit(x, y, l2=1e-4).objective
 
 
+@pytest.mark.slow
 def test_what_rounding_leaves_is_solved_with_all_features():
     # The change of variables keeps half of the digits of the smallest component.
     x, y, _ = wide()
@@ -110,6 +114,7 @@ class Recording(QuasiNewton):
         return super().init(problem, aids, theta)
 
 
+@pytest.mark.slow
 def test_work_does_not_begin_above_zero():
     # Samples of fewer rows than features are explained by chance.
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ def test_progress_counts_the_solved_problems(slots):
     assert {progress.problems for progress in seen} == {5}
 
 
+@pytest.mark.slow
 def test_problems_that_change_their_method_are_counted_once():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 1)) + 0.02 * rng.normal(size=(200, 5))

@@ -33,7 +33,13 @@ SOLVERS = {
 }
 
 
-@pytest.fixture(scope="module", params=SOLVERS)
+QUICK = ("l2", "cross-validation")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(s, marks=[] if s in QUICK else pytest.mark.slow) for s in SOLVERS],
+)
 def solver_and_reference(request):
     solve = SOLVERS[request.param]
     with jax.numpy_dtype_promotion("standard"):

@@ -80,14 +80,21 @@ CASES = {
     "one side of what is not penalised": {"factor": PER_FEATURE, "lower": 0.0},
 }
 STRENGTHS = [(0.02, 0.0), (0.0, 0.02), (0.01, 0.01)]
+QUICK = [("not negative", 0.02, 0.0), ("both", 0.01, 0.01)]
 
 
 def options(factor=None, lower=None, upper=None):
     return {"penalty_factor": factor, "lower": lower, "upper": upper}
 
 
-@pytest.mark.parametrize(("l2", "l1"), STRENGTHS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "l2", "l1"),
+    [
+        pytest.param(case, *pair, marks=[] if (case, *pair) in QUICK else pytest.mark.slow)
+        for case in CASES
+        for pair in STRENGTHS
+    ],
+)
 def test_against_the_reference(case, l2, l1):
     x, y = problem()
     solution = solvers.fit(x, y, l2=l2, l1=l1, tol=1e-9, **options(**CASES[case]))
@@ -107,6 +114,7 @@ def test_against_the_reference(case, l2, l1):
         np.testing.assert_allclose(solution.params.w[is_unique], w[is_unique], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_path_is_certified_and_first_order_methods_agree(case):
     x, y = problem(1)
@@ -119,6 +127,7 @@ def test_a_path_is_certified_and_first_order_methods_agree(case):
     assert (path.objective[::4] >= first_order.objective - first_order.gap - 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_path_begins_where_penalised_weights_leave_zero(case):
     x, y = problem(2)
@@ -132,6 +141,7 @@ def test_the_path_begins_where_penalised_weights_leave_zero(case):
     assert below.params.w[counts].any()
 
 
+@pytest.mark.slow
 def test_unpenalised_features_and_weights_of_examples():
     x, y = problem(3)
     weights = np.random.default_rng(0).random((2, N)) + 0.1
@@ -145,6 +155,7 @@ def test_unpenalised_features_and_weights_of_examples():
         assert path.objective[m, at] - path.gap[m, at] <= least
 
 
+@pytest.mark.slow
 def test_nothing_penalised_is_certified_by_factors_of_zero():
     x, y = problem(4)
     solution = solvers.fit(x, y, l2=1.0, penalty_factor=np.zeros(D), tol=1e-8)
@@ -154,6 +165,7 @@ def test_nothing_penalised_is_certified_by_factors_of_zero():
     assert solution.gap < 1e-8
 
 
+@pytest.mark.slow
 def test_factors_of_groups():
     x, y = problem(5)
     factor = np.array([0.0, 1, 1, 2, np.inf, 1, 1])
@@ -170,6 +182,7 @@ def test_factors_of_groups():
     assert ones.objective == pytest.approx(plain.objective, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_sparse_rows_wide_ones_and_features_with_units(seed):
     rng = np.random.default_rng(seed)
@@ -189,6 +202,7 @@ def test_sparse_rows_wide_ones_and_features_with_units(seed):
     assert not path.params.w[:, np.isinf(single["penalty_factor"])].any()
 
 
+@pytest.mark.slow
 def test_limits_are_kept_to_the_last_digit_where_work_is_in_float32():
     x, y = problem(11, n=3000, d=40, q=4)
     solution = solvers.fit(x, y, l2=1e-3, l1=1e-3, lower=-0.1, upper=0.1)
@@ -198,6 +212,7 @@ def test_limits_are_kept_to_the_last_digit_where_work_is_in_float32():
     assert solution.params.w.min() == -0.1
 
 
+@pytest.mark.slow
 def test_standardized_features_keep_their_limits():
     x, y = problem(6)
     solution = solvers.fit(x, y, l2=0.01, upper=0.1, standardize=True, tol=1e-9)
@@ -208,6 +223,7 @@ def test_standardized_features_keep_their_limits():
     assert found.path.params.w.max() <= 0.1 + 1e-12
 
 
+@pytest.mark.slow
 def test_cross_validation_takes_them_all():
     x, y = problem(12)
     factor, upper = np.array([0, 1, 1, 2, np.inf, 1, 1.0]), np.full((D, Q), 0.4)
@@ -223,6 +239,7 @@ def test_cross_validation_takes_them_all():
         solvers.cross_validate(x, y, l2=0.0, l1=0.1, upper=np.ones(3), standardize=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [0.0, 0.01])
 def test_relaxed_fits(l2):
     x, y = problem(7)
@@ -254,6 +271,7 @@ def test_deviance_and_counts():
     np.testing.assert_array_equal(sparse[3].toarray(), path.params.w[3])
 
 
+@pytest.mark.slow
 def test_the_deviance_of_probabilities_and_of_no_intercept():
     x, y = problem(9)
     soft = 0.9 * np.eye(Q)[y] + 0.1 / Q
@@ -288,6 +306,7 @@ def test_refusals(change, message):
         solvers.fit(x, y, l2=0.0, l1=0.1, **change)
 
 
+@pytest.mark.slow
 def test_a_path_ends_where_nothing_is_gained():
     x, y = problem(10)
     whole = solvers.fit_path(x, y, l2=0.0, l1="auto", strengths=40, weakest=1e-5)

@@ -26,7 +26,10 @@ def drawn():
 
 
 X, Y = drawn()
-SLOW = ("probabilities", "offset", "blocks", "l1", "elastic net", "grouped", "lbfgs", "logits-free")
+SLOW = (
+    *("plain", "a shift for an intercept", "probabilities", "offset", "blocks"),
+    *("l1", "elastic net", "grouped", "lbfgs", "logits-free"),
+)
 RNG = np.random.default_rng(1)
 OPTIONS = {
     "plain": {},
@@ -116,6 +119,7 @@ def test_folds_and_paths():
     assert found.params.w.shape == dense.params.w.shape == (3, 2, D, Q)
 
 
+@pytest.mark.slow
 def test_float32_work_is_certified_in_float64():
     method = solvers.QuasiNewton(float64_below=0)
     exact = fitted(X)
@@ -125,6 +129,7 @@ def test_float32_work_is_certified_in_float64():
         assert -1e-9 <= found.objective - exact.objective <= found.gap + 1e-12
 
 
+@pytest.mark.slow
 def test_rows_that_as_dense_ones_would_take_64_gigabytes():
     n, d = 4000, 2_000_000
     rng = np.random.default_rng(0)
@@ -140,6 +145,7 @@ def test_rows_that_as_dense_ones_would_take_64_gigabytes():
     assert (found.params.w[[17, 18], [0, 1]] > 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "d", "density"), [(7, 5, 0.5), (3000, 4, 0.9), (40, 2000, 0.01)])
 def test_products_of_both_sides(n, d, density):
     rng = np.random.default_rng(0)

@@ -83,6 +83,7 @@ def test_the_strongest_is_the_closed_form(kind):
     assert (l1 == 0).all()
 
 
+@pytest.mark.slow
 def test_no_weight_is_of_use_at_the_strongest_l1_and_one_is_below_it():
     x, y = problem()
     for grouped in (False, True):
@@ -109,6 +110,7 @@ def test_features_explain_a_hundredth_of_the_loss_at_most_at_the_strongest_l2():
     assert path.objective[0] < 0.995 * nothing
 
 
+@pytest.mark.slow
 def test_the_strongest_keeps_its_meaning_in_other_units():
     x, y = problem()
     for options, power in (({"l2": "auto"}, 2), ({"l2": 0, "l1": "auto"}, 1)):
@@ -122,6 +124,7 @@ def test_the_strongest_keeps_its_meaning_in_other_units():
             np.testing.assert_allclose(again, np.array([l2, l1]) * 1000**power, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_paths_are_even_and_end_at_a_share_of_their_start():
     x, y = problem()
     for options, which, share in (
@@ -134,6 +137,7 @@ def test_paths_are_even_and_end_at_a_share_of_their_start():
         np.testing.assert_allclose(path[1:] / path[:-1], share ** (1 / 21))
 
 
+@pytest.mark.slow
 def test_a_grid_of_numbers_and_a_path():
     x, y = problem()
     l2, l1 = planned(x=x, y=y, l2=[1e-2, 1e-1], l1="auto")
@@ -141,6 +145,7 @@ def test_a_grid_of_numbers_and_a_path():
     np.testing.assert_array_equal(l1[:22], l1[22:])
 
 
+@pytest.mark.slow
 def test_weightings_share_the_path_of_the_largest():
     x, y = problem()
     weights = np.stack([np.arange(80) < 60, np.arange(80) >= 20]) * 1.0
@@ -221,6 +226,7 @@ def test_a_path_of_a_small_problem_goes_on_from_its_neighbours(weightings):
     assert path.passes.sum() < sum(one.passes for row in alone for one in row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2", "l1"])
 def test_as_many_strengths_as_asked_for_down_to_the_weakest(name):
     x, y = problem()

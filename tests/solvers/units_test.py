@@ -94,6 +94,7 @@ def test_weights_of_k_equal_k_copies_without_a_penalty():
     np.testing.assert_allclose(weighted.params.b, copied.params.b, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [0, 1e-3])
 def test_columns_in_unequal_units(l2):
     x = np.random.default_rng(0).normal([0, 5, 3], size=(300, 3))
@@ -116,6 +117,7 @@ def test_one_column_in_another_unit_among_many_rows():
     assert plain.slope < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["times 1e6", "seconds since 1970"])
 def test_l1_with_a_column_in_another_unit(column):
     rng = np.random.default_rng(0)
@@ -159,6 +161,7 @@ def objective_in_mpmath(w, b, x, y, l2):
         return total / len(y) + mpmath.mpf(l2) / 2 * squares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1e8, 1e12, 1e14])
 def test_the_certificate_is_of_the_returned_parameters_rounding_included(offset):
     z = np.random.default_rng(0).normal(size=(60, 3))
@@ -177,6 +180,7 @@ def test_the_certificate_is_of_the_returned_parameters_rounding_included(offset)
     assert float(kept - least) <= 1e-4 * float(least)
 
 
+@pytest.mark.slow
 def test_the_centered_form_can_be_evaluated_in_float32():
     x = 1.6e9 + np.random.default_rng(0).normal(size=(500, 3))
     y = labels_of(x - 1.6e9, 3)
@@ -186,6 +190,7 @@ def test_the_centered_form_can_be_evaluated_in_float32():
     assert float(loss) == pytest.approx(solution.objective, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e160, 1e-160])
 def test_features_of_any_size(factor):
     z = np.random.default_rng(0).normal(size=(300, 4))
@@ -196,6 +201,7 @@ def test_features_of_any_size(factor):
     assert np.isfinite(solution.params.w).all()
 
 
+@pytest.mark.slow
 def test_an_optimum_near_zero_is_certified():
     x = np.array([[-1.0], [1.0]]) * 1e9
     solution = solvers.fit(np.repeat(x, 5, axis=0), np.repeat([0, 1], 5), l2=1e-8)
@@ -213,6 +219,7 @@ def test_nothing_is_worse_than_no_features():
     assert solution.objective <= nothing.objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_without_an_intercept(weighted):
     rng = np.random.default_rng(0)
@@ -232,6 +239,7 @@ def test_without_an_intercept(weighted):
         np.testing.assert_allclose(solution.params.w, theirs.coef_.T, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_without_rows_is_like_any_other_without_an_intercept():
     x = np.random.default_rng(0).normal(size=(50, 3)) + 1
     y = labels_of(x, 2)
@@ -257,6 +265,7 @@ def test_standardized_features(l2, l1):
     assert math.isclose(solution.params.b.sum(), 0, abs_tol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_weak_absolute_penalty_alone_is_certified():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 50))

@@ -38,13 +38,21 @@ def assert_equally_good(ours, theirs):
     "options",
     [
         {},
-        {"l2": 0.01},
-        {"fit_intercept": False},
-        {"standardize": True},
-        {"offset": np.random.default_rng(1).normal(size=(150, 4))},
-        {"sample_weight": np.random.default_rng(2).integers(0, 3, size=150)},
-        {"sample_weight": 1.0 * (np.arange(150) % 3 != np.arange(3)[:, None])},
-        {"block_size": 40},
+        pytest.param({"l2": 0.01}, marks=pytest.mark.slow),
+        pytest.param({"fit_intercept": False}, marks=pytest.mark.slow),
+        pytest.param({"standardize": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"offset": np.random.default_rng(1).normal(size=(150, 4))}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"sample_weight": np.random.default_rng(2).integers(0, 3, size=150)},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"sample_weight": 1.0 * (np.arange(150) % 3 != np.arange(3)[:, None])},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"block_size": 40}, marks=pytest.mark.slow),
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
@@ -57,6 +65,7 @@ def test_a_path_is_as_good_as_that_of_proximal_gradients(options):
     assert_equally_good(ours, theirs)
 
 
+@pytest.mark.slow
 def test_correlated_columns_take_a_fraction_of_the_passes_of_proximal_gradients():
     # Columns that are nearly dependent, and weak penalties, are hard for gradients.
     x, y = problem(n=300)
@@ -68,6 +77,7 @@ def test_correlated_columns_take_a_fraction_of_the_passes_of_proximal_gradients(
     assert 3 * ours.passes.sum() < theirs.passes.sum(), (ours.passes.sum(), theirs.passes.sum())
 
 
+@pytest.mark.slow
 def test_probabilities_as_targets():
     x, y = problem()
     soft = 0.9 * np.eye(4)[y] + 0.025
@@ -76,6 +86,7 @@ def test_probabilities_as_targets():
     assert_equally_good(ours, solvers.fit_path(x, soft, **options, l1_method=Proximal()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_same_weights_are_zero_as_at_the_minimum(seed):
     rng = np.random.default_rng(seed)
@@ -95,6 +106,7 @@ def test_the_same_weights_are_zero_as_at_the_minimum(seed):
     assert ((ours.params.w == 0) == (theirs.params.w == 0)).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_two_copies_of_a_column_and_a_constant_one():
     x, y = problem()
     x = np.concatenate([x, x[:, :1], np.full((len(x), 1), 3.0)], axis=1)
@@ -104,6 +116,7 @@ def test_two_copies_of_a_column_and_a_constant_one():
     assert (solution.params.w[:, -1] == 0).all()
 
 
+@pytest.mark.slow
 def test_more_features_than_rows_are_solved_on_some_of_them():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 900))
@@ -117,6 +130,7 @@ def test_more_features_than_rows_are_solved_on_some_of_them():
     assert 3 <= number[-1] < 60
 
 
+@pytest.mark.slow
 def test_a_weak_strength_alone_is_approached_from_strong_ones():
     x, y = problem()
     (l1,) = strengths(x, y, 2, 1e-3)[1:]
@@ -129,6 +143,7 @@ def test_a_weak_strength_alone_is_approached_from_strong_ones():
     assert again.passes < alone.passes
 
 
+@pytest.mark.slow
 def test_what_float32_leaves_is_walked_in_float64():
     x, y = problem(n=400)
     l1 = strengths(x, y, 6, 1e-2)
@@ -141,7 +156,9 @@ def test_what_float32_leaves_is_walked_in_float64():
     assert types == sorted(types)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 7, 12, 30])
+@pytest.mark.parametrize(
+    "most", [1, 2, 3, *(pytest.param(most, marks=pytest.mark.slow) for most in (7, 12, 30))]
+)
 def test_no_more_passes_are_taken_than_allowed(most):
     x, y = problem()
     x = np.concatenate([x, x + 0.1 * x[::-1]], axis=1)
@@ -152,6 +169,7 @@ def test_no_more_passes_are_taken_than_allowed(most):
     assert all("pass" in reason for reason in path.reason[uncertified])
 
 
+@pytest.mark.slow
 def test_blocks_and_diagonals_precondition_to_the_same_end():
     x, y = problem()
     l1 = strengths(x, y, 6, 1e-3)
@@ -160,6 +178,7 @@ def test_blocks_and_diagonals_precondition_to_the_same_end():
     assert_equally_good(blocks, solvers.fit_path(x, y, l2=0.0, l1=l1, l1_method=diagonals))
 
 
+@pytest.mark.slow
 def test_sparse_rows():
     scipy = pytest.importorskip("scipy.sparse")
     rng = np.random.default_rng(0)
@@ -170,6 +189,7 @@ def test_sparse_rows():
     assert_equally_good(ours, solvers.fit_path(x, y, l2=0.0, l1=l1, l1_method=Proximal()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -196,6 +216,7 @@ def test_groups_leave_zero_as_a_whole(options, sparse):
     assert kept[-1].sum() > kept[1].sum()
 
 
+@pytest.mark.slow
 def test_groups_of_more_features_than_rows():
     rng = np.random.default_rng(1)
     x, w = rng.normal(size=(60, 700)), np.zeros((700, 3))

@@ -3,7 +3,9 @@
 from softmax_jax.solvers.methods.components import Sizes as Sizes
 from softmax_jax.solvers.methods.lbfgs import LBFGS as LBFGS
 from softmax_jax.solvers.methods.logits_free import LogitsFree as LogitsFree
+from softmax_jax.solvers.methods.method import IterativeMethod as IterativeMethod
 from softmax_jax.solvers.methods.method import Method as Method
+from softmax_jax.solvers.methods.method import PathMethod as PathMethod
 from softmax_jax.solvers.methods.method import Setup as Setup
 from softmax_jax.solvers.methods.newton import Newton as Newton
 from softmax_jax.solvers.methods.orthant_newton import OrthantNewton as OrthantNewton

@@ -14,7 +14,7 @@ import optax
 from softmax_jax._annotations import ArrayLike
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import Problem
 
 
@@ -35,7 +35,7 @@ def optimizer_of(memory: int, most: jax.typing.ArrayLike) -> optax.GradientTrans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LBFGS(Method):
+class LBFGS(IterativeMethod):
     """`optax.lbfgs`, for l1 = 0, on kept logits.
 
     Example:

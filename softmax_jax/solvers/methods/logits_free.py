@@ -42,7 +42,7 @@ from softmax_jax.solvers import passes
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.lbfgs import optimizer_of
-from softmax_jax.solvers.methods.method import Method, Setup
+from softmax_jax.solvers.methods.method import IterativeMethod, Setup
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import centered
@@ -88,7 +88,7 @@ class _Pass(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogitsFree(Method):
+class LogitsFree(IterativeMethod):
     """`optax.lbfgs` on passes that never hold all logits, for l1 = 0 and no offset.
 
     Example:

@@ -1,8 +1,8 @@
-"""The duties of a method: what `softmax_jax.solvers.schedule` asks of every one of them.
+"""The duties of a method: what the solvers ask of every one of them.
 
-A method is a frozen dataclass of its tuned constants. It keeps ``k`` problems in a state of its own
-making and advances them together; all that it knows about them besides is in a `Setup`. To add one,
-write a module with a subclass of `Method`, and give an instance to ``fit(method=...)``.
+A method is a frozen dataclass of its tuned constants. All that it knows about the problems that it
+solves is in a `Setup`. To add one, write a module with a subclass of `IterativeMethod` or
+`PathMethod`, and give an instance to ``fit(method=...)``.
 """
 
 import abc
@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from softmax_jax.solvers.units import Units
 
 @runtime_checkable
 class State(Protocol):
-    """Parts that the state of every method has, for ``k`` problems; a NamedTuple."""
+    """Parts that the state of an iterative method has, for ``k`` problems; a NamedTuple."""
 
     @property
     def theta(self) -> Float[Array, "k q columns"]:
@@ -77,7 +77,7 @@ class Setup(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
+class Method:
     """An algorithm and its tuned constants.
 
     Methods are hashable, and equal ones share their compiled programs.
@@ -114,10 +114,6 @@ class Method(abc.ABC):
     """Difference of offsets within a row above which a third of them is solved for first."""
     in_row_space: bool | None = False
     """Whether to solve in as many dimensions as there are rows; None means where it costs less."""
-    passes_to_begin: ClassVar[int] = 1
-    """Passes of `init`."""
-    walks: ClassVar[bool] = False
-    """Whether it solves a path of strengths in one program, by `walk`."""
     watches_separation: ClassVar[bool] = True
     """Whether unpenalised problems are tested for separated classes, half a pass a look."""
 
@@ -133,7 +129,7 @@ class Method(abc.ABC):
         """Returns the method to take for these problems; by default this one."""
         return self
 
-    def sized(self, inputs: Inputs) -> "Method":
+    def sized(self, inputs: Inputs) -> Self:
         """Returns the method with the sizes decided that depend on those of the problem."""
         return self
 
@@ -192,6 +188,46 @@ class Method(abc.ABC):
         """
         return ()
 
+    def certify(
+        self,
+        setup: Setup,
+        exact: Problem,
+        theta: Array | NDArray,
+        dual: jax.Array | None,
+        slot: ArrayLike,
+        weighting: ArrayLike,
+        *,
+        most: float,
+    ) -> tuple[Certificate, int]:
+        """Certifies the problem of a slot, in float64; returns the passes that took, too.
+
+        Args:
+          setup: from `prepare`.
+          exact: ``setup.exact`` with the strengths of this problem.
+          theta: ``[k, q, 1 + d]``.
+          dual: from `dual`.
+          slot: index of the problem in ``theta``.
+          weighting: its place among the weightings of ``exact``.
+          most: passes to take at most.
+        """
+        return _certified(exact, theta, dual, slot, weighting), 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterativeMethod(Method, abc.ABC):
+    """A method that advances problems some steps at a time, as `softmax_jax.solvers.schedule` asks.
+
+    It keeps ``k`` problems in a state of its own making.
+
+    Example:
+      >>> from softmax_jax.solvers import LBFGS
+      >>> isinstance(LBFGS(), IterativeMethod)
+      True
+    """
+
+    passes_to_begin: ClassVar[int] = 1
+    """Passes of `init`."""
+
     @abc.abstractmethod
     def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
         """Returns the state at ``theta: [k, q, 1 + d]``, after `passes_to_begin` passes."""
@@ -235,6 +271,25 @@ class Method(abc.ABC):
         The state that goes in is used up.
         """
 
+    def dual(self, state: Any) -> jax.Array | None:
+        """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.
+
+        None means those of the parameters.
+        """
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PathMethod(Method, abc.ABC):
+    """A method that solves a path of strengths in one program, for `softmax_jax.solvers.walks`.
+
+    Example:
+      >>> from softmax_jax.solvers import OrthantNewton
+      >>> isinstance(OrthantNewton(), PathMethod)
+      True
+    """
+
+    @abc.abstractmethod
     def walk(
         self,
         problem: Problem,
@@ -247,7 +302,7 @@ class Method(abc.ABC):
         target: ArrayLike,
         limit: ArrayLike,
     ) -> Walk:
-        """Solves a path of strengths in one program, if `walks`.
+        """Solves a path of strengths in one program.
 
         Args:
           problem: without strengths.
@@ -259,38 +314,6 @@ class Method(abc.ABC):
           target: relative gaps at which a problem goes on to the next strength.
           limit: passes after which it does so all the same. In float32 a method may stop there.
         """
-        raise NotImplementedError
-
-    def dual(self, state: Any) -> jax.Array | None:
-        """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.
-
-        None means those of the parameters.
-        """
-        return None
-
-    def certify(
-        self,
-        setup: Setup,
-        exact: Problem,
-        theta: Array | NDArray,
-        dual: jax.Array | None,
-        slot: ArrayLike,
-        weighting: ArrayLike,
-        *,
-        most: float,
-    ) -> tuple[Certificate, int]:
-        """Certifies the problem of a slot, in float64; returns the passes that took, too.
-
-        Args:
-          setup: from `prepare`.
-          exact: ``setup.exact`` with the strengths of this problem.
-          theta: ``[k, q, 1 + d]``.
-          dual: from `dual`.
-          slot: index of the problem in ``theta``.
-          weighting: its place among the weightings of ``exact``.
-          most: passes to take at most.
-        """
-        return _certified(exact, theta, dual, slot, weighting), 1
 
 
 @partial(compiled, static_argnames=("method", "dtype", "q"))

@@ -27,7 +27,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods import line_search
 from softmax_jax.solvers.methods.dual import penalised
-from softmax_jax.solvers.methods.method import Method, Setup, of_slot
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
 from softmax_jax.solvers.methods.preconditioner import hessian
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Newton(Method):
+class Newton(IterativeMethod):
     """Newton's method, for l2 > 0 = l1 and few parameters: the default for small problems.
 
     Example:

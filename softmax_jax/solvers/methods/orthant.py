@@ -8,7 +8,7 @@ quadratic model of that over the weights A that are in the orthant, by conjugate
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -57,23 +57,9 @@ def newton_direction(
       rounds: times that what leaves the orthant is set to zero, and the rest solved for anew.
       accuracy: share of the residual, in the norm of the preconditioner, to stop at.
     """
-    theta, moves = corner.theta, corner.moves
-    right = corner.projected(-corner.slope, moves)
-    variance = preconditioner.variance[None, None, :]
-    bends = mean_variances(problem, probabilities)[..., None] * variance
-    bends = jnp.maximum(bends, jnp.finfo(theta.dtype).tiny)
-    diagonal = bends + corner.diagonal
-    damping = wide(preconditioner.damping) * diagonal
-
-    def multiply(v):
-        return passes.hessian_product(problem, probabilities, v) + corner.bent(v) + damping * v
-
-    def precondition(r):
-        if corner.groups is not None:
-            return corner.divided(corner.groups, r, bends)
-        if preconditioner.blocks.shape[1] == 0:
-            return r / diagonal
-        return jnp.einsum("kqab,kqb->kqa", preconditioner.blocks, r, precision="highest")
+    multiply, precondition, diagonal = _system(problem, corner, probabilities, preconditioner)
+    right = corner.projected(-corner.slope, corner.moves)
+    enough = accuracy**2 * dot(right, precondition(right))
 
     def go_on(carry):
         *_, leaves, taken, i = carry
@@ -88,37 +74,55 @@ def newton_direction(
             lambda v: corner.projected(multiply(v), moves),
             lambda r: corner.projected(precondition(r), moves),
             rest,
-            accuracy**2 * dot(right, precondition(right)),
+            enough,
             taken,
             # One is left for the model where weights leave.
             most - 1,
         )
-        leaves = jnp.any(moves & (corner.reached(here.d + more) != here.d + more), axis=(1, 2))
-        there, tries = jax.lax.cond(
-            jnp.any(leaves & again),
-            lambda: _lower_within(multiply, corner.reached, right, here, more, again, most - taken),
-            lambda: (here._replace(d=here.d + more), jnp.zeros_like(taken)),
-        )
-        taken = taken + tries
+        straight = here.d + more
+        leaves = jnp.any(moves & (corner.reached(straight) != straight), axis=(1, 2))
         # Where all that is bent away does not lead down, the steepest way does.
-        stuck = again & leaves & ~(there.value < here.value)
-        tries_again = stuck & (taken < most)
-        there, tries = jax.lax.cond(
-            jnp.any(tries_again),
-            lambda: _lower_within(
-                multiply, corner.reached, right, there, rest / diagonal, tries_again, most - taken
-            ),
-            lambda: (there, jnp.zeros_like(taken)),
+        bent, is_lower, tries = _lower_within(
+            multiply, corner.reached, right, here, (more, rest / diagonal), leaves, most - taken
         )
-        leaves = leaves & (~stuck | (there.value < here.value))
+        there = bent._replace(d=jnp.where(wide(leaves), bent.d, straight))
         moves = moves & corner.is_inside(there.d)
-        return there, moves, leaves, taken + tries, i + 1
+        return there, moves, leaves & is_lower, taken + tries, i + 1
 
-    zero = jnp.zeros_like(theta)
+    zero = jnp.zeros_like(corner.theta)
     none = jnp.zeros(len(most), jnp.int32)
-    start = (_Model(zero, zero, zero[:, 0, 0]), moves, most > 0, none, 0)
+    start = (_Model(zero, zero, zero[:, 0, 0]), corner.moves, most > 0, none, 0)
     there, _, _, taken, _ = jax.lax.while_loop(go_on, one_round, start)
     return there.d, taken
+
+
+_Map: TypeAlias = Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]]
+
+
+def _system(
+    problem: Problem,
+    corner: Corner,
+    probabilities: Float[Array, "blocks k q rows"],
+    preconditioner: Preconditioner,
+) -> tuple[_Map, _Map, Float[Array, "k q columns"]]:
+    """Returns products with the Hessian, and with its approximate inverse, and its diagonal."""
+    variance = preconditioner.variance[None, None, :]
+    bends = mean_variances(problem, probabilities)[..., None] * variance
+    bends = jnp.maximum(bends, jnp.finfo(variance.dtype).tiny)
+    diagonal = bends + corner.diagonal
+    damping = wide(preconditioner.damping) * diagonal
+
+    def multiply(v):
+        return passes.hessian_product(problem, probabilities, v) + corner.bent(v) + damping * v
+
+    def precondition(r):
+        if corner.groups is not None:
+            return corner.divided(corner.groups, r, bends)
+        if preconditioner.blocks.shape[1] == 0:
+            return r / diagonal
+        return jnp.einsum("kqab,kqb->kqa", preconditioner.blocks, r, precision="highest")
+
+    return multiply, precondition, diagonal
 
 
 class _Model(NamedTuple):
@@ -131,51 +135,44 @@ class _Model(NamedTuple):
 
 
 def _lower_within(
-    multiply: Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]],
-    within: Callable[[Float[Array, "k q columns"]], Float[Array, "k q columns"]],
+    multiply: _Map,
+    within: _Map,
     right: Float[Array, "k q columns"],
     here: _Model,
-    more: Float[Array, "k q columns"],
-    again: Bool[Array, " k"],
+    ways: tuple[Float[Array, "k q columns"], Float[Array, "k q columns"]],
+    tried: Bool[Array, " k"],
     most: Int[Array, " k"],
-) -> tuple[_Model, Int[Array, " k"]]:
-    """Goes along the bent line into the orthant, for as far as the model falls.
+) -> tuple[_Model, Bool[Array, " k"], Int[Array, " k"]]:
+    """Goes along a line bent into the orthant until the model is lower: the first, or the second.
 
-    It takes ``most`` products at most.
+    Each length that is tried takes a product, ``most`` at most.
 
     Returns:
-      The model there, and the products it took.
+      The model there, whether it is lower, and the products it took.
     """
 
-    def at(t):
-        d = within(here.d + wide(t) * more)
-        product = multiply(d)
-        return _Model(d, product, dot(d, product) / 2 - dot(right, d))
-
-    def fails(t, there):
-        return again & (t > 0) & ~(there.value < here.value)
+    def fails(is_lower, tries):
+        return tried & ~is_lower & (tries < jnp.minimum(most, len(ways) * _TRIES))
 
     def go_on(carry):
-        t, there, _ = carry
-        return jnp.any(fails(t, there))
+        _, is_lower, tries = carry
+        return jnp.any(fails(is_lower, tries))
 
-    def shorten(carry):
-        t, there, tries = carry
-        own = fails(t, there)
-        goes_on = tries < jnp.minimum(_TRIES, most)
-        # Where it goes on no longer it is back at the start, which is no product of its own.
-        t = jnp.where(own, jnp.where(goes_on, t / 4, 0), t)
-        return t, at(t), tries + (own & goes_on)
+    def one(carry):
+        there, is_lower, tries = carry
+        own = fails(is_lower, tries)
+        way = jnp.where(wide(tries < _TRIES), *ways)
+        t = 0.25 ** (tries % _TRIES).astype(right.dtype)
+        d = within(here.d + wide(t) * way)
+        product = multiply(d)
+        value = dot(d, product) / 2 - dot(right, d)
+        lower = own & (value < here.value)
+        there = _Model(
+            jnp.where(wide(lower), d, there.d),
+            jnp.where(wide(lower), product, there.product),
+            jnp.where(lower, value, there.value),
+        )
+        return there, is_lower | lower, tries + own
 
-    whole = again.astype(more.dtype)
-    start = (whole, at(whole), again.astype(jnp.int32))
-    _, there, tries = jax.lax.while_loop(go_on, shorten, start)
-    stays = wide(~again)
-    return (
-        _Model(
-            jnp.where(stays, here.d, there.d),
-            jnp.where(stays, here.product, there.product),
-            jnp.where(again, there.value, here.value),
-        ),
-        tries,
-    )
+    none = jnp.zeros(len(tried), jnp.int32)
+    return jax.lax.while_loop(go_on, one, (here, jnp.zeros_like(tried), none))

@@ -22,7 +22,7 @@ leads, and most need one step or two from there.
 
 import dataclasses
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from softmax_jax.solvers.methods.components import Sizes, scores, step_of
 from softmax_jax.solvers.methods.corner import Corner, corner_of, without_common_part
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.line_search import backtrack
-from softmax_jax.solvers.methods.method import Method, Walk
+from softmax_jax.solvers.methods.method import Method, PathMethod, Walk
 from softmax_jax.solvers.methods.orthant import Preconditioner, newton_direction
 from softmax_jax.solvers.methods.proximal import Proximal
 from softmax_jax.solvers.methods.walking import Path, Way, walk
@@ -89,7 +89,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OrthantNewton(Method):
+class OrthantNewton(PathMethod):
     """Newton's method on the weights that are not zero, for l1 > 0: the default there.
 
     Example:
@@ -138,7 +138,6 @@ class OrthantNewton(Method):
     """Rows that they, and the variances of the features, are estimated from."""
     pool: int = 16_384
     """Rows that these are drawn from: their features are kept."""
-    walks: ClassVar[bool] = True
 
     def reason(self, inputs: Inputs) -> str:
         """Returns the kind of problem that it is for."""
@@ -177,33 +176,6 @@ class OrthantNewton(Method):
         costs = q * cost.inverse_hessian(rows, 1 + problem.d)
         return costs <= self.steps_for_blocks * step_of(problem, q)
 
-    def init(self, problem: Problem, aids: Aids, theta: ArrayLike) -> State:
-        """Returns the state at ``theta``: a pass."""
-        return _init(self, problem, aids, theta)
-
-    def advance(
-        self,
-        problem: Problem,
-        aids: Aids,
-        state: State,
-        *,
-        target: ArrayLike,
-        limit: ArrayLike,
-        stop_at_first: ArrayLike,
-    ) -> tuple[State, jax.Array]:
-        """Takes steps of up to ``limit`` passes."""
-        return _advance(self, problem, aids, state, target, limit, stop_at_first)
-
-    def hand_over(
-        self, problem: Problem, state: State, slot: ArrayLike, source: ArrayLike
-    ) -> State:
-        """Lets a new problem in ``slot`` go on from where that of ``source`` stands."""
-        return _hand_over(self, problem, state, slot, source)
-
-    def restart(self, state: State, slot: ArrayLike) -> State:
-        """Takes the problem up again."""
-        return _restart(self, state, slot)
-
     def walk(
         self,
         problem: Problem,
@@ -218,11 +190,6 @@ class OrthantNewton(Method):
     ) -> Walk:
         """Solves a path of strengths in one program."""
         return _walk(self, problem, aids, theta, previous, l2, l1, target, limit)
-
-
-@partial(compiled, static_argnames="method")
-def _init(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
-    return _begun(method, problem, aids, theta)
 
 
 def _begun(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
@@ -264,65 +231,6 @@ def _measured(problem: Problem, state: State) -> State:
     # The bias is not at its minimum, but will be.
     gap = gap_of_sharp(problem, w, g[..., 1:], state.loss) + jnp.sum(jnp.abs(g[..., 0]), axis=-1)
     return state._replace(value=state.loss + problem.penalty.value(w), gap=gap)
-
-
-@partial(compiled, static_argnames="method", donate_argnames="state")
-def _hand_over(
-    method: OrthantNewton, problem: Problem, state: State, slot: jax.Array, source: jax.Array
-) -> State:
-    def inherit(array, axis=0):
-        own = jax.lax.dynamic_slice_in_dim(array, source, 1, axis)
-        return jax.lax.dynamic_update_slice_in_dim(array, own, slot, axis)
-
-    inherited = state._replace(
-        theta=inherit(state.theta),
-        logits=inherit(state.logits, 1),
-        probabilities=inherit(state.probabilities, 1),
-        loss=inherit(state.loss),
-        gradient=inherit(state.gradient),
-    )
-    return _measured(problem, _taken_up(method, inherited, slot))
-
-
-@partial(compiled, static_argnames="method", donate_argnames="state")
-def _restart(method: OrthantNewton, state: State, slot: jax.Array) -> State:
-    return _taken_up(method, state, slot)
-
-
-def _taken_up(method: OrthantNewton, state: State, slot: jax.Array) -> State:
-    return state._replace(
-        is_led=state.is_led.at[slot].set(False),
-        damping=state.damping.at[slot].set(_least_damping(method, state.theta.dtype)),
-        steps=state.steps.at[slot].set(0),
-        failures=state.failures.at[slot].set(0),
-        done=state.done.at[slot].set(False),
-    )
-
-
-@partial(compiled, static_argnames="method", donate_argnames="state")
-def _advance(
-    method: OrthantNewton,
-    problem: Problem,
-    aids: Aids,
-    state: State,
-    target: jax.Array,
-    limit: jax.Array,
-    stop_at_first: jax.Array,
-) -> tuple[State, jax.Array]:
-    idle, before = state.done, state.passes
-
-    def go_on(state):
-        news = jnp.any(state.done & ~idle)
-        within = jnp.max(state.passes - before) < limit
-        return within & ~jnp.all(state.done) & ~(stop_at_first & news)
-
-    def one(state):
-        state = _step(method, problem, aids, state, before + limit)
-        is_last = (state.gap <= target * state.value) | (state.failures >= method.patience)
-        return state._replace(done=state.done | is_last)
-
-    state = jax.lax.while_loop(go_on, one, state)
-    return state, state.passes - before
 
 
 def _step(

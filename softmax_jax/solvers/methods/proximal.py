@@ -32,7 +32,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.diagonal import variances
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.dual import gap_of_sharp
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.methods.proximal_newton import ProximalNewton
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proximal(Method):
+class Proximal(IterativeMethod):
     """Accelerated proximal gradient, for l1 > 0: the default there.
 
     Example:

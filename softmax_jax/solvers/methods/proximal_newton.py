@@ -30,7 +30,7 @@ from softmax_jax.solvers.methods.common import common_set_apart
 from softmax_jax.solvers.methods.components import Sizes, scores
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.line_search import backtrack
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import Problem
 
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProximalNewton(Method):
+class ProximalNewton(IterativeMethod):
     """Proximal Newton, for l1 > 0 on few parameters: it forms the whole Hessian, in float64.
 
     Example:

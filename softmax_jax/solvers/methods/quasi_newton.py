@@ -1,10 +1,9 @@
 r"""L-BFGS on a preconditioner, with an exact line search: the second-order method for l1 = 0.
 
-The two-loop recursion (Nocedal and Wright, Numerical Optimization, algorithm 7.4) starts from the
-approximate inverse Hessian of `preconditioner`, so that the few pairs it keeps only have to mend
-what is wrong with that. A step is one pass over the rows: forward, :math:`X \Delta`, and after the
-search back, :math:`X^\top R`. In between, the search moves along kept logits, which needs no pass:
-a few evaluations of n q exponentials.
+The two-loop recursion of `pairs` starts from the approximate inverse Hessian of `preconditioner`,
+so that the few pairs it keeps only have to mend what is wrong with that. A step is one pass over
+the rows: forward, :math:`X \Delta`, and after the search back, :math:`X^\top R`. In between, the
+search moves along kept logits, which needs no pass: a few evaluations of n q exponentials.
 
 A problem of a path begins where its neighbour ended, and first goes on in the direction in which
 the last two solutions differ, as solutions are smooth in the logarithm of l2:
@@ -17,7 +16,7 @@ with the solution :math:`\theta_{\mathrm{anchor}}` of the neighbour before.
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,9 @@ from softmax_jax.solvers.methods import line_search, preconditioner
 from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores
 from softmax_jax.solvers.methods.dual import Dual, bound, penalised
 from softmax_jax.solvers.methods.logits_free import LogitsFree
-from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.methods.newton import Newton
+from softmax_jax.solvers.methods.pairs import Pairs, no_pairs, two_loops, with_pair, without_slot
 from softmax_jax.solvers.methods.preconditioner import Preconditioner
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem
@@ -70,11 +70,7 @@ class State(NamedTuple):
     is_led: jax.Array
     step: jax.Array
     """``[k]`` lengths of the last steps, where the next search begins."""
-    moves: jax.Array
-    """``[memory, k, q, 1 + d]``, latest first, as are the changes of the gradient they made."""
-    changes: jax.Array
-    curvature: jax.Array
-    """``[memory, k]``: 1 / (move . change), and 0 where there is no pair."""
+    pairs: Pairs
     done: jax.Array
     """``[k]``: the gap is small enough, or no step makes progress."""
     preconditioner: Preconditioner
@@ -83,7 +79,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuasiNewton(Method):
+class QuasiNewton(IterativeMethod):
     """L-BFGS on an approximate Hessian, for l1 = 0: the default.
 
     It keeps the n q logits of each problem, and several arrays of their size.
@@ -147,7 +143,7 @@ class QuasiNewton(Method):
             f"{self.sizes.steps_for_core:g} steps at most"
         )
 
-    def sized(self, inputs: Inputs) -> Method:
+    def sized(self, inputs: Inputs) -> Self:
         """Returns the method with the order of the core decided."""
         if inputs.is_wide:
             return self
@@ -226,7 +222,6 @@ def _blank(method: QuasiNewton, problem: Problem, aids: Aids, theta: jax.Array) 
     order = q * aids.scores.shape[-1]
     zero, nothing = jnp.zeros(k, theta.dtype), jnp.zeros_like(theta)
     logits = jnp.zeros((problem.blocks, k, q, problem.rows), theta.dtype)
-    history = jnp.zeros((method.memory, *theta.shape), theta.dtype)
     return State(
         theta=nothing,
         gradient=nothing,
@@ -239,9 +234,7 @@ def _blank(method: QuasiNewton, problem: Problem, aids: Aids, theta: jax.Array) 
         lead=theta,
         is_led=jnp.ones(k, bool),
         step=zero + 1,
-        moves=history,
-        changes=history,
-        curvature=jnp.zeros((method.memory, k), theta.dtype),
+        pairs=no_pairs(method.memory, theta),
         done=jnp.zeros(k, bool),
         preconditioner=Preconditioner(
             core=jnp.zeros((k, order, order), theta.dtype),
@@ -296,9 +289,7 @@ def _restart(method: QuasiNewton, state: State, slot: jax.Array) -> State:
 
 def _with_pairs_forgotten(state: State, slot: jax.Array) -> State:
     return state._replace(
-        moves=state.moves.at[:, slot].set(0),
-        changes=state.changes.at[:, slot].set(0),
-        curvature=state.curvature.at[:, slot].set(0),
+        pairs=without_slot(state.pairs, slot),
         step=state.step.at[slot].set(1),
         done=state.done.at[slot].set(False),
     )
@@ -343,7 +334,11 @@ def _advance(
 def _step(
     method: QuasiNewton, problem: Problem, basis: Basis, state: State, target: jax.Array
 ) -> State:
-    direction = _direction(basis, problem.l2, state)
+    direction = -two_loops(
+        state.pairs,
+        state.gradient,
+        lambda v: preconditioner.apply(state.preconditioner, basis, problem.l2, v),
+    )
     slope = dot(state.gradient, direction)
     usable = jnp.isfinite(slope) & (slope <= 0)
     direction = jnp.where(wide(usable), direction, -state.gradient)
@@ -370,12 +365,7 @@ def _step(
     value, gradient = penalised(problem, theta, loss, here.gradient)
     change = gradient - state.gradient
     along = jnp.where(is_first, 0, dot(move, change))
-    usable = along > 0
     gap, dual = bound(problem, theta, loss, here, state.dual, decrement)
-
-    def pushed(new, memory):
-        kept = jnp.reshape(state.done, (1, -1) + (1,) * (memory.ndim - 2))
-        return jnp.where(kept, memory, jnp.concatenate([new[None], memory[:-1]]))
 
     return state._replace(
         theta=theta,
@@ -386,26 +376,6 @@ def _step(
         logits=logits,
         is_led=jnp.zeros_like(state.is_led),
         step=jnp.where((t > 0) & ~state.is_led, t, state.step),
-        moves=pushed(move, state.moves),
-        changes=pushed(change, state.changes),
-        curvature=pushed(jnp.where(usable, 1 / jnp.where(usable, along, 1), 0), state.curvature),
+        pairs=with_pair(state.pairs, move, change, along, state.done),
         done=state.done | (gap <= target * value) | ((t == 0) & ~state.is_led),
     )
-
-
-def _direction(basis: Basis, l2: jax.Array, state: State) -> jax.Array:
-    pairs = (state.moves, state.changes, state.curvature)
-
-    def back(v, pair):
-        move, change, curvature = pair
-        a = curvature * dot(move, v)
-        return v - wide(a) * change, a
-
-    def forth(v, pair_and_a):
-        (move, change, curvature), a = pair_and_a
-        return v + wide(a - curvature * dot(change, v)) * move, None
-
-    v, a = jax.lax.scan(back, state.gradient, pairs)
-    v = preconditioner.apply(state.preconditioner, basis, l2, v)
-    v, _ = jax.lax.scan(forth, v, (pairs, a), reverse=True)
-    return -v

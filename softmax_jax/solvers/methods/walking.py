@@ -80,8 +80,10 @@ def walk(
         progress = _moved_on(way, problem, progress, target)
         own, target = under(progress.at)
         state = way.measured(own, progress.state)
-        # Where the solution is one for the next strength, too, there is nothing to do.
-        is_done = (progress.at >= number) | (state.gap <= target * state.value)
+        # Where the solution is one for the next strength, too, there is nothing to do; nor where no
+        # pass is allowed.
+        is_solved = state.gap <= target * state.value
+        is_done = (progress.at >= number) | is_solved | way.is_stuck(state)
         state = jax.lax.cond(
             jnp.all(is_done),
             lambda state: state,
