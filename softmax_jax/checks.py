@@ -88,7 +88,7 @@ def _of_float_width(a: np.ndarray) -> np.ndarray:
 
 
 def is_known(a: Any) -> bool:
-    """Whether values can be looked at: false for what is traced or lies on other hosts too."""
+    """Returns whether values can be looked at: no, if traced or if on other hosts too."""
     if isinstance(a, jax.core.Tracer):
         return False
     return not isinstance(a, jax.Array) or a.is_fully_addressable
@@ -151,12 +151,12 @@ def _numbers_of_objects(a: np.ndarray, where: str) -> np.ndarray:
 
 
 def is_wide(dtype: np.dtype) -> bool:
-    """Whether float32 does not hold all numbers of a type."""
+    """Returns whether float32 does not hold all numbers of a type."""
     return dtype.kind in "iuf" and dtype.itemsize >= 4 and dtype != np.float32
 
 
 def exceeds_jax(dtype: np.dtype) -> bool:
-    """Whether numbers of a type lose digits in the widest floats that JAX is set to."""
+    """Returns whether numbers of a type lose digits in the widest floats that JAX is set to."""
     return is_wide(dtype) and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
 
 

@@ -63,17 +63,17 @@ class Penalty:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all weights are penalised alike, but for the factors, and without limits."""
+        """True if all weights are penalised alike, but for the factors, and without limits."""
         return self.relative is None and not self.has_limits
 
     @property
     def has_limits(self) -> bool:
-        """Whether there are limits."""
+        """True if there are limits."""
         return not (self.lower is None and self.upper is None)
 
     @property
     def is_same_for_classes(self) -> bool:
-        """Whether the penalty of a feature is the same for all classes."""
+        """True if the penalty of a feature is the same for all classes."""
         relative = self.relative
         return not self.has_limits and (relative is None or relative.shape[self.class_axis] == 1)
 

@@ -1,4 +1,4 @@
-"""How an optimisation ended, and in which words it says so."""
+"""The ways in which an optimisation ends, and the words for them."""
 
 import enum
 

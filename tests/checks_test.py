@@ -1,4 +1,4 @@
-"""What users have for arrays, at the doors of model, losses, metrics and training."""
+"""The arrays that users have, at the doors of model, losses, metrics and training."""
 
 from decimal import Decimal
 from fractions import Fraction

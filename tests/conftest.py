@@ -71,7 +71,7 @@ def fewer_programs():
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """Where TFDS keeps what it prepares in this session; the default for subprocesses too."""
+    """The folder of what TFDS prepares in this session; the default for subprocesses too."""
     folder = tmp_path_factory.getbasetemp() / "tensorflow_datasets"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))

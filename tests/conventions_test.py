@@ -41,7 +41,7 @@ strengths = st.just(0.0) | magnitudes
 
 
 def translate(name, l2, l1, **context):
-    """There and back again."""
+    """Translates there and back again."""
     there = getattr(conventions, f"to_{name}")(l2, l1, **context)
     there = there._asdict() if isinstance(there, Strengths) else there
     return getattr(conventions, f"from_{name}")(**there, **context)
@@ -188,7 +188,7 @@ def softmax_of(vector, bias):
 
 
 def gradient(params, x, y, *, weights=None, l2=0.0):
-    """Of the objective without l1, by automatic differentiation in float64."""
+    """Returns the gradient of the objective without l1, by automatic differentiation in float64."""
     with jax.enable_x64(True):
         params, x, y, weights = jax.tree.map(jnp.asarray, (params, x, y, weights))
         assert params.w.dtype == params.b.dtype == x.dtype == np.float64
@@ -196,7 +196,7 @@ def gradient(params, x, y, *, weights=None, l2=0.0):
 
 
 def distance_from_optimal(params, x, y, strengths, *, weights=None, free=slice(None)):
-    """How far a proximal step of unit length moves the ``free`` classes: nowhere at an optimum.
+    """Returns how far a proximal step moves the ``free`` classes: nowhere at an optimum.
 
     ``|∇ + l1 sign(w)|`` where a weight is not zero, and what of ``|∇|`` exceeds l1 where it is.
     """
@@ -207,7 +207,7 @@ def distance_from_optimal(params, x, y, strengths, *, weights=None, free=slice(N
 
 
 def assert_optimal(params, x, y, strengths, *, tolerance, **kwargs):
-    """At these strengths and at no others: a tenth more or less would be seen."""
+    """Asserts an optimum at these strengths and no others: a tenth more or less is seen."""
     assert distance_from_optimal(params, x, y, strengths, **kwargs) <= tolerance
     for name, value in strengths._asdict().items():
         for factor in (0.9, 1.1) if value else ():

@@ -61,7 +61,7 @@ def test_scikit_learns_checks(estimator, check, monkeypatch):
 
 @pytest.fixture(scope="module")
 def iris():
-    """With labels in words, of which some are wrong, so that the classes differ in size."""
+    """Iris with labels in words, of which some are wrong, so that the classes differ in size."""
     x, y = load_iris(return_X_y=True)
     y = np.where(np.arange(N) % 7 == 0, 1, y)
     return x, np.array(["setosa", "versicolor", "virginica"])[y]
@@ -357,7 +357,7 @@ def test_float32_is_kept(iris, store, dtype):
 
 
 def objective(model, x, y, l2, l1=0.0):
-    """In float64, of the weights as they are."""
+    """Returns the objective of the weights as they are, in float64."""
     w, b = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
     o = np.asarray(x, np.float64) @ w.T + b
     losses = scipy.special.logsumexp(o, axis=1) - o[np.arange(len(o)), y]
@@ -409,7 +409,7 @@ def test_warm_start(iris):
 
 
 def adam(x, y, steps, l2, rate=0.01):
-    """In float64, with all rows in each step: W, b."""
+    """Returns W and b of Adam in float64, with all rows in each step."""
     x, onehot = np.c_[x, np.ones(len(x))], np.eye(3)[y]
     w, first, second = np.zeros((3, x.shape[1], 3))
     for step in range(1, steps + 1):

@@ -49,7 +49,7 @@ def on_the_page(kind, name, options):
 
 
 def has_behaviour(value):
-    """Whether it is a function or a class that is no mere NamedTuple, enum or protocol."""
+    """Returns whether it is a function or a class that is no mere NamedTuple, enum or protocol."""
     if inspect.isclass(value):
         is_data = hasattr(value, "_fields") or issubclass(value, enum.Enum)
         return not is_data and not getattr(value, "_is_protocol", False)

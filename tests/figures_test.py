@@ -83,7 +83,7 @@ def test_a_surprising_example_may_have_been_recognised():
 
 @pytest.fixture(scope="module")
 def bins():
-    """Of five bins, one of them empty and one of a single example."""
+    """Returns five bins, one of them empty and one of a single example."""
     confidence = jnp.array([0.1, 0.3, 0.3, 0.3, 0.9, 0.95, 1.0])
     outcome = jnp.array([0, 1, 0, 0, 1, 1, 1])
     edges = jnp.linspace(0, 1, 6)

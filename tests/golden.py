@@ -1,4 +1,4 @@
-"""What a change of the code must not change: numbers of runs, fits and coded files.
+"""The numbers that a change of the code must not change: of runs, fits and coded files.
 
     python tests/golden.py
 
@@ -188,7 +188,7 @@ RECORDS = (fits, cross_validation, coded, trained, evaluated, compilations, runs
 
 
 def machine() -> str:
-    """What the last bits of floating-point numbers depend on."""
+    """Returns what the last bits of floating-point numbers depend on."""
     cpu = pathlib.Path("/proc/cpuinfo")
     flags = [line for line in cpu.read_text().splitlines() if line.startswith("flags")][:1]
     digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:16]

@@ -206,7 +206,7 @@ OursUnderTheirName = type("LogisticRegressionCV", (SoftmaxRegressionCV,), {})
 
 
 def one_vector(a):
-    """Of two classes the second less the first, ``[1, ...]``; of more they stay."""
+    """Returns, of two classes, the second less the first, ``[1, ...]``; of more they stay."""
     return a[1:2, ...] - a[0:1, ...] if a.shape[0] == 2 else a
 
 

@@ -41,7 +41,7 @@ def data():
 
 
 def plain(state):
-    """With the key as integers, which NumPy can compare."""
+    """Returns the state with the key as integers, which NumPy can compare."""
     return state._replace(key=jax.random.key_data(state.key))
 
 
@@ -305,7 +305,7 @@ def test_a_batch_of_weight_zero_moves_nothing(params, data):
 
 
 def test_golden_step(params, data):
-    """If this fails, training changed: if that was meant, put the new numbers above."""
+    """Fails where training changed; if that was meant, put the new numbers above."""
     optimizer = optax.sgd(0.5)
     state = training.init(params, optimizer, l2=0.01)
     state, steps = training.make_epoch(optimizer, batch_size=25)(state, data)
@@ -423,7 +423,7 @@ def test_wide_bfloat16_training_runs(data):
 
 
 class TestLargeHeads:
-    """As if 10 logits were too many to hold."""
+    """Training as if 10 logits were too many to hold."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize("soft", [False, True])

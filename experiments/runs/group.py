@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether all members have diverged or have stopped."""
+        """True if all members have diverged or have stopped."""
         stopped = False if self.best is None else self.best.stopped >= 0
         return bool(((self.diverged >= 0) | stopped).all())
 

@@ -20,7 +20,7 @@ class Lasting(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Returns whether it is a terminal."""
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
     @property
     def shared_order(self) -> bool:
-        """Whether all members see the same examples at the same time."""
+        """True if all members see the same examples at the same time."""
         return len({member.order_seed for member in self.members}) == 1
 
 

@@ -110,7 +110,7 @@ def confusion(params: Params, trained: Trained) -> Section:
 
 
 def calibration(params: Params, trained: Trained) -> Section:
-    """Whether probabilities are what they say, before and after a temperature; abstaining."""
+    """Compares probabilities with frequencies, before and after a temperature; with abstaining."""
     most = reliability.MOST_LOGITS // len(trained.dataset.class_names)
     logits = logits_of(params, trained.test_data._replace(x=trained.test_data.x[:most]))
     found = reliability.calibrated(logits, np.asarray(trained.test_data.targets)[:most])

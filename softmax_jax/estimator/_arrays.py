@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     @property
     def is_numpy(self) -> bool:
-        """Whether it is main memory, as NumPy and SciPy have it."""
+        """True if it is main memory, as NumPy and SciPy have it."""
         return _is_numpy_namespace(self.namespace)
 
     @property

@@ -120,7 +120,7 @@ def certify(
 
 
 class _Unfinished(NamedTuple):
-    """What is left of sums that are zero at the minimum: of the bias, and weights not penalised."""
+    """The rest of sums that are zero at the minimum: of the bias, and weights not penalised."""
 
     leftover: Float[Array, " k"]
     reach: Float[Array, " k"]

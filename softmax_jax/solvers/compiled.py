@@ -1,4 +1,4 @@
-"""How the programs of the solvers are compiled."""
+"""The options that programs of the solvers are compiled with."""
 
 from functools import partial
 

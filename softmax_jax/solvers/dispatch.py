@@ -1,4 +1,4 @@
-"""Which method solves which problems: the one that was chosen, or what it leaves them to."""
+"""The choice of the method for each problem: the one asked for, or what that leaves it to."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ MAX_PASSES = 2000
 
 
 class Stop(NamedTuple):
-    """When to stop."""
+    """The limits at which to stop."""
 
     tol: float
     """Certified relative gap."""
@@ -24,7 +24,7 @@ class Stop(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How a job ended, and why."""
+    """The end of a job, and its reason."""
 
     status: Status
     reason: str
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def is_unpenalised(self) -> bool:
-        """Whether nothing bounds the gap."""
+        """True if nothing bounds the gap."""
         return self.l2 == self.l1 == 0
 
     def steps_left(self, stop: Stop, most: int) -> int:

@@ -23,17 +23,17 @@ class Single(NamedTuple):
 
     @property
     def is_given(self) -> bool:
-        """Whether there is any."""
+        """True if there is any."""
         return any(a is not None for a in self)
 
     @property
     def has_limits(self) -> bool:
-        """Whether there are limits."""
+        """True if there are limits."""
         return not (self.lower is None and self.upper is None)
 
     @property
     def has_zeros(self) -> bool:
-        """Whether some weights are not penalised."""
+        """True if some weights are not penalised."""
         return self.penalty_factor is not None and bool(
             (np.asarray(self.penalty_factor) == 0).any()
         )

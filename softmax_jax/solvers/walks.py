@@ -92,7 +92,7 @@ def _groups(jobs: Sequence[Job], width: int) -> Iterator[tuple[list[int], list[t
 
 
 class _Start(NamedTuple):
-    """Where a path begins."""
+    """The beginning of a path."""
 
     theta: Float[NDArray, "k q columns"]
     largest: float

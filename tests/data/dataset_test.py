@@ -264,7 +264,7 @@ def test_a_small_test_split_may_have_any_class_of_train():
 @both_splits
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i4", object])
 def test_ids_in_a_column_are_ids(split, dtype):
-    """As Keras ships the labels of CIFAR-10."""
+    """Takes labels as Keras ships those of CIFAR-10."""
     found = getattr(with_split(split, targets=IDS[:, None].astype(dtype)), split).targets
     assert (found.dtype, found.shape) == (np.int32, (6,))
     np.testing.assert_array_equal(found, IDS)
@@ -341,7 +341,7 @@ def test_a_feature_whose_digits_float32_loses_is_refused(split, center):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_float32_may_change_a_feature_by_a_256th_of_its_spread(dtype):
-    """At 2^26 it rounds to multiples of 8, so that 2^26 + 4 becomes 2^26."""
+    """Shows it at 2^26, where it rounds to multiples of 8, so that 2^26 + 4 becomes 2^26."""
     labels = np.arange(500) % 3
     for spread, fails in ((4 * 2**8 - 4, True), (4 * 2**8 + 4, False)):
         x = np.zeros((500, 2), dtype)

@@ -134,7 +134,7 @@ def damages(content, generator, number):
 
 
 def test_every_change_of_a_file_of_prepared_digits_is_an_error_that_names_it(prepared_digits):
-    """Of metadata.json, in which a digit scales the pixels, every bit is flipped."""
+    """Flips every bit of metadata.json, in which a digit scales the pixels."""
     generator = np.random.default_rng(0)
     files = sorted(prepared_digits.iterdir())
     assert len(files) == 7

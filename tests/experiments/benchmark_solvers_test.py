@@ -30,7 +30,7 @@ def test_objective():
 
 
 def climb(rate, budget, *, step=1):
-    """With an excess of ``rate**n`` after n iterations of a second each."""
+    """Climbs with an excess of ``rate**n`` after n iterations of a second each."""
 
     def attempt(limit):
         assert limit % step == 0

@@ -143,7 +143,7 @@ def test_parameters_are_stacked_beside_their_strengths(run):
 
 
 def mean_loss(params, i, split):
-    """In NumPy float64."""
+    """Returns the mean loss in NumPy float64."""
     scores = split.x.astype(np.float64) * params["scale"] @ params["w"][i] + params["b"][i]
     scores -= scores.max(axis=1, keepdims=True)
     log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))

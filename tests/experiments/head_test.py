@@ -15,7 +15,7 @@ CONFIGS = pathlib.Path(head.__file__).parent / "configs"
 
 @pytest.fixture
 def config():
-    """Of 64 classes."""
+    """A config of 64 classes."""
     return settings.Head(
         levels=8, features=2, steps=200, batch_size=64, draws=64, evaluate_every=100, test_rows=64
     )

@@ -14,7 +14,7 @@ def run(digits_run):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page has, and whether its tags close."""
+    """A parser of a page, which sees whether its tags close."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What users own is left alone, and a run has its folder to itself."""
+"""Folders of runs: what users own is left alone, and a run has its folder to itself."""
 
 import contextlib
 import fcntl

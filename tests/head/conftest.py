@@ -1,4 +1,4 @@
-"""What tests of the head share."""
+"""Fixtures that tests of the head share."""
 
 import jax
 import jax.numpy as jnp

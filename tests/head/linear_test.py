@@ -108,7 +108,7 @@ def made(case):
 
 
 def ours(inputs, targets, options):
-    """In the order of `reference`."""
+    """Returns losses and statistics in the order of `reference`."""
     x, w, b, temperature = inputs
     extras = (*DIFFERENTIABLE, "top_k")
     out = linear_cross_entropy(x, w, b, targets, temperature=temperature, extras=extras, **options)

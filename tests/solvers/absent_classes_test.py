@@ -23,7 +23,7 @@ def spread(array, fill):
 
 
 def assert_same(solution, small):
-    """To the bit: the work is that on three classes."""
+    """Asserts equality to the bit: the work is that on three classes."""
     np.testing.assert_array_equal(solution.params.w, spread(small.params.w, 0))
     np.testing.assert_array_equal(solution.params.b, spread(small.params.b, -np.inf))
     for name in ("objective", "gap", "relative_gap", "status", "passes"):

@@ -28,7 +28,7 @@ def iris():
 
 
 def cross_validate(x, y, **options):
-    """With what most tests share."""
+    """Cross-validates with what most tests share."""
     options = {"l2": L2, "folds": IDS, "scale": SCALE, "shift": SHIFT, "tol": 1e-10} | options
     return cross_validate_(x, y, **options)
 

@@ -1,4 +1,4 @@
-"""What `fit` and `cross_validate` make of the arrays that users have: the same fit, or an error."""
+"""The arrays that users give to `fit` and `cross_validate`: the same fit, or an error."""
 
 import fractions
 import inspect

@@ -1,4 +1,4 @@
-"""What every method has to fulfil, and one written for this test."""
+"""The duties of every method, and one written for this test."""
 
 import dataclasses
 from functools import partial

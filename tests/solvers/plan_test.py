@@ -1,4 +1,4 @@
-"""What was chosen for a problem, and why."""
+"""The choices for a problem, and their reasons."""
 
 import numpy as np
 import pytest

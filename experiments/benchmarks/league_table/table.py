@@ -21,7 +21,7 @@ class Ratio(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether a peer is faster."""
+        """True if a peer is faster."""
         return self.bound == "<" or (self.value < 1 and not self.bound)
 
 

@@ -49,7 +49,7 @@ class State(Protocol):
 
 
 class Walk(NamedTuple):
-    """Where ``k`` problems arrived on a path of ``strengths``."""
+    """The places at which ``k`` problems arrived on a path of ``strengths``."""
 
     theta: Float[Array, "strengths k q columns"]
     """Parameters."""

@@ -47,7 +47,7 @@ class Way(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """How far each of ``k`` problems has come."""
+    """The progress of each of ``k`` problems."""
 
     state: Any
     at: Int[Array, " k"]
