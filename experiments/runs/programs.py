@@ -24,6 +24,15 @@ class Programs(NamedTuple):
     """Measures parameters on the validation data, if there are such."""
 
 
+class Seconds(NamedTuple):
+    """Times before the first step."""
+
+    trace: float
+    """Tracing of the functions, and lowering: work of Python, in each process."""
+    compile: float
+    """Compilation by XLA, or reading from the cache what it compiled before."""
+
+
 class Event(NamedTuple):
     """Training after some steps; its arrays are on the device and not waited for."""
 
@@ -66,8 +75,9 @@ def first_state(plan: Plan, indices: Sequence[int]) -> TrainState:
     return ensemble.stack(states, shared_order=plan.shared_order)
 
 
-def compiled(plan: Plan, state: TrainState) -> Programs:
-    """Compiles the programs for states like this one."""
+def compiled(plan: Plan, state: TrainState) -> tuple[Programs, Seconds]:
+    """Compiles the programs for states like this one; returns what that took, too."""
+    start = time.perf_counter()
     batch_size = plan.config.batch_size
     if len(plan.members) == 1:
         epoch = training.make_epoch(plan.optimizer, batch_size=batch_size)
@@ -77,13 +87,16 @@ def compiled(plan: Plan, state: TrainState) -> Programs:
             plan.optimizer, batch_size=batch_size, shared_order=plan.shared_order
         )
         measure = jax.jit(jax.vmap(evaluation.measure_blocks, in_axes=(0, None)))
-    return Programs(
-        epoch.lower(state, plan.train_data, np.int32(0)).compile(),
-        measure.lower(state.params, plan.test_data).compile(),
-        None
-        if plan.validation_data is None
-        else measure.lower(state.params, plan.validation_data).compile(),
-    )
+    lowered = [
+        epoch.lower(state, plan.train_data, np.int32(0)),
+        measure.lower(state.params, plan.test_data),
+    ]
+    if plan.validation_data is not None:
+        lowered.append(measure.lower(state.params, plan.validation_data))
+    traced = time.perf_counter()
+    programs = [program.compile() for program in lowered]
+    seconds = Seconds(traced - start, time.perf_counter() - traced)
+    return Programs(*programs, *[None] * (3 - len(programs))), seconds
 
 
 def advance(plan: Plan, programs: Programs, state: TrainState, step: int) -> Iterator[Event]:

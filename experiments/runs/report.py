@@ -33,6 +33,7 @@ def write(
     page += [shown(part, workdir, whose) for part in parts if part.pictures or part.cells]
     about = {
         **summary["environment"],
+        "tracing": f"{summary['trace_seconds']:.2f} s",
         "compilation": f"{summary['compile_seconds']:.2f} s",
         "training": f"{summary['train_seconds']:.2f} s, without compilation",
         "examples a second": f"{summary['examples_per_second']:,.0f}",

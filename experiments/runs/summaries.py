@@ -120,7 +120,8 @@ def text(summary: Mapping[str, Any]) -> str:
         f"gradient check    {check}",
         f"time              {summary['train_seconds']:.2f} s of training, "
         f"{summary['examples_per_second']:,.0f} examples/s; "
-        f"{summary['compile_seconds']:.2f} s of compilation before",
+        f"before that {summary['trace_seconds']:.2f} s of tracing, "
+        f"{summary['compile_seconds']:.2f} s of compilation",
     ]
     return "\n".join(lines)
 

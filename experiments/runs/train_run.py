@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,16 +84,16 @@ def train_members(
             f"{len(run.members)} members in groups of up to {len(groups[0])}, as "
             f"config.sweep.memory={run.config.sweep.memory:g} GiB are not enough for all at once"
         )
-    compile_seconds = train_seconds = 0.0
+    trace_seconds = compile_seconds = train_seconds = 0.0
     # Groups of one size share their programs.
     compiled: dict[int, programs.Programs] = {}
     trained: list[End] = []
     for number, indices in enumerate(groups):
         state = programs.first_state(run, indices)
-        start = time.perf_counter()
         if len(indices) not in compiled:
-            compiled[len(indices)] = programs.compiled(run, state)
-        compile_seconds += time.perf_counter() - start
+            compiled[len(indices)], seconds_before = programs.compiled(run, state)
+            trace_seconds += seconds_before.trace
+            compile_seconds += seconds_before.compile
         path = log.workdir / "checkpoints" / (str(number) if len(groups) > 1 else "")
         progress, seconds = group.train(
             run, indices, state, compiled[len(indices)], path, log, came
@@ -103,6 +102,7 @@ def train_members(
         trained += ends.of_group(run, progress, len(indices))
     examples = sum(plan.examples(run, end.last_step) for end in trained)
     return trained, {
+        "trace_seconds": trace_seconds,
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
         "examples_per_second": examples / max(train_seconds, 1e-9),

@@ -14,6 +14,8 @@ FLOAT64 = 2.0
 LOGIT = 2000.0
 """FLOP that take as long as what a step does with a logit: exponentials of the line search, the
 residual, its share of the dual. 20 ns."""
+GATHER = 18.0
+"""FLOP that take as long as one of a product with sparse rows, which gathers its numbers."""
 LATENCY = 5e6
 """FLOP that take as long as the overhead of a step's loops: 50 µs."""
 
@@ -37,9 +39,9 @@ def sparse_step(rows: int, entries: int, q: int) -> float:
 
     Example:
       >>> sparse_step(1, 1000, 10)
-      5060000.0
+      5740000.0
     """
-    return LATENCY + LOGIT * rows * q + 4.0 * entries * max(q, 8)
+    return LATENCY + LOGIT * rows * q + GATHER * 4.0 * entries * max(q, 8)
 
 
 def inverse_hessian(rows: int, order: int) -> float:
@@ -50,6 +52,16 @@ def inverse_hessian(rows: int, order: int) -> float:
       24000000.0
     """
     return 2.0 * rows * order**2 + 4.0 * order**3
+
+
+def orthonormal(rows: int, columns: int) -> float:
+    """Returns the cost of making columns orthonormal, by two products with their Gram matrix.
+
+    Example:
+      >>> orthonormal(1000, 10)
+      800000.0
+    """
+    return 8.0 * rows * columns**2
 
 
 def eigenvectors(order: int) -> float:

@@ -85,6 +85,7 @@ def test_the_environment_is_in_the_summary(run):
 
 def test_times_are_apart(run):
     summary = run[1]
+    assert summary["trace_seconds"] > 0
     assert summary["compile_seconds"] > 0
     assert summary["train_seconds"] > 0
     assert summary["examples_per_second"] > 0

@@ -32,18 +32,21 @@ class Sizes:
     """Steps of the solver that all eigenvectors of the covariance may cost."""
     steps_for_leading: float = 10.0
     """Steps that the leading ones may cost, where all cost more."""
+    steps_for_sparse: float = 1.0
+    """The same of sparse rows: those of texts have no few directions that stand out."""
     sample: int = 8192
     """Rows that the Hessian, and the covariance, are estimated from."""
     pool: int = 65_536
     """Rows that those of the Hessian are drawn from: their component scores are kept."""
 
     def decided(self, problem: Problem, q: int) -> "Sizes":
-        """Returns these sizes with the order of the core that is worth its cost."""
+        """Returns these sizes with the order of the core, and components, worth their cost."""
         budget = self.steps_for_core * step_of(problem, q)
         rows = min(problem.blocks * problem.rows, self.sample)
         orders = range(1, self.core + 1)
         order = bisect.bisect_right(orders, budget, key=partial(cost.inverse_hessian, rows))
-        return dataclasses.replace(self, core=order)
+        leading = min(self.components(problem, q), self.leading)
+        return dataclasses.replace(self, core=order, leading=leading)
 
     def rank(self, d: int, q: int) -> int:
         """Returns how many components the core gets."""
@@ -53,27 +56,33 @@ class Sizes:
         """Returns whether the core has room for all features, so that it is the Hessian itself."""
         return self.rank(d, q) == d
 
-    def components(self, problem: Problem, q: int, *, share: float) -> int:
+    def blocks(self, problem: Problem) -> int:
+        """Returns from how many blocks the covariance is estimated."""
+        return min(problem.blocks, max(2, -(-self.sample // problem.rows)))
+
+    def components(self, problem: Problem, q: int) -> int:
         """Returns how many components to compute: all ``d``, or as many as are worth their cost.
 
         All take a covariance and its eigenvectors. The leading ``p`` take some products with the
-        covariance, two with the rows each; `cost` has the model. Each component saves steps where
-        the penalty is weak.
+        covariance, two with the rows each, before which they are made orthonormal; `cost` has the
+        model. Each component saves steps where the penalty is weak.
 
         The covariance of sparse features is out of the question.
-
-        Args:
-          problem: the rows.
-          q: number of classes.
-          share: the share of the rows that they are estimated from.
         """
         d, step = problem.d, step_of(problem, q)
-        sample = share * numbers_of(problem)
+        sample = self.blocks(problem) / problem.blocks * numbers_of(problem)
+        is_sparse = isinstance(problem.x, SparseRows)
         of_all = 2.0 * sample * d + cost.eigenvectors(d)
-        if not isinstance(problem.x, SparseRows) and of_all <= self.steps_for_all * step:
+        if not is_sparse and of_all <= self.steps_for_all * step:
             return d
-        worth = self.steps_for_leading * step / (4.0 * _ITERATIONS * sample)
-        return int(min(max(worth, 1), self.leading, d))
+        budget = (self.steps_for_sparse if is_sparse else self.steps_for_leading) * step
+        products = (cost.GATHER if is_sparse else 1.0) * 4.0 * sample
+
+        def costs(p):
+            return _ITERATIONS * (products * p + cost.orthonormal(d, p))
+
+        numbers = range(1, min(self.leading, d) + 1)
+        return max(1, bisect.bisect_right(numbers, budget, key=costs))
 
 
 class Basis(NamedTuple):
@@ -108,8 +117,9 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
       factor: ``[d]``: those of the penalty, or any other unit where nothing is penalised.
       q: the number of classes, on which it depends how many components the core has room for.
     """
-    blocks = min(problem.blocks, max(2, -(-sizes.sample // problem.rows)))
-    problem = problem._replace(active=jnp.minimum(blocks, problem.active))
+    number = sizes.components(problem, q)
+    active = jnp.minimum(sizes.blocks(problem), problem.active)
+    problem = problem._replace(active=active)
     d, dtype = problem.d, problem.dtype
     is_exact = sizes.is_exact(d, q)
     # No component of what is hardly penalised drowns the others: a larger ridge does not hurt it.
@@ -128,7 +138,6 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     if is_exact:
         return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
 
-    number = sizes.components(problem, q, share=blocks / problem.blocks)
     is_sparse = isinstance(problem.x, SparseRows)
     if number == d and not is_sparse:
         values, vectors = jnp.linalg.eigh(_covariance(problem, unit) / mass)
