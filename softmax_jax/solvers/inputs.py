@@ -202,7 +202,9 @@ class _Layout(NamedTuple):
 
     def of(self, a: AnyArray) -> AnyArray:
         """Returns an array over rows as ``[blocks, rows, ...]``."""
-        a = a if np.array_equal(self.order, np.arange(len(a))) else a[self.order]
+        if not np.array_equal(self.order, np.arange(len(a))):
+            # Half the time of indexing, for NumPy.
+            a = a.take(self.order, axis=0) if isinstance(a, np.ndarray) else a[self.order]
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
 
 
