@@ -1,8 +1,8 @@
 """Softmax regression in pure-functional JAX. Each module is one idea; see its docstring.
 
-`import softmax_jax` needs jax, numpy and optax. Modules that import more, or take their time, are
-imported when they are first looked up, as is what they contribute here: `fit`, `fit_many`,
-`fit_path` and `cross_validate`.
+`import softmax_jax` needs jax, with its numpy and scipy, and optax. Modules that import more, or
+take their time, are imported when they are first looked up, as is what they contribute here: `fit`,
+`fit_many`, `fit_path` and `cross_validate`.
 """
 
 import importlib

@@ -55,6 +55,12 @@ def test_every_public_module_is_reachable_from_the_package():
             assert name in dir(softmax_jax)
 
 
+@pytest.mark.parametrize("name", ["builders", "idx"])
+def test_what_prepares_data_is_reachable(name):
+    assert isinstance(getattr(softmax_jax.data, name), types.ModuleType)
+    assert name in dir(softmax_jax.data)
+
+
 def test_the_front_doors_are_functions_of_the_package():
     doors = ("fit", "fit_many", "fit_path", "cross_validate", "linear_cross_entropy", "evaluate")
     for name in doors:

@@ -1,4 +1,6 @@
-"""The settings of an experiment: a frozen, validated dataclass, the only place of its defaults.
+"""The settings of an experiment: a frozen, validated dataclass with defaults.
+
+Those that the library has, too, are the library's.
 
 A file in `experiments/configs` overrides some of them and returns the whole as a `ConfigDict`, so
 that ``--config.key=value`` can change any; `flags.from_config` turns that back into the dataclass.
@@ -14,6 +16,7 @@ import numpy as np
 
 from runs import durations, hints, optimizers, validation
 from softmax_jax.codelength import online
+from softmax_jax.solvers import jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +194,9 @@ class Fit(OnData):
     """Each is paired with every ``l2``."""
     grouped: bool = False
     """Whether ``l1`` weighs the norm of a feature's weights in all classes, not each weight."""
-    tol: float = 1e-4
+    tol: float = jobs.TOL
     """The certified gap to stop at, relative to the objective."""
-    max_passes: int = 2000
+    max_passes: int = jobs.MAX_PASSES
     """Over the training data, for each pair of strengths."""
 
     def __post_init__(self):
@@ -218,16 +221,16 @@ class Codelength(OnData):
     """Seed of the order in which labels are sent, and of the control task."""
     l2: float = 1e-4
     """Penalty of the model that compresses the test labels, fitted to all training data."""
-    tol: float = 1e-2
+    tol: float = online.TOL
     """The certified gap of each fit, relative to its objective."""
-    precision: float = 1.0
+    precision: float = online.PRECISION
     """Precision of the prior on weights that are refitted: their l2 times their labels."""
     percent: tuple[float, ...] = online.PERCENT
     """Shares of the training labels after which the model is refitted; the last one is all."""
     optimizer: str = "adam"
     """Optimiser of the model that takes one pass; one of `optimizers.OPTIMIZERS`."""
     learning_rate: float = 0.01
-    batch_size: int = 32
+    batch_size: int = online.BATCH_SIZE
 
     @property
     def title(self) -> str:

@@ -39,6 +39,10 @@ from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params
 from softmax_jax.normalizer import log_softmax
 
+# What the doors take by default.
+TOL = 1e-2
+PRECISION = 1.0
+BATCH_SIZE = 32
 # Of Voita and Titov (2020), in percent of the examples.
 PERCENT = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
 
@@ -93,10 +97,10 @@ def refit(
     *,
     num_classes: int,
     ends: Sequence[int] | None = None,
-    precision: float = 1.0,
+    precision: float = PRECISION,
     scale: AnyArray | None = None,
     shift: AnyArray | None = None,
-    tol: float = 1e-2,
+    tol: float = TOL,
     callback: Callable[[int], None] | None = None,
 ) -> Codelength:
     r"""Returns the codelength with a model fitted to its certified optimum before each block.
@@ -217,7 +221,7 @@ def stream(
     *,
     num_classes: int,
     optimizer: optax.GradientTransformation,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     key: jax.Array | None = None,
     scale: AnyArray | None = None,
     shift: AnyArray | None = None,

@@ -1,4 +1,10 @@
-"""Data sets: where they come from and the checks at the door."""
+"""Data sets: where they come from and the checks at the door.
+
+Modules that only prepare data sets, `builders` and `idx`, are imported when they are looked up.
+"""
+
+import importlib
+from types import ModuleType as _ModuleType
 
 from softmax_jax.data.classroom import classroom as classroom
 from softmax_jax.data.dataset import Dataset as Dataset
@@ -10,3 +16,15 @@ from softmax_jax.data.sources import load_npz as load_npz
 from softmax_jax.data.targets import SparseTargets as SparseTargets
 from softmax_jax.data.types import Data as Data
 from softmax_jax.data.types import features as features
+
+_MODULES = ("builders", "idx")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _MODULES:
+        return importlib.import_module(f"softmax_jax.data.{name}")
+    raise AttributeError(f"module 'softmax_jax.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -25,6 +25,11 @@ def permutation(key: Shaped[Array, "..."], n: int) -> Integer[Array, " {n}"]:
 
     Raises:
       ValueError: if ``n`` is negative or does not fit int32.
+
+    Example:
+      >>> order = permutation(jax.random.key(0), 5000)
+      >>> jnp.array_equal(jnp.sort(order), jnp.arange(5000)).item()
+      True
     """
     n = checked_count(n, "n", 0)
     if n >= 2**31:

@@ -66,7 +66,7 @@ class HeadOutput(NamedTuple):
     top_ids: Integer[Array, "*batch k"] | None = None
     """``[..., k]`` int32."""
     others: dict[str, State] | None = None
-    """Values of the statistics that ``extras`` gives as `Statistic`, by their names."""
+    """Values of the other statistics that ``extras`` names or gives as `Statistic`, by names."""
 
 
 @jax.transfer_guard("allow")
@@ -238,7 +238,8 @@ def _output(
 ) -> HeadOutput:
     """Returns the loss and the values that are asked for."""
     values = out.values
-    found = {name: values[name] for name in extras if isinstance(name, str) and name in values}
+    named = {name: values[name] for name in extras if isinstance(name, str) and name in values}
+    found = {name: value for name, value in named.items() if name in HeadOutput._fields}
     # Rows that do not count.
     if "nats" in found:
         found["nats"] = jnp.where(counts, found["nats"], 0)
@@ -248,5 +249,6 @@ def _output(
         found["argmax"] = values["top"].argmax
     if "top_k" in extras:
         found |= {"top_values": values["top"].values, "top_ids": values["top"].ids}
-    others = {extra.name: values[extra.name] for extra in extras if isinstance(extra, Statistic)}
+    others = {name: value for name, value in named.items() if name not in HeadOutput._fields}
+    others |= {extra.name: values[extra.name] for extra in extras if isinstance(extra, Statistic)}
     return HeadOutput(loss, **found, others=others or None)

@@ -21,7 +21,7 @@ have to be zero, and P is moved to where they are; see `unpenalised`.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ def certified_together(
     weighting: int,
     jobs: Sequence[Strengths],
     theta: Float[Array | NDArray, "k q columns"],
-) -> list[Any]:
+) -> list[Certificate]:
     """Certifies several problems of one weighting in one pass, and fetches each `Certificate`.
 
     Args:

@@ -6,7 +6,7 @@ One product :math:`X [W_1 \dots W_k]` then serves them all; it is bound by arith
 a single problem is bound by memory.
 
 Rows lie in blocks, as they are stored (uint8, bfloat16, floats), and become features in the type
-that the work is done in one block at a time, in units of their own: see `_units`. Sparse rows stay
+that the work is done in one block at a time, in units of their own: see `units`. Sparse rows stay
 sparse: a product with features is one with their entries, see `sparse`. Rows are shuffled, so that
 the first blocks are a fair sample of all: `Problem.active` says how many count. Logits are
 ``[blocks, k, q, rows]``, rows last: a product of row-major :math:`W^\top` and X yields them so,

@@ -265,7 +265,9 @@ def _settled(slots: Slots, i: int, done: bool) -> bool:
     ended = _verdict(slots, job, certificate, done, separated)
     if ended is None:
         # The estimate was a little too good, as the bias was not yet the best.
-        slots.jobs[i] = job.tightened(method.tightening)
+        excess = float(certificate.gap[0] / certificate.value[0]) / slots.stop.tol
+        by = min(max(method.tightening, excess), method.most_tightening)
+        slots.jobs[i] = job.tightened(by)
         return False
     if ended == OUT_OF_PRECISION and not job.restarted:
         # A stale preconditioner may be to blame, or pairs that rounding spoilt.

@@ -97,3 +97,13 @@ def test_a_statistic_needs_a_name_of_its_own(small, name):
     others = [SECOND_MOMENT, NEAR_THE_MODE._replace(name="second_moment")]
     with pytest.raises(ValueError, match="'second_moment' is the name of another statistic"):
         linear_cross_entropy(*small, extras=others)
+
+
+def test_an_entry_of_the_table_is_asked_for_by_its_name(small, monkeypatch):
+    own = SECOND_MOMENT._replace(name="named")
+    monkeypatch.setitem(head.table.TABLE, "named", lambda k: own)
+    named = linear_cross_entropy(*small, extras=["entropy", "named"])
+    given = linear_cross_entropy(*small, extras=["entropy", SECOND_MOMENT])
+    assert named.others.keys() == {"named"}
+    np.testing.assert_array_equal(named.others["named"], given.others["second_moment"])
+    np.testing.assert_array_equal(named.entropy, given.entropy)

@@ -109,7 +109,10 @@ class Method:
     always_float64: bool = False
     """Whether the work on large problems is in float64, too."""
     tightening: float = 2.0
-    """Divides the target where the gap estimated in working precision proved too small."""
+    """Divides the target, at least, where the gap estimated in working precision proved too small;
+    by as much as the certified one was too large, if that is more."""
+    most_tightening: float = 10.0
+    """Divides it at most: a bound that is far off says little of how far."""
     large_offset: float = 30.0
     """Difference of offsets within a row above which a third of them is solved for first."""
     in_row_space: bool | None = False

@@ -21,8 +21,9 @@ leads, and most need one step or two from there.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from softmax_jax.solvers import cost, offsets, passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.diagonal import variances
 from softmax_jax.solvers.inputs import Inputs
+from softmax_jax.solvers.jobs import Job
 from softmax_jax.solvers.methods.class_blocks import renewed_blocks
 from softmax_jax.solvers.methods.components import Sizes, scores, step_of
 from softmax_jax.solvers.methods.corner import Corner, corner_of, without_common_part
@@ -145,7 +147,7 @@ class OrthantNewton(PathMethod):
             return "the default where single weights have penalties or limits of their own"
         return "the default where l1 > 0"
 
-    def instead(self, inputs: Inputs, jobs: Any) -> Method:
+    def instead(self, inputs: Inputs, jobs: Sequence[Job]) -> Method:
         """Returns the fallback where offsets are large."""
         is_large = offsets.are_large(inputs, self)
         return self.fallback if is_large and self.fallback is not None else self
