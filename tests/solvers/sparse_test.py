@@ -177,3 +177,30 @@ def test_cross_validation():
     options = {"l2": [1e-1, 1e-2], "folds": 3, "standardize": True, "tol": 1e-9}
     dense, found = (solvers.cross_validate(x, Y, **options) for x in (X, scipy.sparse.csr_array(X)))
     np.testing.assert_allclose(found.loss, dense.loss, rtol=1e-5)
+
+
+def sparse_rows(n, d, entries):
+    rng = np.random.default_rng(0)
+    column = rng.integers(d, size=n * entries)
+    x = scipy.sparse.csr_array(
+        (rng.uniform(1, 2, size=n * entries), (np.repeat(np.arange(n), entries), column)),
+        shape=(n, d),
+    )
+    return x, rng.integers(3, size=n)
+
+
+@pytest.mark.slow
+def test_few_sparse_features_have_their_whole_hessian():
+    x, y = sparse_rows(30_000, 60, 3)
+    plan = fitted(x, y=y, tol=1e-3).plan
+    assert "the Hessian of 60 features" in str(plan)
+
+
+@pytest.mark.slow
+def test_components_of_many_sparse_features_cost_a_step_at_most():
+    x, y = sparse_rows(3000, 20_000, 20)
+    plan = fitted(x, y=y, tol=1e-3).plan
+    sizes = plan.method.sizes
+    # Four times, columns are multiplied and made orthonormal, by 8 d p^2 FLOP.
+    assert 4 * 8 * x.shape[1] * (sizes.leading - 1) ** 2 < sizes.steps_for_sparse * plan.flop
+    assert 1 <= sizes.leading < 100

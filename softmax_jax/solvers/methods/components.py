@@ -45,8 +45,11 @@ class Sizes:
         rows = min(problem.blocks * problem.rows, self.sample)
         orders = range(1, self.core + 1)
         order = bisect.bisect_right(orders, budget, key=partial(cost.inverse_hessian, rows))
-        leading = min(self.components(problem, q), self.leading)
-        return dataclasses.replace(self, core=order, leading=leading)
+        sizes = dataclasses.replace(self, core=order)
+        if sizes.is_exact(problem.d, q):
+            return sizes  # which needs no components
+        leading = min(sizes.components(problem, q), self.leading)
+        return dataclasses.replace(sizes, leading=leading)
 
     def rank(self, d: int, q: int) -> int:
         """Returns how many components the core gets."""
