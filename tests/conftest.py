@@ -40,6 +40,8 @@ def pytest_configure(config):
 @pytest.fixture
 def count_compilations():
     """A function that runs another and returns how many programs XLA compiled meanwhile."""
+    # Those of other tests are no programs that were compiled before.
+    jax.clear_caches()
     events = []
 
     def listener(event, duration, **kwargs):

@@ -99,7 +99,6 @@ def test_features_that_tell_nothing_do_not_compress_and_those_that_do_select():
 @pytest.mark.slow
 def test_fits_to_all_blocks_share_one_program(count_compilations):
     x, labels = drawn(n=150, d=7)
-    jax.clear_caches()  # other tests may have met this shape, or one that is rounded to the same
     first = count_compilations(
         lambda: online.refit(x, labels, num_classes=3, ends=[20, 40, 150]).bits
     )

@@ -149,14 +149,6 @@ class Method:
         """Passes after which the successor takes over, if there is one."""
         return math.inf
 
-    def steps_between_looks(self, d: int, q: int) -> int:
-        """Returns how many steps to take at most before the host looks at the problems."""
-        return self.steps
-
-    def patience_with(self, d: int, q: int, *, small: bool) -> int:
-        """Returns the steps without progress after which precision counts as exhausted."""
-        return self.patience
-
     def prepare(
         self, inputs: Inputs, weightings: Sequence[int], dtype: DTypeLike, *, penalised: bool
     ) -> Setup:
@@ -191,30 +183,6 @@ class Method:
         """
         return ()
 
-    def certify(
-        self,
-        setup: Setup,
-        exact: Problem,
-        theta: Array | NDArray,
-        dual: jax.Array | None,
-        slot: ArrayLike,
-        weighting: ArrayLike,
-        *,
-        most: float,
-    ) -> tuple[Certificate, int]:
-        """Certifies the problem of a slot, in float64; returns the passes that took, too.
-
-        Args:
-          setup: from `prepare`.
-          exact: ``setup.exact`` with the strengths of this problem.
-          theta: ``[k, q, 1 + d]``.
-          dual: from `dual`.
-          slot: index of the problem in ``theta``.
-          weighting: its place among the weightings of ``exact``.
-          most: passes to take at most.
-        """
-        return _certified(exact, theta, dual, slot, weighting), 1
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IterativeMethod(Method, abc.ABC):
@@ -230,6 +198,14 @@ class IterativeMethod(Method, abc.ABC):
 
     passes_to_begin: ClassVar[int] = 1
     """Passes of `init`."""
+
+    def steps_between_looks(self, d: int, q: int) -> int:
+        """Returns how many steps to take at most before the host looks at the problems."""
+        return self.steps
+
+    def patience_with(self, d: int, q: int, *, small: bool) -> int:
+        """Returns the steps without progress after which precision counts as exhausted."""
+        return self.patience
 
     @abc.abstractmethod
     def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
@@ -280,6 +256,30 @@ class IterativeMethod(Method, abc.ABC):
         None means those of the parameters.
         """
         return None
+
+    def certify(
+        self,
+        setup: Setup,
+        exact: Problem,
+        theta: Array | NDArray,
+        dual: jax.Array | None,
+        slot: ArrayLike,
+        weighting: ArrayLike,
+        *,
+        most: float,
+    ) -> tuple[Certificate, int]:
+        """Certifies the problem of a slot, in float64; returns the passes that took, too.
+
+        Args:
+          setup: from `prepare`.
+          exact: ``setup.exact`` with the strengths of this problem.
+          theta: ``[k, q, 1 + d]``.
+          dual: from `dual`.
+          slot: index of the problem in ``theta``.
+          weighting: its place among the weightings of ``exact``.
+          most: passes to take at most.
+        """
+        return _certified(exact, theta, dual, slot, weighting), 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
