@@ -198,7 +198,8 @@ def test_epochs_compile_once(run, digits, tmp_path, count_compilations):
         config = digits(duration=f"{epochs} epochs")
         return count_compilations(lambda: train_run.train(config, tmp_path / str(epochs)))
 
-    assert compilations(6) == compilations(3) > 0
+    # The first run compiles what all of them share, too.
+    assert compilations(2) >= compilations(6) == compilations(3) > 0
 
 
 def test_one_late_keeps_all_items_in_order():
