@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks
+from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
 
 
 def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Float[Array, "k q"]:
@@ -21,9 +21,8 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
     serves for as long as steps with it divide the gradient by ten (the chord method).
     """
     _, k, q, _ = logits.shape
-    reach = jnp.max(logits, axis=2) - jnp.min(
-        logits, axis=2, where=logits > NEVER / 2, initial=jnp.inf
-    )
+    lowest = jnp.min(logits, axis=2, where=counts(logits), initial=jnp.inf)
+    reach = jnp.max(logits, axis=2) - lowest
     size = jnp.max(reach, axis=(0, 2))
     hot = jnp.where(size > 1000, size / 100, 1)
 

@@ -33,10 +33,10 @@ from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.passes import over_classes, wide
 from softmax_jax.solvers.problem import (
-    NEVER,
     Problem,
     Strengths,
     block_of,
+    counts,
     over_blocks,
     with_strengths,
     within_limits,
@@ -144,10 +144,10 @@ def _settled(
 
 def _reach(theta: Float[Array, "k q columns"]) -> Float[Array, " k"]:
     """Returns one more than the largest bias, in size."""
-    counts = theta[..., 0] > NEVER / 2
-    b = jnp.where(counts, theta[..., 0], 0)
-    center = jnp.sum(b, axis=-1) / jnp.sum(counts, axis=-1)
-    return 1 + jnp.max(jnp.where(counts, jnp.abs(b - center[:, None]), 0), axis=-1)
+    has_weight = counts(theta[..., 0])
+    b = jnp.where(has_weight, theta[..., 0], 0)
+    center = jnp.sum(b, axis=-1) / jnp.sum(has_weight, axis=-1)
+    return 1 + jnp.max(jnp.where(has_weight, jnp.abs(b - center[:, None]), 0), axis=-1)
 
 
 def _divergence(

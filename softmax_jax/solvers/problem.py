@@ -25,12 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import Array, Float, Integer, NDArray, Num, Shaped
+from softmax_jax._annotations import Array, Bool, Float, Integer, NDArray, Num, Shaped
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers.sparse import SparseRows
 
 NEVER = -1e30
 """Bias of a class of no weight, whose probability is then exactly zero."""
+
+
+def counts(bias_or_logits: Float[Array | NDArray, "*shape"]) -> Bool[Array | NDArray, "*shape"]:
+    """Returns which biases, or logits, are those of classes that have weight.
+
+    Logits of the others are `NEVER`, to which features, steps and rounding add something. Half of
+    that number is far from these, and from all other logits.
+    """
+    return bias_or_logits > NEVER / 2
 
 
 @runtime_checkable

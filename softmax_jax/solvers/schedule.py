@@ -282,7 +282,8 @@ def _settled(slots: Slots, i: int, done: bool) -> bool:
     if ended == OUT_OF_PRECISION and job.is_unpenalised:
         ended = Verdict(Status.NOT_CERTIFIED, unbounded(float(certificate.slope[0])))
     if ended.status == Status.NOT_CERTIFIED:
-        zero = _without_weights(slots.state.theta)
+        absent = slots.inputs.absent[[job.weighting for job in slots.jobs]]
+        zero = _with_absent(np.zeros_like(slots.state.theta), absent)
         nothing, _ = _certified(slots, job, zero, None, i, 1)
         if not certificate.value[0] <= nothing.value[0]:
             certificate = nothing
@@ -373,10 +374,3 @@ def _with_absent(theta: np.ndarray, absent: np.ndarray) -> np.ndarray:
     theta = np.where(absent[..., None], 0, theta)
     theta[absent, 0] = NEVER
     return theta
-
-
-def _without_weights(theta: Any) -> np.ndarray:
-    """Returns zeros but for the bias of classes of no weight."""
-    nothing = np.zeros_like(theta)
-    nothing[..., 0] = np.where(np.asarray(theta[..., 0]) < NEVER / 2, NEVER, 0)
-    return nothing

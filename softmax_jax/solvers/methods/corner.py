@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers.methods.common import common_set_apart, common_within_limits
 from softmax_jax.solvers.passes import wide
-from softmax_jax.solvers.problem import NEVER, Problem
+from softmax_jax.solvers.problem import Problem, counts
 
 
 class Groups(NamedTuple):
@@ -128,18 +128,18 @@ def without_common_part(
 ) -> Float[Array, "k q columns"]:
     """Returns parameters with the best number added to the weights of each feature."""
     penalty = problem.penalty
-    counts = jnp.broadcast_to(theta[..., :1] > NEVER / 2, theta.shape)
+    has_weight = jnp.broadcast_to(counts(theta[..., :1]), theta.shape)
     if penalty.grouped:
-        number = jnp.sum(counts, axis=1, keepdims=True)
-        common = _over_classes(jnp.where(counts, theta, 0)) / jnp.maximum(number, 1)
-        return jnp.where(counts, theta - common, theta)
+        number = jnp.sum(has_weight, axis=1, keepdims=True)
+        common = _over_classes(jnp.where(has_weight, theta, 0)) / jnp.maximum(number, 1)
+        return jnp.where(has_weight, theta - common, theta)
     ridge, threshold = (of_columns(problem, a) for a in (penalty.ridge, penalty.threshold))
     if penalty.is_same_for_classes:
-        return jax.vmap(common_set_apart)(theta, counts, threshold[:, 0], ridge[:, 0])
+        return jax.vmap(common_set_apart)(theta, has_weight, threshold[:, 0], ridge[:, 0])
     threshold, ridge = (jnp.broadcast_to(a, theta.shape) for a in (threshold, ridge))
     lower, upper = _limits(problem, theta)
-    moved = jax.vmap(common_within_limits)(theta, counts, threshold, ridge, lower, upper)
-    return jnp.where(counts, moved, theta)
+    moved = jax.vmap(common_within_limits)(theta, has_weight, threshold, ridge, lower, upper)
+    return jnp.where(has_weight, moved, theta)
 
 
 def corner_of(
@@ -170,7 +170,7 @@ def corner_of(
     high = jnp.where(sign < 0, jnp.minimum(upper, 0), upper)
     is_held = ((theta <= low) & (slope > 0)) | ((theta >= high) & (slope < 0))
     # The bias of a class of no weight stays where it is, and one that is held at zero does.
-    moves = ((theta != 0) | enters | is_free) & ~is_held & (theta > NEVER / 2)
+    moves = ((theta != 0) | enters | is_free) & ~is_held & counts(theta)
     moves = moves.at[..., 0].set(moves[..., 0] & (problem.intercept > 0))
     return Corner(theta, sign, moves, low, high, slope, ridge, None)
 
@@ -183,8 +183,8 @@ def _corner_of_groups(
 ) -> Corner:
     ridge = of_columns(problem, problem.penalty.ridge)
     threshold = of_columns(problem, problem.penalty.threshold)
-    counts = jnp.broadcast_to(theta[..., :1] > NEVER / 2, theta.shape)
-    g = jnp.where(counts, gradient + jnp.broadcast_to(ridge, theta.shape) * theta, 0)
+    has_weight = jnp.broadcast_to(counts(theta[..., :1]), theta.shape)
+    g = jnp.where(has_weight, gradient + jnp.broadcast_to(ridge, theta.shape) * theta, 0)
     are_some = threshold > 0
     w = jnp.where(are_some, theta, 0)
     size, steepness = (jnp.sqrt(_over_classes(a * a)) for a in (w, g))
@@ -193,7 +193,7 @@ def _corner_of_groups(
     enter = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
     away = w / jnp.where(size > 0, size, 1)
     unit = jnp.where(enter, -g / jnp.where(enter, steepness, 1), away)
-    moves = jnp.broadcast_to((size > 0) | enter | ~are_some, theta.shape) & counts
+    moves = jnp.broadcast_to((size > 0) | enter | ~are_some, theta.shape) & has_weight
     moves = moves.at[..., 0].set(moves[..., 0] & (problem.intercept > 0))
     bend = jnp.where(size > 0, threshold / jnp.where(size > 0, size, 1), 0)
     slope = g + jnp.broadcast_to(threshold, theta.shape) * unit

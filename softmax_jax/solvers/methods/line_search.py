@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import dot, over_classes, wide
-from softmax_jax.solvers.problem import NEVER, Problem, block_of, over_blocks, put
+from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks, put
 
 
 class Line(NamedTuple):
@@ -151,7 +151,7 @@ def backtrack(
       The steps, 0 where the objective never falls, and the mean losses and probabilities there.
     """
     # A loss is a difference of logits, with their rounding.
-    largest = jnp.max(jnp.where(logits > NEVER / 2, jnp.abs(logits), 0), axis=(0, 2, 3))
+    largest = jnp.max(jnp.where(counts(logits), jnp.abs(logits), 0), axis=(0, 2, 3))
     rounding = 16 * jnp.finfo(value.dtype).eps * jnp.maximum(value, largest)
 
     def at(t):

@@ -27,14 +27,15 @@ the first by Fenchel's inequality, the second as entropy is concave.
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
-from softmax_jax._annotations import Array, ArrayLike, NDArray
+from softmax_jax._annotations import Array, ArrayLike, Bool, NDArray
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
@@ -43,9 +44,12 @@ from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.lbfgs import optimizer_of
 from softmax_jax.solvers.methods.method import IterativeMethod, Setup
-from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, over_blocks
+from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, counts, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import centered
+
+_Absent: TypeAlias = Bool[Array | NDArray, " q"]
+"""Classes that have no weight."""
 
 
 class State(NamedTuple):
@@ -125,7 +129,7 @@ class LogitsFree(IterativeMethod):
             raise ValueError("l1: the method 'logits-free' is for smooth penalties; take another")
 
     def prepare(
-        self, inputs: Inputs, weightings: Sequence[int], dtype: Any, *, penalised: bool
+        self, inputs: Inputs, weightings: Sequence[int], dtype: DTypeLike, *, penalised: bool
     ) -> Setup:
         """Returns the problem with features of mean zero, which the bound needs."""
         (m,) = weightings
@@ -144,11 +148,11 @@ class LogitsFree(IterativeMethod):
     def init(self, problem: Problem, aids: Aids, theta: jax.typing.ArrayLike) -> State:
         """Returns the state at ``theta``, without a pass."""
         (own,) = np.asarray(theta)
-        absent = own[:, 0] < NEVER / 2
+        absent = ~counts(own[:, 0])
         own = np.where(absent[:, None], 0, own)
         return self._fresh(Params(jnp.asarray(own[:, 1:].T), jnp.asarray(own[:, 0])), absent)
 
-    def _fresh(self, params: Params, absent: jax.typing.ArrayLike) -> State:
+    def _fresh(self, params: Params, absent: _Absent) -> State:
         dtype = params.w.dtype
         unknown, done = jnp.full(1, jnp.inf, dtype), jnp.zeros(1, bool)
         # The line search would widen the parameters where float64 is there.
@@ -193,7 +197,7 @@ class LogitsFree(IterativeMethod):
     ) -> tuple[Certificate, int]:
         """Certifies the problem, in up to `scalings` passes in float64."""
         own = jnp.asarray(theta[0], jnp.float64)
-        absent = own[:, 0] < NEVER / 2
+        absent = ~counts(own[:, 0])
         params = Params(own[:, 1:].T, jnp.where(absent, 0, own[:, 0]))
         return _certified(exact, setup.aids, params, absent, max(min(self.scalings, most), 1))
 
@@ -209,7 +213,7 @@ def _mean(problem: Problem) -> jax.Array:
     return over_blocks(problem, add, jnp.zeros(problem.d, problem.dtype))
 
 
-def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) -> _Pass:
+def _over_rows(problem: Problem, params: Params, absent: _Absent, *, exact: bool) -> _Pass:
     """Passes over the rows, with the entropy only if it is exact."""
     extras = ("entropy",) if exact else ()
 
@@ -242,7 +246,7 @@ def _over_rows(problem: Problem, params: Params, absent: Any, *, exact: bool) ->
         return over_blocks(problem, add, start)
 
 
-def _over_sparse_rows(problem: Problem, params: Params, absent: Any) -> _Pass:
+def _over_sparse_rows(problem: Problem, params: Params, absent: _Absent) -> _Pass:
     """Passes over sparse rows, with the logits of a block at a time."""
     q = len(params.b)
     bias = jnp.where(absent, NEVER, params.b).astype(params.b.dtype)
@@ -302,7 +306,7 @@ def step(
 
 
 @jax.jit
-def _measured(exact: Problem, params: Params, absent: jax.Array) -> tuple[_Pass, jax.Array]:
+def _measured(exact: Problem, params: Params, absent: _Absent) -> tuple[_Pass, jax.Array]:
     """Returns a pass, and a step of iterative scaling for the bias (Darroch and Ratcliff 1972)."""
     found = _over_rows(exact, params, absent, exact=True)
     mean_y = _mean_targets(exact, len(params.b))
@@ -320,7 +324,7 @@ def _mean_targets(problem: Problem, q: int) -> jax.Array:
 
 
 def _certified(
-    exact: Problem, aids: Aids, params: Params, absent: jax.Array, most: float
+    exact: Problem, aids: Aids, params: Params, absent: _Absent, most: float
 ) -> tuple[Certificate, int]:
     """Moves the bias so that means agree better, in up to ``most`` passes; returns their number."""
     best, lowest, taken = None, np.inf, 0
