@@ -4,16 +4,18 @@ No preconditioner, and a line search that takes a pass for each try. It is here 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Float, Int
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
+from softmax_jax.solvers.methods.dual import penalised
 from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import Problem
 
@@ -32,6 +34,59 @@ def optimizer_of(memory: int, most: jax.typing.ArrayLike) -> optax.GradientTrans
     """Returns L-BFGS whose line search takes up to ``most`` passes."""
     search = optax.scale_by_zoom_linesearch(most, initial_guess_strategy="one")
     return optax.lbfgs(memory_size=memory, linesearch=search)
+
+
+Parameters = TypeVar("Parameters")
+"""A pytree of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped(Generic[Parameters]):
+    """A step of `optax.lbfgs`, and what was found at its start."""
+
+    params: Parameters
+    """Parameters at its end."""
+    value: Float[Array, ""]
+    """Objective at its start."""
+    gradient: Parameters
+    """Gradient at its start."""
+    optimizer: optax.OptState
+
+
+def last_passes(optimizer: optax.OptState) -> Int[Array, ""]:
+    """Returns the passes of the last line search."""
+    return optax.tree.get(optimizer, "info").num_linesearch_steps
+
+
+def stepped(
+    evaluate: Callable[[Parameters], tuple[Float[Array, ""], Parameters]],
+    params: Parameters,
+    optimizer: optax.OptState,
+    *,
+    memory: int,
+    most: ArrayLike,
+) -> Stepped[Parameters]:
+    """Takes a step of `optax.lbfgs` in up to ``most`` passes.
+
+    Args:
+      evaluate: returns the objective and its gradient, in one pass.
+      params: where the step begins.
+      optimizer: state of `optimizer_of`.
+      memory: pairs that it keeps.
+      most: passes of the line search, at most.
+    """
+
+    @jax.custom_vjp
+    def objective(params):
+        return evaluate(params)[0]
+
+    # The line search differentiates the objective; what it gets is the gradient of the same pass.
+    objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
+    value, gradient = optax.value_and_grad_from_state(objective)(params, state=optimizer)
+    updates, optimizer = optimizer_of(memory, most).update(
+        gradient, optimizer, params, value=value, grad=gradient, value_fn=objective
+    )
+    return Stepped(optax.apply_updates(params, updates), value, gradient, optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,16 +162,8 @@ def _advance(
         logits = passes.logits(problem, theta)
         loss, probabilities = passes.loss_and_probabilities(problem, logits)
         gradient = passes.gradient(problem, probabilities)
-        w, penalty = theta[..., 1:], problem.penalty
-        value = loss + penalty.smooth_value(w)
-        return value[0], gradient.at[..., 1:].add(penalty.gradient(w))
-
-    @jax.custom_vjp
-    def objective(theta):
-        return evaluate(theta)[0]
-
-    objective.defvjp(evaluate, lambda gradient, ct: (ct * gradient,))
-    value_and_grad = optax.value_and_grad_from_state(objective)
+        value, gradient = penalised(problem, theta, loss, gradient)
+        return value[0], gradient
 
     def go_on(carry):
         state, taken = carry
@@ -124,24 +171,19 @@ def _advance(
 
     def step(carry):
         state, taken = carry
-        value, gradient = value_and_grad(state.theta, state=state.optimizer)
-        g = gradient[..., 1:]
+        most = jnp.minimum(limit - taken, method.tries)
+        new = stepped(evaluate, state.theta, state.optimizer, memory=method.memory, most=most)
+        g = new.gradient[..., 1:]
         gap = problem.penalty.dual_inner(g, g) / 2
-        done = gap <= target * value
-        updates, optimizer = optimizer_of(
-            method.memory, jnp.minimum(limit - taken, method.tries)
-        ).update(
-            gradient, state.optimizer, state.theta, value=value, grad=gradient, value_fn=objective
-        )
+        done = gap <= target * new.value
         # What is done stays as it is, also where it is taken up again later.
         theta, optimizer = jax.tree.map(
             lambda new, old: jnp.where(done[0], old, new),
-            (state.theta + updates, optimizer),
+            (new.params, new.optimizer),
             (state.theta, state.optimizer),
         )
-        tries = optax.tree.get(optimizer, "info").num_linesearch_steps
-        state = State(theta, value[None], gap, done, optimizer)
-        return state, taken + tries.astype(taken.dtype)
+        state = State(theta, new.value[None], gap, done, optimizer)
+        return state, taken + last_passes(optimizer).astype(taken.dtype)
 
     state, taken = jax.lax.while_loop(go_on, step, (state, jnp.zeros((), jnp.int32)))
     return state, taken[None]

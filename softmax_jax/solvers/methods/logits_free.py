@@ -42,7 +42,7 @@ from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.methods.lbfgs import optimizer_of
+from softmax_jax.solvers.methods.lbfgs import last_passes, optimizer_of, stepped
 from softmax_jax.solvers.methods.method import IterativeMethod, Setup
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, counts, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
@@ -286,23 +286,11 @@ def step(
         value = found.loss + penalty.smooth_value(params.w)
         return value, Params(w, found.gradient.b)
 
-    @jax.custom_vjp
-    def objective(params):
-        return evaluate(params)[0]
-
-    objective.defvjp(evaluate, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
-    value_and_grad = optax.value_and_grad_from_state(objective)
-    value, gradient = value_and_grad(state.params, state=state.optimizer)
-    updates, optimizer = optimizer_of(method.memory, most).update(
-        gradient, state.optimizer, state.params, value=value, grad=gradient, value_fn=objective
-    )
-    params = optax.apply_updates(state.params, updates)
-    tries = optax.tree.get(optimizer, "info").num_linesearch_steps
-    gap = penalty.conjugate(gradient.w)
-    state = State(
-        params, state.absent, value[None], gap[None], (gap <= target * value)[:1], optimizer
-    )
-    return state, tries[None]
+    new = stepped(evaluate, state.params, state.optimizer, memory=method.memory, most=most)
+    gap = penalty.conjugate(new.gradient.w)
+    done = (gap <= target * new.value)[:1]
+    state = State(new.params, state.absent, new.value[None], gap[None], done, new.optimizer)
+    return state, last_passes(new.optimizer)[None]
 
 
 @jax.jit
