@@ -69,7 +69,7 @@ def fits() -> dict[str, dict[str, Any]]:
         "no intercept": fit(x, y, l2=1e-2, fit_intercept=False),
         "wide": fit(wide_x, wide_y, l2=1e-3),
         "path": fit_path(x, y, l2=np.geomspace(1, 1e-4, 5)),
-        "lanes": fit_path(x, y, l2=np.geomspace(1, 1e-4, 5), slots=2),
+        "slots": fit_path(x, y, l2=np.geomspace(1, 1e-4, 5), slots=2),
         "path of l1": fit_path(x, y, l2=1e-3, l1="auto"),
         "weightings": fit_path(x, y, l2=[1e-1, 1e-3], sample_weight=folds),
         "lbfgs": fit(x, y, l2=1e-2, method="lbfgs"),

@@ -47,21 +47,22 @@ def renewed_blocks(
 
 
 def _block_inverses(
-    z: Float[Array, "n columns"],
+    x: Float[Array, "n columns"],
     p: Float[Array, "n q"],
     s: Float[Array, " n"],
     moves: Bool[Array, "q columns"],
     ridge: Float[Array, "q columns"],
 ) -> Float[Array, "q columns columns"]:
-    r"""Returns inverses of :math:`Z^\top \mathrm{diag}(s\, p_c (1 - p_c)) Z` for each class.
+    r"""Returns inverses of :math:`X^\top \mathrm{diag}(s\, p_c (1 - p_c)) X` for each class.
 
     Parameters that do not move are not coupled to others.
     """
-    curvature = (s[:, None] * p * (1 - p)).T
-    h = jnp.matmul((curvature[:, :, None] * z[None]).transpose(0, 2, 1), z, precision="highest")
+    second_derivatives = (s[:, None] * p * (1 - p)).T  # of the loss of a row in its logits
+    weighted = (second_derivatives[:, :, None] * x[None]).transpose(0, 2, 1)
+    h = jnp.matmul(weighted, x, precision="highest")
     diagonal = jnp.einsum("qaa->qa", h) + ridge
-    bends = diagonal > jnp.finfo(h.dtype).tiny
-    scale = jnp.where(bends, 1 / jnp.sqrt(jnp.where(bends, diagonal, 1)), 0)
+    is_curved = diagonal > jnp.finfo(h.dtype).tiny
+    scale = jnp.where(is_curved, 1 / jnp.sqrt(jnp.where(is_curved, diagonal, 1)), 0)
     scaled = scale[:, :, None] * h * scale[:, None, :]
     coupled = moves[:, :, None] & moves[:, None, :] & ~jnp.eye(moves.shape[1], dtype=bool)[None]
     one = (

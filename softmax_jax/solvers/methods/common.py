@@ -1,7 +1,7 @@
 r"""The number that may be added to a feature's weights of all classes.
 
-The loss does not see it, so that it is set where the penalty is least: along it there is nothing
-that bends, and a step of Newton's method would not know how far to go.
+The loss does not see it, so that it is set where the penalty is least: along it there is no
+curvature, and a step of Newton's method would not know how far to go.
 """
 
 import jax
@@ -67,15 +67,15 @@ def common_within_limits(
     def slopes(v):
         """Returns those to the left and to the right."""
         apart = v[None] - u
-        bent = jnp.sum(ridge * apart, axis=0)
-        straight = jnp.sum(threshold * jnp.sign(apart), axis=0)
+        squared = jnp.sum(ridge * apart, axis=0)
+        absolute = jnp.sum(threshold * jnp.sign(apart), axis=0)
         kinks = jnp.sum(jnp.where(apart == 0, threshold, 0), axis=0)
-        return bent + straight - kinks, bent + straight + kinks
+        return squared + absolute - kinks, squared + absolute + kinks
 
-    least = jnp.max(jnp.where(free, u - upper, -jnp.inf), axis=0)
-    most = jnp.min(jnp.where(free, u - lower, jnp.inf), axis=0)
-    low = jnp.clip(jnp.min(jnp.where(free, u, jnp.inf), axis=0), least, most)
-    high = jnp.clip(jnp.max(jnp.where(free, u, -jnp.inf), axis=0), least, most)
+    lowest = jnp.max(jnp.where(free, u - upper, -jnp.inf), axis=0)
+    highest = jnp.min(jnp.where(free, u - lower, jnp.inf), axis=0)
+    low = jnp.clip(jnp.min(jnp.where(free, u, jnp.inf), axis=0), lowest, highest)
+    high = jnp.clip(jnp.max(jnp.where(free, u, -jnp.inf), axis=0), lowest, highest)
 
     def halve(_, interval):
         low, high = interval
@@ -84,13 +84,13 @@ def common_within_limits(
         return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
 
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
-    places = jnp.concatenate([jnp.where(free, u, jnp.inf), least[None], most[None]])
+    places = jnp.concatenate([jnp.where(free, u, jnp.inf), lowest[None], highest[None]])
     distance = jnp.abs(places - high[None])
     nearest = jnp.take_along_axis(places, jnp.argmin(distance, axis=0)[None], axis=0)[0]
     width = high - low + 8 * jnp.finfo(u.dtype).eps * jnp.abs(high)
     common = jnp.where(jnp.min(distance, axis=0) <= width, nearest, high)
     # Where zero is as good as any there is nothing to do.
     left, right = slopes(jnp.zeros_like(low))
-    is_best = ((left <= 0) | (most <= 0)) & ((right >= 0) | (least >= 0))
+    is_best = ((left <= 0) | (highest <= 0)) & ((right >= 0) | (lowest >= 0))
     stays = is_best | ~jnp.isfinite(common) | (jnp.sum(free, axis=0) < 2)
     return jnp.where(free, u - jnp.where(stays, 0, common)[None], u)

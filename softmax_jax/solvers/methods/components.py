@@ -240,9 +240,9 @@ def _orthonormal(v: Float[Array, "d p"]) -> Float[Array, "d p"]:
     for _ in range(2):
         v = v / jnp.maximum(jnp.linalg.norm(v, axis=0), jnp.finfo(v.dtype).tiny)[None, :]
         values, vectors = jnp.linalg.eigh(jnp.matmul(v.T, v, precision="highest"))
-        least = jnp.finfo(v.dtype).eps * values[-1] + jnp.finfo(v.dtype).tiny
+        floor = jnp.finfo(v.dtype).eps * values[-1] + jnp.finfo(v.dtype).tiny
         v = jnp.matmul(
-            v, vectors / jnp.sqrt(jnp.maximum(values, least))[None, :], precision="highest"
+            v, vectors / jnp.sqrt(jnp.maximum(values, floor))[None, :], precision="highest"
         )
     return v
 

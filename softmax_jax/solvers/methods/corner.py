@@ -23,9 +23,9 @@ from softmax_jax.solvers.problem import Problem, counts
 class Groups(NamedTuple):
     """Penalties on the norms of features."""
 
-    are_some: Bool[Array, "k 1 columns"]
+    are_penalised: Bool[Array, "k 1 columns"]
     """Columns whose norm is penalised."""
-    bend: Float[Array, "k 1 columns"]
+    curvature: Float[Array, "k 1 columns"]
     """Second derivatives across the unit vectors; 0 at zero."""
     enter: Bool[Array, "k 1 columns"]
     """Groups that leave zero, along their unit vectors only."""
@@ -34,7 +34,7 @@ class Groups(NamedTuple):
         self, unit: Float[Array, "k q columns"], theta: Float[Array, "k q columns"]
     ) -> Bool[Array, "k 1 columns"]:
         """Returns which parameters are on the side of the unit vectors."""
-        return ~self.are_some | (_over_classes(unit * theta) > 0)
+        return ~self.are_penalised | (_over_classes(unit * theta) > 0)
 
 
 def _over_classes(a: Float[Array, "k q columns"]) -> Float[Array, "k 1 columns"]:
@@ -81,27 +81,30 @@ class Corner(NamedTuple):
             v = jnp.where(self.groups.enter, self.sign * _over_classes(self.sign * v), v)
         return jnp.where(moves, v, 0)
 
-    def bent(self, v: Float[Array, "k q columns"]) -> Float[Array, "k q columns"]:
+    def hessian_product(self, v: Float[Array, "k q columns"]) -> Float[Array, "k q columns"]:
         """Returns the Hessian of the penalty times ``v``."""
         product = jnp.broadcast_to(self.ridge, v.shape) * v
         if self.groups is None:
             return product
         aside = v - self.sign * _over_classes(self.sign * v)
-        return product + jnp.broadcast_to(self.groups.bend, v.shape) * aside
+        return product + jnp.broadcast_to(self.groups.curvature, v.shape) * aside
 
     def divided(
-        self, groups: Groups, r: Float[Array, "k q columns"], bends: Float[Array, "k q columns"]
+        self,
+        groups: Groups,
+        r: Float[Array, "k q columns"],
+        of_loss: Float[Array, "k q columns"],
     ) -> Float[Array, "k q columns"]:
-        r"""Returns ``r`` over the Hessian of groups and the diagonal ``bends`` of that of the loss.
+        r"""Returns ``r`` over the Hessian, where that of the loss is the diagonal ``of_loss``.
 
-        With the sum A of ``bends``, :math:`\rho` and :math:`\beta = \tau / \|W_j\|` it is
+        With the sum A of that diagonal, :math:`\rho` and :math:`\beta = \tau / \|W_j\|` it is
         :math:`(A - \beta \sigma \sigma^\top)^{-1}`, by the formula of Sherman and Morrison.
         """
-        bend = jnp.broadcast_to(groups.bend, r.shape)
-        a = bends + jnp.broadcast_to(self.ridge, r.shape) + bend
+        curvature = jnp.broadcast_to(groups.curvature, r.shape)
+        a = of_loss + jnp.broadcast_to(self.ridge, r.shape) + curvature
         along = self.sign / a
-        rest = 1 - groups.bend * _over_classes(self.sign * along)
-        share = groups.bend * _over_classes(along * r) / jnp.where(rest > 0, rest, 1)
+        rest = 1 - groups.curvature * _over_classes(self.sign * along)
+        share = groups.curvature * _over_classes(along * r) / jnp.where(rest > 0, rest, 1)
         return r / a + along * share
 
     @property
@@ -110,7 +113,7 @@ class Corner(NamedTuple):
         ridge = jnp.broadcast_to(self.ridge, self.theta.shape)
         if self.groups is None:
             return ridge
-        return ridge + jnp.broadcast_to(self.groups.bend, ridge.shape) * (1 - self.sign**2)
+        return ridge + jnp.broadcast_to(self.groups.curvature, ridge.shape) * (1 - self.sign**2)
 
 
 def of_columns(
@@ -185,20 +188,20 @@ def _corner_of_groups(
     threshold = of_columns(problem, problem.penalty.threshold)
     has_weight = jnp.broadcast_to(counts(theta[..., :1]), theta.shape)
     g = jnp.where(has_weight, gradient + jnp.broadcast_to(ridge, theta.shape) * theta, 0)
-    are_some = threshold > 0
-    w = jnp.where(are_some, theta, 0)
+    are_penalised = threshold > 0
+    w = jnp.where(are_penalised, theta, 0)
     size, steepness = (jnp.sqrt(_over_classes(a * a)) for a in (w, g))
     excess = steepness - (1 + _roundings(theta)) * threshold
-    excess = jnp.where(are_some & (size == 0), excess, 0)
+    excess = jnp.where(are_penalised & (size == 0), excess, 0)
     enter = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
     away = w / jnp.where(size > 0, size, 1)
     unit = jnp.where(enter, -g / jnp.where(enter, steepness, 1), away)
-    moves = jnp.broadcast_to((size > 0) | enter | ~are_some, theta.shape) & has_weight
+    moves = jnp.broadcast_to((size > 0) | enter | ~are_penalised, theta.shape) & has_weight
     moves = moves.at[..., 0].set(moves[..., 0] & (problem.intercept > 0))
-    bend = jnp.where(size > 0, threshold / jnp.where(size > 0, size, 1), 0)
+    curvature = jnp.where(size > 0, threshold / jnp.where(size > 0, size, 1), 0)
     slope = g + jnp.broadcast_to(threshold, theta.shape) * unit
     none = jnp.full_like(theta, jnp.inf)
-    groups = Groups(are_some, bend, enter)
+    groups = Groups(are_penalised, curvature, enter)
     return Corner(theta, unit, moves, -none, none, slope, ridge, groups)
 
 

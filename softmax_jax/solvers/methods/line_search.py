@@ -35,6 +35,30 @@ class Line(NamedTuple):
     """Problems that stay at the start."""
 
 
+def guarded(
+    gradient: Float[Array, "k q columns"],
+    direction: Float[Array, "k q columns"],
+    predictor: Float[Array, "k q columns"],
+    has_predictor: Bool[Array, " k"],
+) -> tuple[Float[Array, "k q columns"], Float[Array, " k"]]:
+    """Returns directions to search in, and by how much each promises to lower the objective.
+
+    A direction that does not lead down, or is not finite, is replaced by the steepest one. That of
+    a predictor is taken as it is, and promises nothing that is known: inf.
+
+    Args:
+      gradient: that of the objective.
+      direction: that of a model of the objective, to whose minimum it leads.
+      predictor: a direction from elsewhere.
+      has_predictor: problems that go there.
+    """
+    slope = dot(gradient, direction)
+    leads_down = jnp.isfinite(slope) & (slope <= 0)
+    direction = jnp.where(wide(leads_down), direction, -gradient)
+    decrement = jnp.where(has_predictor, jnp.inf, -dot(gradient, direction) / 2)
+    return jnp.where(wide(has_predictor), predictor, direction), decrement
+
+
 def search(
     problem: Problem, line: Line, *, flat: float
 ) -> tuple[Float[Array, " k"], Float[Array, " k"], Float[Array, "blocks k q rows"]]:

@@ -29,7 +29,7 @@ from softmax_jax.solvers.methods import line_search
 from softmax_jax.solvers.methods.dual import penalised
 from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
 from softmax_jax.solvers.methods.preconditioner import hessian
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
@@ -49,8 +49,8 @@ class State(NamedTuple):
     """``[blocks, k, q, rows]``."""
     decrement: AnyArray
     """``[k]``: by how much the last step promised to lower the objective."""
-    lead: AnyArray
-    """``[k, q, 1 + d]``: the first step, from zero, where logits take no pass."""
+    start: AnyArray
+    """``[k, q, 1 + d]``: where the first step leads, from zero, where logits take no pass."""
     done: AnyArray
     """``[k]``: the gap is small enough, or rounding is all that is left."""
 
@@ -190,7 +190,7 @@ def blank(problem: Problem, theta: AnyArray) -> State:
         logits=logits,
         probabilities=np.zeros_like(logits),
         decrement=unknown,
-        lead=theta,
+        start=theta,
         done=np.zeros(k, bool),
     )
 
@@ -214,13 +214,10 @@ _advance = partial(compiled, static_argnames="method")(steps)
 
 def _step(method: Newton, problem: Problem, state: State, target: jax.Array) -> State:
     is_first = jnp.isinf(state.value)
-    direction = _direction(problem, state)
-    slope = dot(state.gradient, direction)
-    usable = jnp.isfinite(slope) & (slope <= 0)
-    direction = jnp.where(wide(usable), direction, -state.gradient)
-    decrement = jnp.where(is_first, jnp.inf, -dot(state.gradient, direction) / 2)
+    direction, decrement = line_search.guarded(
+        state.gradient, _direction(problem, state), state.start, is_first
+    )
     is_small = ~is_first & (decrement <= method.rounding * state.value)
-    direction = jnp.where(wide(is_first), state.lead, direction)
     ahead = passes.linear(problem, direction)
     line = line_search.Line(
         theta=state.theta,
@@ -229,7 +226,7 @@ def _step(method: Newton, problem: Problem, state: State, target: jax.Array) -> 
         gradient=state.gradient,
         direction=direction,
         ahead=ahead,
-        step=jnp.ones_like(slope),
+        step=jnp.ones_like(decrement),
         is_fixed=is_first | is_small,
         is_done=state.done,
     )
@@ -248,7 +245,7 @@ def _step(method: Newton, problem: Problem, state: State, target: jax.Array) -> 
         logits=state.logits + t[None, :, None, None] * ahead,
         probabilities=probabilities,
         decrement=decrement,
-        lead=state.lead,
+        start=state.start,
         done=state.done | (gap <= target * value) | is_last,
     )
 
@@ -257,7 +254,7 @@ def _direction(problem: Problem, state: State) -> Float[Array, "k q columns"]:
     """Returns Newton's direction."""
     h = _hessians(problem, state.probabilities)
     k, q, columns = state.theta.shape
-    # Nothing bends along one number added to the bias of all classes that have weight.
+    # There is no curvature along one number added to the bias of all classes that have weight.
     bias = jnp.einsum("kaa->ka", h)[:, ::columns]
     counts = (bias > 0).astype(h.dtype)
     rarest = jnp.min(bias, axis=1, where=bias > 0, initial=1)
@@ -266,12 +263,13 @@ def _direction(problem: Problem, state: State) -> Float[Array, "k q columns"]:
     ridge = jnp.broadcast_to(problem.penalty.ridge, (k, 1, columns - 1))
     ridge = jnp.concatenate([jnp.zeros((k, 1, 1), h.dtype), ridge], axis=2)
     ridge = jnp.broadcast_to(ridge, (k, q, columns)).reshape(k, -1)
-    # Scaled to a unit diagonal, as features differ by orders. What does not bend does not move.
+    # Scaled to a unit diagonal, as features differ by orders. What has no curvature does not
+    # move.
     diagonal = jnp.einsum("kaa->ka", h) + ridge
-    bends = diagonal > jnp.finfo(h.dtype).tiny
-    scale = jnp.where(bends, 1 / jnp.sqrt(jnp.where(bends, diagonal, 1)), 0)
+    is_curved = diagonal > jnp.finfo(h.dtype).tiny
+    scale = jnp.where(is_curved, 1 / jnp.sqrt(jnp.where(is_curved, diagonal, 1)), 0)
     h = scale[:, :, None] * h * scale[:, None, :]
-    on_diagonal = jnp.where(bends, scale * ridge * scale, 1) + 10 * jnp.finfo(h.dtype).eps
+    on_diagonal = jnp.where(is_curved, scale * ridge * scale, 1) + 10 * jnp.finfo(h.dtype).eps
     h = h + on_diagonal[:, :, None] * jnp.eye(q * columns, dtype=h.dtype)[None]
     factor = jnp.linalg.cholesky(h, symmetrize_input=False)
     right = (scale * state.gradient.reshape(k, -1))[..., None]
@@ -291,10 +289,10 @@ def _hessians(
     ones = jnp.broadcast_to(problem.intercept, (rows, 1))
 
     def add(j, h):
-        z = jnp.concatenate([ones, passes.features(problem, j)], axis=1)
+        x = jnp.concatenate([ones, passes.features(problem, j)], axis=1)
         p, s = block_of(probabilities, j), passes.weights(problem, j, total)
         s = jnp.broadcast_to(s, (k, rows))
-        return h + jax.vmap(lambda p, s: hessian(z, p.T, s))(p, s)
+        return h + jax.vmap(lambda p, s: hessian(x, p.T, s))(p, s)
 
     order = q * (1 + problem.d)
     return over_blocks(problem, add, jnp.zeros((k, order, order), probabilities.dtype))

@@ -21,7 +21,7 @@ from softmax_jax.solvers.methods.corner import Corner
 from softmax_jax.solvers.passes import dot, wide
 from softmax_jax.solvers.problem import Problem
 
-# Lengths of a bent line that are tried, each a quarter of the one before.
+# Lengths of a line that are tried, each a quarter of the one before.
 _TRIES = 6
 
 
@@ -81,11 +81,11 @@ def newton_direction(
         )
         straight = here.d + more
         leaves = jnp.any(moves & (corner.reached(straight) != straight), axis=(1, 2))
-        # Where all that is bent away does not lead down, the steepest way does.
-        bent, is_lower, tries = _lower_within(
+        # Where the way, projected onto the orthant, does not lead down, the steepest one does.
+        projected, is_lower, tries = _lower_within(
             multiply, corner.reached, right, here, (more, rest / diagonal), leaves, most - taken
         )
-        there = bent._replace(d=jnp.where(wide(leaves), bent.d, straight))
+        there = projected._replace(d=jnp.where(wide(leaves), projected.d, straight))
         moves = moves & corner.is_inside(there.d)
         return there, moves, leaves & is_lower, taken + tries, i + 1
 
@@ -107,17 +107,21 @@ def _system(
 ) -> tuple[_Map, _Map, Float[Array, "k q columns"]]:
     """Returns products with the Hessian, and with its approximate inverse, and its diagonal."""
     variance = preconditioner.variance[None, None, :]
-    bends = mean_variances(problem, probabilities)[..., None] * variance
-    bends = jnp.maximum(bends, jnp.finfo(variance.dtype).tiny)
-    diagonal = bends + corner.diagonal
+    of_loss = mean_variances(problem, probabilities)[..., None] * variance
+    of_loss = jnp.maximum(of_loss, jnp.finfo(variance.dtype).tiny)
+    diagonal = of_loss + corner.diagonal
     damping = wide(preconditioner.damping) * diagonal
 
     def multiply(v):
-        return passes.hessian_product(problem, probabilities, v) + corner.bent(v) + damping * v
+        return (
+            passes.hessian_product(problem, probabilities, v)
+            + corner.hessian_product(v)
+            + damping * v
+        )
 
     def precondition(r):
         if corner.groups is not None:
-            return corner.divided(corner.groups, r, bends)
+            return corner.divided(corner.groups, r, of_loss)
         if preconditioner.blocks.shape[1] == 0:
             return r / diagonal
         return jnp.einsum("kqab,kqb->kqa", preconditioner.blocks, r, precision="highest")
@@ -143,7 +147,7 @@ def _lower_within(
     tried: Bool[Array, " k"],
     most: Int[Array, " k"],
 ) -> tuple[_Model, Bool[Array, " k"], Int[Array, " k"]]:
-    """Goes along a line bent into the orthant until the model is lower: the first, or the second.
+    """Goes along a line, projected onto the orthant, until the model is lower: one of two ``ways``.
 
     Each length that is tried takes a product, ``most`` at most.
 

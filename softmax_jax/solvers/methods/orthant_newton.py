@@ -76,9 +76,9 @@ class State(NamedTuple):
     """``[k, q, 1 + d]``: the parameters that these couple."""
     age: jax.Array
     """``[k]`` steps since these were made."""
-    lead: jax.Array
-    """``[k, q, 1 + d]``: the direction of the next step where `is_led`, ``[k]``."""
-    is_led: jax.Array
+    predictor: jax.Array
+    """``[k, q, 1 + d]``: the direction of the next step where `has_predictor`, ``[k]``."""
+    has_predictor: jax.Array
     damping: jax.Array
     """``[k]``: share of its diagonal that is added to the Hessian."""
     steps: jax.Array
@@ -212,8 +212,8 @@ def _begun(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array
         coupled=jnp.zeros(theta.shape, bool),
         # They are made before the first step.
         age=none + method.renewal,
-        lead=jnp.zeros_like(theta),
-        is_led=jnp.zeros(k, bool),
+        predictor=jnp.zeros_like(theta),
+        has_predictor=jnp.zeros(k, bool),
         damping=zero + _least_damping(method, theta.dtype),
         steps=none,
         passes=none,
@@ -242,7 +242,7 @@ def _step(
     state = state._replace(theta=without_common_part(problem, state.theta))
     state = _measured(problem, state)
     penalty, w, g = problem.penalty, state.theta[..., 1:], state.gradient
-    works = ~state.done & ~state.is_led
+    works = ~state.done & ~state.has_predictor
     share = method.share ** (1 + state.steps).astype(g.dtype)
     corner = corner_of(problem, state.theta, g, share)
     state = _with_blocks_renewed(method, problem, aids, corner, state, works)
@@ -255,7 +255,7 @@ def _step(
         rounds=method.rounds,
         accuracy=method.accuracy,
     )
-    direction = jnp.where(wide(state.is_led), state.lead, direction)
+    direction = jnp.where(wide(state.has_predictor), state.predictor, direction)
     ahead = passes.linear(problem, direction)
     slope = dot(g, direction) + penalty.value(w + direction[..., 1:]) - penalty.value(w)
     t, loss, probabilities = backtrack(
@@ -267,14 +267,14 @@ def _step(
     there = within_limits(problem, there)
     eased = jnp.where(is_whole, state.damping / 3, state.damping)
     damping = jnp.where(t < 0.1, 30 * state.damping, eased)
-    counts = ~state.is_led
+    counts = ~state.has_predictor
     state = state._replace(
         theta=jnp.where(wide(fails), state.theta, there),
         logits=state.logits + t[None, :, None, None] * ahead,
         probabilities=probabilities,
         loss=loss,
         gradient=passes.gradient(problem, probabilities),
-        is_led=jnp.zeros_like(state.is_led),
+        has_predictor=jnp.zeros_like(state.has_predictor),
         damping=jnp.where(
             counts, jnp.maximum(damping, _least_damping(method, g.dtype)), state.damping
         ),
@@ -333,11 +333,11 @@ def _walk(
             stuck = stuck | (state.steps >= method.most_in_float32)
         return stuck
 
-    def begin_next(state, lead, moves, is_led):
+    def begin_next(state, predictor, moves, has_predictor):
         rested = _least_damping(method, theta.dtype)
         return state._replace(
-            lead=jnp.where(wide(moves), lead, state.lead),
-            is_led=jnp.where(moves, is_led, state.is_led),
+            predictor=jnp.where(wide(moves), predictor, state.predictor),
+            has_predictor=jnp.where(moves, has_predictor, state.has_predictor),
             damping=jnp.where(moves, rested, state.damping),
             steps=jnp.where(moves, 0, state.steps),
             passes=jnp.where(moves, 0, state.passes),

@@ -20,8 +20,8 @@ class Pairs(NamedTuple):
     moves: Float[Array, "memory k q columns"]
     changes: Float[Array, "memory k q columns"]
     """Changes of the gradient that the moves made."""
-    curvature: Float[Array, "memory k"]
-    """1 / (move . change), and 0 where there is no pair."""
+    inverse_product: Float[Array, "memory k"]
+    """1 / (move . change), the rho of the algorithm, and 0 where there is no pair."""
 
 
 def no_pairs(memory: int, theta: Float[Array, "k q columns"]) -> Pairs:
@@ -52,13 +52,13 @@ def with_pair(
       kept: problems that made no step.
     """
     usable = along > 0
-    curvature = jnp.where(usable, 1 / jnp.where(usable, along, 1), 0)
+    inverse_product = jnp.where(usable, 1 / jnp.where(usable, along, 1), 0)
 
     def pushed(new, memory):
         stays = jnp.reshape(kept, (1, -1) + (1,) * (memory.ndim - 2))
         return jnp.where(stays, memory, jnp.concatenate([new[None], memory[:-1]]))
 
-    return Pairs(*map(pushed, (move, change, curvature), pairs))
+    return Pairs(*map(pushed, (move, change, inverse_product), pairs))
 
 
 def two_loops(
@@ -69,13 +69,13 @@ def two_loops(
     """Returns the gradient times the approximate inverse Hessian that the pairs make of another."""
 
     def back(v, pair):
-        move, change, curvature = pair
-        a = curvature * dot(move, v)
+        move, change, inverse_product = pair
+        a = inverse_product * dot(move, v)
         return v - wide(a) * change, a
 
     def forth(v, pair_and_a):
-        (move, change, curvature), a = pair_and_a
-        return v + wide(a - curvature * dot(change, v)) * move, None
+        (move, change, inverse_product), a = pair_and_a
+        return v + wide(a - inverse_product * dot(change, v)) * move, None
 
     v, a = jax.lax.scan(back, gradient, pairs)
     v, _ = jax.lax.scan(forth, precondition(v), (pairs, a), reverse=True)

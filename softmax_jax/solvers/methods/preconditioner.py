@@ -1,4 +1,4 @@
-r"""An approximate inverse of the Hessian: exact where the curvature is, Kronecker elsewhere.
+r"""An approximate inverse of the Hessian: exact where that is largest, Kronecker elsewhere.
 
 The Hessian of the mean loss is :math:`\sum_i s_i (\mathrm{diag}(p_i) - p_i p_i^\top) \otimes x_i
 x_i^\top`. In the principal components of the features, each in the unit in which it is penalised,
@@ -42,15 +42,15 @@ class Preconditioner(NamedTuple):
 
 def sample(
     size: int,
-    z: Float[Array, "pool rows c"],
+    x: Float[Array, "pool rows c"],
     logits: Float[Array, "blocks q rows"],
     weights: Float[Array, "blocks rows"],
 ) -> tuple[Float[Array, "n c"], Float[Array, "n q"], Float[Array, " n"]]:
-    """Draws rows that stand for all: their ``z``, probabilities and shares.
+    """Draws rows that stand for all: their ``x``, probabilities and shares.
 
     Args:
       size: how many, if there are more.
-      z: component scores, ``c = 1 + r``.
+      x: a one and the features of rows, or their component scores.
       logits: those of the same rows.
       weights: those of the same rows.
     """
@@ -72,35 +72,47 @@ def sample(
         drawn = jnp.arange(blocks * rows)
     block, row = jnp.divmod(drawn, rows)
     s = s[block, row]
-    return z[block, row], p[block, :, row], s / jnp.maximum(jnp.sum(s), tiny)
+    return x[block, row], p[block, :, row], s / jnp.maximum(jnp.sum(s), tiny)
 
 
 def hessian(
-    z: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
+    x: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
 ) -> Float[Array, "q*c q*c"]:
-    """Returns ``sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T``, class by class."""
-    q, c = p.shape[1], z.shape[1]
-    zp = (p[:, :, None] * z[:, None, :]).reshape(len(z), -1)
-    szp = (zp * s[:, None]).T
-    of_class = (szp @ z).reshape(q, c, 1, c)
+    r"""Returns :math:`\sum_i s_i (\mathrm{diag}(p_i) - p_i p_i^\top) \otimes x_i x_i^\top`.
+
+    Its rows and columns go class by class.
+    """
+    q, c = p.shape[1], x.shape[1]
+    px = (p[:, :, None] * x[:, None, :]).reshape(len(x), -1)
+    spx = (px * s[:, None]).T
+    of_class = (spx @ x).reshape(q, c, 1, c)
     diagonal = of_class * jnp.eye(q, dtype=p.dtype)[:, None, :, None]
-    return diagonal.reshape(q * c, q * c) - szp @ zp
+    return diagonal.reshape(q * c, q * c) - spx @ px
 
 
 def build(
     size: int,
     basis: Basis,
-    z: Float[Array, "pool rows c"],
+    scores: Float[Array, "pool rows c"],
     logits: Float[Array, "blocks q rows"],
     weights: Float[Array, "blocks rows"],
     l2: Float[Array, ""],
 ) -> Preconditioner:
-    """Forms the preconditioner of one problem, from a sample of its rows; see `sample`."""
+    """Forms the preconditioner of one problem, from a sample of its rows; see `sample`.
+
+    Args:
+      size: rows of the sample.
+      basis: the components.
+      scores: a one and the scores of the first ``r`` components, for the pool of rows.
+      logits: those of the same rows.
+      weights: those of the same rows.
+      l2: strength of the penalty.
+    """
     q, dtype = logits.shape[1], logits.dtype
     tiny = jnp.finfo(dtype).tiny
-    z, p, s = sample(size, z, logits, weights)
-    h = hessian(z, p, s)
-    k1, sp = z.shape[1], s[:, None] * p
+    scores, p, s = sample(size, scores, logits, weights)
+    h = hessian(scores, p, s)
+    r, sp = scores.shape[1] - 1, s[:, None] * p
     mean = jnp.sum(sp, axis=0)
     values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)
     values = jnp.maximum(values, 0)
@@ -108,11 +120,12 @@ def build(
     # its inverse would multiply what rounding leaves in that direction. Gradients sum to zero over
     # the classes, so that nothing else changes.
     rarest = jnp.min(jnp.where(mean > 0, mean, 1))
-    h = h + jnp.kron(jnp.full((q, q), rarest / q), jnp.diag(jnp.sum(s[:, None] * z * z, axis=0)))
-    ridge = l2 * jnp.tile(jnp.concatenate([jnp.zeros(1, dtype), basis.ridge[: k1 - 1]]), q)
+    moments = jnp.sum(s[:, None] * scores * scores, axis=0)
+    h = h + jnp.kron(jnp.full((q, q), rarest / q), jnp.diag(moments))
+    ridge = l2 * jnp.tile(jnp.concatenate([jnp.zeros(1, dtype), basis.ridge[:r]]), q)
     # What rounding blurs in the features' own units, in which they are of size 1 at most.
-    u = basis.components[:, : k1 - 1]
-    blur = jnp.eye(k1, dtype=dtype).at[1:, 1:].set(u.T @ u)
+    u = basis.components[:, :r]
+    blur = jnp.eye(1 + r, dtype=dtype).at[1:, 1:].set(u.T @ u)
     blur = jnp.kron(jnp.eye(q, dtype=dtype), (jnp.max(values) + tiny) * blur)
     return Preconditioner(_inverse(h, ridge, blur), vectors, values)
 
@@ -136,9 +149,9 @@ def _inverse(
         # has no curvature at all, as where all predictions are certain, does not move.
         total = ridged + share * blur
         diagonal = jnp.diagonal(total)
-        bends = diagonal > jnp.finfo(h.dtype).tiny
-        scale = jnp.where(bends, 1 / jnp.sqrt(jnp.where(bends, diagonal, 1)), 0)
-        one = scale[:, None] * total * scale[None, :] + jnp.diag(jnp.where(bends, 0.0, 1.0))
+        is_curved = diagonal > jnp.finfo(h.dtype).tiny
+        scale = jnp.where(is_curved, 1 / jnp.sqrt(jnp.where(is_curved, diagonal, 1)), 0)
+        one = scale[:, None] * total * scale[None, :] + jnp.diag(jnp.where(is_curved, 0.0, 1.0))
         factor = jnp.linalg.cholesky(one.astype(h.dtype))
         return (
             jax.scipy.linalg.solve_triangular(factor, jnp.diag(scale), lower=True),
@@ -166,11 +179,11 @@ def apply(
     Directions outside the components are treated as those beyond ``r``, with their mean variance.
     """
     k, q, _ = g.shape
-    k1 = pre.core.shape[-1] // q
+    r = pre.core.shape[-1] // q - 1
     u = basis.components
     t = g[..., 1:] @ u
-    head = jnp.concatenate([g[..., :1], t[..., : k1 - 1]], axis=-1).reshape(k, q * k1)
-    head = jnp.einsum("kij,kj->ki", pre.core, head).reshape(k, q, k1)
+    first = jnp.concatenate([g[..., :1], t[..., :r]], axis=-1).reshape(k, q * (1 + r))
+    first = jnp.einsum("kij,kj->ki", pre.core, first).reshape(k, q, 1 + r)
 
     blur = jnp.max(pre.class_values, axis=1)[:, None] * jnp.sum(u * u, axis=0)[None]
 
@@ -180,15 +193,15 @@ def apply(
         # Along adding the same to all classes h is zero but for l2, and what is there is rounding.
         # So it is in directions in which features do not vary; without l2 nothing moves there.
         eps, tiny = jnp.finfo(h.dtype).eps, jnp.finfo(h.dtype).tiny
-        least = jnp.broadcast_to(10 * eps * blur[:, None, :] + tiny, h.shape)
-        moves = (h > least) | (l2 > 0)[:, None, None]
-        return jnp.einsum("kij,kjc->kic", pre.class_vectors, moves * a / jnp.maximum(h, least))
+        floor = jnp.broadcast_to(10 * eps * blur[:, None, :] + tiny, h.shape)
+        moves = (h > floor) | (l2 > 0)[:, None, None]
+        return jnp.einsum("kij,kjc->kic", pre.class_vectors, moves * a / jnp.maximum(h, floor))
 
-    tail = kronecker(t[..., k1 - 1 :], basis.variances[k1 - 1 :], blur[:, k1 - 1 :])
-    w = jnp.concatenate([head[..., 1:], tail], axis=-1) @ u.T
+    others = kronecker(t[..., r:], basis.variances[r:], blur[:, r:])
+    w = jnp.concatenate([first[..., 1:], others], axis=-1) @ u.T
     if u.shape[1] < u.shape[0]:
         f = jnp.broadcast_to(basis.factor, g[..., 1:].shape)
         outside = g[..., 1:] / f - (t @ u.T) * f
         rest = jnp.max(pre.class_values, axis=1)[:, None] / jnp.max(basis.factor) ** 2
         w = w + kronecker(outside, basis.rest[None], rest) / f
-    return jnp.concatenate([head[..., :1], w], axis=-1)
+    return jnp.concatenate([first[..., :1], w], axis=-1)

@@ -204,8 +204,8 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
     ahead = passes.linear(problem, move)
     scaled = move * jnp.broadcast_to(metric[None, None, :], move.shape)
     size = dot(move, scaled)
-    along = _largest_curvature(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
-    accepted = (along <= state.curvature) & ~state.done
+    curvature = _largest_curvature(problem, y_logits, ahead) / jnp.where(size > 0, size, 1)
+    accepted = (curvature <= state.curvature) & ~state.done
     uphill = dot(scaled, theta - state.theta) < 0
 
     def choose(new, old):
@@ -224,11 +224,11 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
         gap=jnp.where(state.done, state.gap, gap),
         curvature=jnp.where(
             accepted,
-            jnp.maximum(0.9 * state.curvature, along),
+            jnp.maximum(0.9 * state.curvature, curvature),
             jnp.where(
                 state.done,
                 state.curvature,
-                jnp.maximum(2 * state.curvature, 1.1 * along),
+                jnp.maximum(2 * state.curvature, 1.1 * curvature),
             ),
         ),
         momentum=jnp.where(accepted, jnp.where(uphill, 1, t), state.momentum),
@@ -237,7 +237,7 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
 
 
 def _largest_curvature(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
-    """The larger second derivative of the mean loss along ``ahead``, at its start and its end."""
+    """Returns the larger second derivative of the mean loss at the two ends of ``ahead``."""
     mass = passes.mass(problem)
 
     def add(j, carry):

@@ -152,19 +152,19 @@ def _restart(state: State, slot: jax.Array) -> State:
 def _advance(
     method: ProximalNewton,
     problem: Problem,
-    z: jax.Array,
+    x: jax.Array,
     state: State,
     target: jax.Array,
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
     return passes.steps_until_done(
-        lambda state: _step(method, problem, z, state, target), state, limit, stop_at_first
+        lambda state: _step(method, problem, x, state, target), state, limit, stop_at_first
     )
 
 
 def _step(
-    method: ProximalNewton, problem: Problem, z: jax.Array, state: State, target: jax.Array
+    method: ProximalNewton, problem: Problem, x: jax.Array, state: State, target: jax.Array
 ) -> State:
     loss, probabilities = passes.loss_and_probabilities(problem, state.logits)
     g = passes.gradient(problem, probabilities)
@@ -173,15 +173,15 @@ def _step(
     gap = gap_of_sharp(problem, w, g[..., 1:], loss)
 
     ridge, threshold = problem.penalty.ridge, problem.penalty.threshold
-    blocks = z.shape[0]
+    blocks = x.shape[0]
     is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
 
     def aim(i):
         weights = problem.weights[:blocks, jnp.minimum(i, problem.weights.shape[1] - 1)]
-        seen = preconditioner.sample(
-            method.sample, z, state.logits[:blocks, i], weights * is_active[:, None]
+        sample = preconditioner.sample(
+            method.sample, x, state.logits[:blocks, i], weights * is_active[:, None]
         )
-        h = preconditioner.hessian(*seen)
+        h = preconditioner.hessian(*sample)
         return _minimise_model(method, h, g[i], state.theta[i], ridge[i, 0], threshold[i, 0])
 
     direction = jax.lax.map(aim, jnp.arange(problem.l2.size)) - state.theta
@@ -237,13 +237,13 @@ def _minimise_model(
 
     ridge = for_all(ridge)
     origin = theta.reshape(-1)
-    curvature = jnp.diagonal(h)
+    diagonal = jnp.diagonal(h)
     model = _Model(
         h=h + jnp.diag(ridge),
         g=g.reshape(-1) + ridge * origin,
         origin=origin,
         threshold=for_all(threshold),
-        is_free=curvature > jnp.finfo(h.dtype).eps * jnp.max(curvature) * 1e-3,
+        is_free=diagonal > jnp.finfo(h.dtype).eps * jnp.max(diagonal) * 1e-3,
     )
 
     def slope(u):
@@ -312,14 +312,14 @@ def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Arr
     order = jnp.argsort(place)
     places = place[order]
     jumps = jnp.cumsum(jnp.where(crosses, 2 * model.threshold * jnp.abs(d), 0)[order])
-    first, bend = r @ d, d @ (model.h @ d)
+    first, curvature = r @ d, d @ (model.h @ d)
     before = jnp.concatenate([jnp.zeros(1, u.dtype), jumps[:-1]])
-    reached = jnp.where(jnp.isfinite(places), places, 0) * bend + first + jumps
+    reached = jnp.where(jnp.isfinite(places), places, 0) * curvature + first + jumps
     stops = jnp.isfinite(places) & (reached >= 0)
     at = jnp.argmax(stops)
-    bend = jnp.where(bend > 0, bend, 1)
-    inside = jnp.minimum(-(first + before[at]) / bend, places[at])
-    beyond = -(first + jumps[-1]) / bend
-    # Without a change of signs the minimum is at 1; where nothing bends, it would be anywhere.
+    curvature = jnp.where(curvature > 0, curvature, 1)
+    inside = jnp.minimum(-(first + before[at]) / curvature, places[at])
+    beyond = -(first + jumps[-1]) / curvature
+    # Without a change of signs the minimum is at 1; without curvature, it would be anywhere.
     t = jnp.clip(jnp.where(jnp.any(stops), inside, beyond), 0, 1)
     return jnp.where(crosses & (place == t), 0, u + t * d)

@@ -65,9 +65,9 @@ class State(NamedTuple):
     """``[blocks, k, q, rows]``, with the offset."""
     anchor: jax.Array
     """Parameters that the problem began with: for a successor, its neighbour's solution."""
-    lead: jax.Array
-    """``[k, q, 1 + d]``: the direction of the next step where `is_led`, ``[k]``."""
-    is_led: jax.Array
+    predictor: jax.Array
+    """``[k, q, 1 + d]``: the direction of the next step where `has_predictor`, ``[k]``."""
+    has_predictor: jax.Array
     step: jax.Array
     """``[k]`` lengths of the last steps, where the next search begins."""
     pairs: Pairs
@@ -231,8 +231,8 @@ def _blank(method: QuasiNewton, problem: Problem, aids: Aids, theta: jax.Array) 
         dual=Dual(logits, nothing, zero - jnp.inf),
         logits=logits if problem.offset is None else logits + problem.offset[:, None],
         anchor=theta,
-        lead=theta,
-        is_led=jnp.ones(k, bool),
+        predictor=theta,
+        has_predictor=jnp.ones(k, bool),
         step=zero + 1,
         pairs=no_pairs(method.memory, theta),
         done=jnp.zeros(k, bool),
@@ -273,8 +273,8 @@ def _hand_over(
         ),
         logits=inherit(state.logits, 1),
         anchor=state.anchor.at[slot].set(theta),
-        lead=state.lead.at[slot].set(theta - state.anchor[source]),
-        is_led=state.is_led.at[slot].set(True),
+        predictor=state.predictor.at[slot].set(theta - state.anchor[source]),
+        has_predictor=state.has_predictor.at[slot].set(True),
         preconditioner=jax.tree.map(inherit, state.preconditioner),
         age=state.age.at[slot].set(age),
     )
@@ -339,11 +339,9 @@ def _step(
         state.gradient,
         lambda v: preconditioner.apply(state.preconditioner, basis, problem.l2, v),
     )
-    slope = dot(state.gradient, direction)
-    usable = jnp.isfinite(slope) & (slope <= 0)
-    direction = jnp.where(wide(usable), direction, -state.gradient)
-    decrement = jnp.where(state.is_led, jnp.inf, -dot(state.gradient, direction) / 2)
-    direction = jnp.where(wide(state.is_led), state.lead, direction)
+    direction, decrement = line_search.guarded(
+        state.gradient, direction, state.predictor, state.has_predictor
+    )
     ahead = passes.linear(problem, direction)
     is_first = jnp.isinf(state.value)
     line = line_search.Line(
@@ -374,8 +372,8 @@ def _step(
         gap=gap,
         dual=dual,
         logits=logits,
-        is_led=jnp.zeros_like(state.is_led),
-        step=jnp.where((t > 0) & ~state.is_led, t, state.step),
+        has_predictor=jnp.zeros_like(state.has_predictor),
+        step=jnp.where((t > 0) & ~state.has_predictor, t, state.step),
         pairs=with_pair(state.pairs, move, change, along, state.done),
-        done=state.done | (gap <= target * value) | ((t == 0) & ~state.is_led),
+        done=state.done | (gap <= target * value) | ((t == 0) & ~state.has_predictor),
     )

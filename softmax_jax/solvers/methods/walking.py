@@ -2,7 +2,8 @@
 
 Each of ``k`` problems goes from one strength to the next as soon as it is solved there. It begins
 where the line through its last two solutions leads, within the signs of the last one: solutions are
-nearly linear in between the strengths at which a weight comes or goes.
+nearly linear in between the strengths at which a weight comes or goes. The step to there is the
+predictor of predictor-corrector methods (Park and Hastie 2007); those of the method correct it.
 """
 
 import dataclasses
@@ -42,8 +43,8 @@ class Way(NamedTuple):
     is_stuck: Callable[[Any], Bool[Array, " k"]]
     """Returns which problems go on unsolved."""
     begin_next: Callable[[Any, Array, Array, Array], Any]
-    """Returns the state, given directions of the next step, which problems go on to the next
-    strength, and which of those step in these directions first."""
+    """Returns the state, given predictors, which problems go on to the next strength, and which of
+    those step along their predictor first."""
 
 
 class _Progress(NamedTuple):
@@ -93,9 +94,9 @@ def walk(
         return progress._replace(state=state)
 
     none = jnp.zeros(k, jnp.int32)
-    state, lead = way.begin(under(none)[0], theta), _lead(problem, theta, previous)
-    leads = jnp.any(lead != 0, axis=(1, 2))
-    state = way.begin_next(state, lead, jnp.ones(k, bool), leads)
+    state, predictor = way.begin(under(none)[0], theta), _predictor(problem, theta, previous)
+    has_predictor = jnp.any(predictor != 0, axis=(1, 2))
+    state = way.begin_next(state, predictor, jnp.ones(k, bool), has_predictor)
     nothing = jnp.zeros((number, k), theta.dtype)
     parameters = jnp.zeros((number, *theta.shape), theta.dtype)
     found = Walk(parameters, nothing, nothing + jnp.inf, nothing)
@@ -121,8 +122,8 @@ def _moved_on(
         gap=put(found.gap, state.gap),
         passes=put(found.passes, state.passes),
     )
-    lead = _lead(problem, state.theta, progress.previous)
-    state = way.begin_next(state, lead, moves, is_solved)
+    predictor = _predictor(problem, state.theta, progress.previous)
+    state = way.begin_next(state, predictor, moves, is_solved)
     previous = jnp.where(wide(moves), state.theta, progress.previous)
     at = at + moves
     if state.theta.dtype == jnp.float32:
@@ -130,7 +131,7 @@ def _moved_on(
     return _Progress(state, at, previous, found)
 
 
-def _lead(
+def _predictor(
     problem: Problem, theta: Float[Array, "k q columns"], previous: Float[Array, "k q columns"]
 ) -> Float[Array, "k q columns"]:
     """Returns the way on along the line through the last two solutions, with the last signs."""
