@@ -12,8 +12,6 @@ from softmax_jax.solvers.jobs import Job, Stop
 from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.report import Report
 
-# Relative gap of the problem with smaller offsets.
-ROUGH = 0.01
 # With fewer passes there are none to spend on it; it may take nine tenths of them.
 FEWEST_PASSES = 40
 SHARE = 0.9
@@ -54,10 +52,10 @@ def with_start(
     if offset is None or not are_large(inputs, method):
         return inputs, queues
     first = min((queue[0] for queue in queues.values()), key=lambda job: job.order)
-    easier = Job((), first.weighting, 3 * first.l2, first.l1, ROUGH)
+    easier = Job((), first.weighting, 3 * first.l2, first.l1, method.offset_target)
     third = inputs._replace(problem=inputs.problem._replace(offset=offset / 3))
-    rough = Stop(ROUGH, SHARE * stop.max_passes)
-    solution, ended = solve(third, [easier], method, rough, dataclasses.replace(report))[()]
+    sooner = Stop(method.offset_target, SHARE * stop.max_passes)
+    solution, ended = solve(third, [easier], method, sooner, dataclasses.replace(report))[()]
     for queue in queues.values():
         queue[0] = queue[0].after(ended.passes)
     w, b = (np.asarray(a) for a in solution.params)

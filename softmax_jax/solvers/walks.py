@@ -34,8 +34,6 @@ from softmax_jax.status import Status
 
 # FLOP from one look of the host to the next, about a second, and passes that a strength takes.
 _BETWEEN_LOOKS, _PASSES = 1e11, 40
-# A path that begins far from no weights is approached over strengths of this ratio, to such gaps.
-_RATIO, _ROUGH = 0.5, 0.05
 # Paths are compiled for a multiple of so many strengths.
 _STRENGTHS = 8
 # Numbers of the logits that are certified at once: float64 of 64 MiB.
@@ -233,14 +231,14 @@ def _approached(
       Parameters, and the passes that each problem took.
     """
     theta = previous = start.theta
+    ratio, target = way.method.approach_ratio, max(first.target, way.method.approach_target)
     taken: Any = np.zeros(len(theta))
     has_strongest = start.largest > 0 and first.l1 > 0
-    number = math.floor(math.log(start.largest / first.l1, 1 / _RATIO)) if has_strongest else 0
+    number = math.floor(math.log(start.largest / first.l1, 1 / ratio)) if has_strongest else 0
     if way.stop.max_passes < _PASSES * (1 + number):
         return theta, taken
     for i in range(1, number + 1):
-        strength, rough = start.largest * _RATIO**i, max(first.target, _ROUGH)
-        job = dataclasses.replace(first, l1=strength, target=rough)
+        job = dataclasses.replace(first, l1=start.largest * ratio**i, target=target)
         features = working_set.chosen(way.setup, job, theta.astype(way.dtype), 0)
         walk = _walk(way, features, theta, previous, [job], _PASSES)
         taken = taken + walk.passes[0]

@@ -12,11 +12,6 @@ from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.report import Report, recorded
 
-# Relative gap that is good enough on a sample.
-ROUGH = 0.02
-# Passes over all rows that samples may take, where `Method.warm_up_steps` is more.
-MOST_PASSES = 50
-
 
 def on_samples(
     method: IterativeMethod,
@@ -40,7 +35,7 @@ def on_samples(
             continue
         ratio = blocks / active
         # Less the first step, and later that on all rows and the certificate.
-        passes_left = min(stop.max_passes - jobs[0].passes - 2, MOST_PASSES)
+        passes_left = min(stop.max_passes - jobs[0].passes - 2, method.warm_up_passes)
         steps_left = math.floor(passes_left * ratio) - 1
         if steps_left < 1:
             continue
@@ -54,7 +49,7 @@ def on_samples(
             part,
             aids,
             method.init(part, aids, theta),
-            target=np.full(len(jobs), ROUGH, problem.dtype),
+            target=np.full(len(jobs), method.warm_up_target, problem.dtype),
             limit=np.asarray(min(method.warm_up_steps, steps_left)),
             stop_at_first=np.bool_(False),
         )

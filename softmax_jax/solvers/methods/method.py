@@ -99,6 +99,10 @@ class Method:
     """Problems begin on a 16th of the rows, then on a quarter, if there are so many blocks."""
     warm_up_steps: int = 50
     """Steps on each of these samples."""
+    warm_up_passes: int = 50
+    """Passes over all rows that the samples may take, where `warm_up_steps` is more."""
+    warm_up_target: float = 0.02
+    """Relative gap that is small enough on a sample."""
     float64_below: int = 10_000_000
     """Up to so many multiplications a pass, n d q, the work is in float64 from the start.
 
@@ -115,6 +119,8 @@ class Method:
     """Divides it at most: a bound that is far off says little of how far."""
     large_offset: float = 30.0
     """Difference of offsets within a row above which a third of them is solved for first."""
+    offset_target: float = 0.01
+    """Relative gap that is small enough for a third of the offsets."""
     in_row_space: bool | None = False
     """Whether to solve in as many dimensions as there are rows; None means where it costs less."""
     watches_separation: ClassVar[bool] = True
@@ -291,6 +297,11 @@ class PathMethod(Method, abc.ABC):
       >>> isinstance(OrthantNewton(), PathMethod)
       True
     """
+
+    approach_ratio: float = 0.5
+    """Ratio of the strengths over which a path that begins far from no weights is approached."""
+    approach_target: float = 0.05
+    """Relative gap that is small enough at these strengths."""
 
     @abc.abstractmethod
     def walk(
