@@ -234,8 +234,8 @@ def numbers_of(problem: Problem) -> int:
 def _orthonormal(v: Float[Array, "d p"]) -> Float[Array, "d p"]:
     """Returns orthonormal columns that span those of ``v``, for many rows.
 
-    Products with a Gram matrix take a tenth of the time of Householder reflections there. The
-    first leaves what rounding makes of columns that are nearly dependent, the second mends that.
+    Products with a Gram matrix take less time than Householder reflections there. The first leaves
+    what rounding makes of columns that are nearly dependent, the second mends that.
     """
     for _ in range(2):
         v = v / jnp.maximum(jnp.linalg.norm(v, axis=0), jnp.finfo(v.dtype).tiny)[None, :]

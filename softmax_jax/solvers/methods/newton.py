@@ -6,7 +6,7 @@ r"""Newton's method with all of the Hessian, for small problems of few parameter
 Where it forms and factors H in less time than the overhead of a step takes, nothing converges in
 fewer steps: near the solution each of them doubles the number of digits (Nocedal and Wright,
 *Numerical Optimization*, section 3.3). The line search makes it converge from everywhere. Its
-programs are small, and compile in half the time that those of `quasi_newton` take.
+programs are smaller than those of `quasi_newton`, and compile sooner.
 """
 
 import dataclasses

@@ -11,12 +11,11 @@ x_i^\top`. In the principal components of the features, each in the unit in whic
 - all directions outside the components, if there are any, are taken to have one variance.
 
 The usual block-diagonal preconditioner leaves out just the coupling: where two classes are confused
-the loss is flat along moving both together, which p (1 - p) does not see. On Fashion-MNIST
-(l2 = 1e-4) conjugate gradients need 115 steps to a hundredth of the energy with it, and 5 with this
-one; `docs/solvers.md` has the table. Rows are drawn in proportion to :math:`1 - |p|^2`, the trace
-of their share of the Hessian (leverage-like sampling, Cohen et al. 2015): at weak penalties most
-rows are certain and carry none. Approximate Hessians from subsamples as preconditioners: Frangella
-et al., 2023, PROMISE, arXiv:2309.02014.
+the loss is flat along moving both together, which p (1 - p) does not see. With it conjugate
+gradients need many times as many steps; `docs/benchmarks.md` has the table. Rows are drawn in
+proportion to :math:`1 - |p|^2`, the trace of their share of the Hessian (leverage-like sampling,
+Cohen et al. 2015): at weak penalties most rows are certain and carry none. Approximate Hessians
+from subsamples as preconditioners: Frangella et al., 2023, PROMISE, arXiv:2309.02014.
 """
 
 from typing import NamedTuple

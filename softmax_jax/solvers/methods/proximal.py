@@ -75,7 +75,7 @@ class Proximal(IterativeMethod):
     newton: ProximalNewton | None = ProximalNewton()  # noqa: RUF009  (frozen)
     """Method for problems of few parameters that this one does not solve soon, if any."""
     newton_after: int = 500
-    """Passes after which it takes over: a step of it costs some hundred of these, or more."""
+    """Passes after which it takes over: many, as a step of it costs many of these."""
 
     def reason(self, inputs: Inputs) -> str:
         """Returns the kind of problem that it is for."""

@@ -5,8 +5,8 @@ A step minimises the objective with the loss replaced by its quadratic model,
 .. math:: \min_U\; \langle G, U - W \rangle + \tfrac12 \langle U - W, H (U - W) \rangle + \Omega(U),
 
 with the Hessian H in full, and goes as far in that direction as the objective falls. Where weights
-have to travel far, as with weak penalties or features that are hardly penalised, proximal gradients
-take thousands of passes; this takes some twenty.
+have to travel far, as with weak penalties or features that are hardly penalised, it takes a small
+part of the passes of proximal gradients.
 
 The model is minimised by coordinate descent, which finds the weights that are zero, in turns with
 Newton's method on those that are not, which finds the others at once. The loss does not see one

@@ -98,7 +98,7 @@ class QuasiNewton(IterativeMethod):
     sizes: Sizes = Sizes()  # noqa: RUF009  (frozen)
     """How much of the Hessian the preconditioner has."""
     renewal: int = 30
-    """Steps after which a preconditioner is renewed, which takes the time of some five steps."""
+    """Steps after which a preconditioner is renewed, which takes the time of several steps."""
     renewal_of_exact: int = 8
     """The same where it is the Hessian itself, as it makes the method Newton's."""
     handed_over: int = 10
