@@ -90,7 +90,7 @@ def stepped(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LBFGS(IterativeMethod):
+class LBFGS(IterativeMethod[State]):
     """`optax.lbfgs`, for l1 = 0, on kept logits.
 
     Example:

@@ -92,7 +92,7 @@ class _Pass(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogitsFree(IterativeMethod):
+class LogitsFree(IterativeMethod[State]):
     """`optax.lbfgs` on passes that never hold all logits, for l1 = 0 and no offset.
 
     Example:

@@ -10,7 +10,17 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +58,12 @@ class State(Protocol):
         """Problems that have reached their target, or can make no step."""
 
 
+StateOfMethod = TypeVar("StateOfMethod", bound=State)
+"""State of a method's own making."""
+Aids: TypeAlias = Any
+"""Arrays that a method computed from the rows: any pytree, which the method alone looks into."""
+
+
 class Walk(NamedTuple):
     """The places at which ``k`` problems arrived on a path of ``strengths``."""
 
@@ -70,8 +86,7 @@ class Setup(NamedTuple):
     """Rows in the type that the work is done in."""
     units: Units
     """Units of their features."""
-    aids: Any
-    """Arrays that the method computed from the rows, a pytree."""
+    aids: Aids
     origin: np.ndarray | None = None
     """``[q, 1 + d]`` parameters to begin with; None means zero."""
 
@@ -179,7 +194,7 @@ class Method:
         x = inputs.problem.x
         return Setup(exact._replace(x=x), working._replace(x=x), inputs.units, aids)
 
-    def aids(self, problem: Problem, factor: jax.Array, q: int) -> Any:
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> Aids:
         """Returns what the method has to know of the rows; traced.
 
         Args:
@@ -191,7 +206,7 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IterativeMethod(Method, abc.ABC):
+class IterativeMethod(Method, abc.ABC, Generic[StateOfMethod]):
     """A method that advances problems some steps at a time, as `softmax_jax.solvers.schedule` asks.
 
     It keeps ``k`` problems in a state of its own making.
@@ -214,20 +229,20 @@ class IterativeMethod(Method, abc.ABC):
         return self.patience
 
     @abc.abstractmethod
-    def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
+    def init(self, problem: Problem, aids: Aids, theta: ArrayLike) -> StateOfMethod:
         """Returns the state at ``theta: [k, q, 1 + d]``, after `passes_to_begin` passes."""
 
     @abc.abstractmethod
     def advance(
         self,
         problem: Problem,
-        aids: Any,
-        state: Any,
+        aids: Aids,
+        state: StateOfMethod,
         *,
         target: ArrayLike,
         limit: ArrayLike,
         stop_at_first: ArrayLike,
-    ) -> tuple[Any, jax.Array]:
+    ) -> tuple[StateOfMethod, jax.Array]:
         """Takes up to ``limit`` steps; the state that goes in is used up.
 
         Args:
@@ -243,20 +258,22 @@ class IterativeMethod(Method, abc.ABC):
         """
 
     @abc.abstractmethod
-    def hand_over(self, problem: Problem, state: Any, slot: ArrayLike, source: ArrayLike) -> Any:
+    def hand_over(
+        self, problem: Problem, state: StateOfMethod, slot: ArrayLike, source: ArrayLike
+    ) -> StateOfMethod:
         """Lets a new problem in ``slot`` go on from where that of ``source`` stands.
 
         ``problem`` has the strengths of the new one. The state that goes in is used up.
         """
 
     @abc.abstractmethod
-    def restart(self, state: Any, slot: ArrayLike) -> Any:
+    def restart(self, state: StateOfMethod, slot: ArrayLike) -> StateOfMethod:
         """Begins the problem of a slot anew from where it stands, and forgets what was learnt.
 
         The state that goes in is used up.
         """
 
-    def dual(self, state: Any) -> jax.Array | None:
+    def dual(self, state: StateOfMethod) -> jax.Array | None:
         """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.
 
         None means those of the parameters.
@@ -307,7 +324,7 @@ class PathMethod(Method, abc.ABC):
     def walk(
         self,
         problem: Problem,
-        aids: Any,
+        aids: Aids,
         theta: ArrayLike,
         previous: ArrayLike,
         *,
@@ -339,7 +356,7 @@ def _prepared(
     *,
     dtype: DTypeLike,
     q: int,
-) -> tuple[Problem, Problem, Any]:
+) -> tuple[Problem, Problem, Aids]:
     exact = problem._replace(weights=problem.weights[:, chosen])
     working = cast(exact, dtype)
     aids = method.aids(working, factor.astype(dtype), q)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Int, NDArray
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, NDArray
 from softmax_jax.solvers import certificate as certificates
 from softmax_jax.solvers import cost, passes
 from softmax_jax.solvers.certificate import Certificate
@@ -34,29 +34,28 @@ from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
 class State(NamedTuple):
-    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``; of NumPy before the first step."""
+    """State of ``k`` problems, at ``theta``."""
 
-    theta: AnyArray
-    gradient: AnyArray
+    theta: Float[Array, "k q columns"]
+    gradient: Float[Array, "k q columns"]
     """Gradient of the objective."""
-    value: AnyArray
-    """``[k]`` objectives; inf before the first step."""
-    gap: AnyArray
-    """``[k]`` duality gaps, with a nat for what is left of the bias' gradient."""
-    logits: AnyArray
-    """``[blocks, k, q, rows]``, with the offset."""
-    probabilities: AnyArray
-    """``[blocks, k, q, rows]``."""
-    decrement: AnyArray
-    """``[k]``: by how much the last step promised to lower the objective."""
-    start: AnyArray
-    """``[k, q, 1 + d]``: where the first step leads, from zero, where logits take no pass."""
-    done: AnyArray
-    """``[k]``: the gap is small enough, or rounding is all that is left."""
+    value: Float[Array, " k"]
+    """Objectives; inf before the first step."""
+    gap: Float[Array, " k"]
+    """Duality gaps, with a nat for what is left of the bias' gradient."""
+    logits: Float[Array, "blocks k q rows"]
+    """Logits, with the offset."""
+    probabilities: Float[Array, "blocks k q rows"]
+    decrement: Float[Array, " k"]
+    """Decrease of the objective that the last step promised."""
+    start: Float[Array, "k q columns"]
+    """Parameters that the first step leads to, from zero, where logits take no pass."""
+    done: Bool[Array, " k"]
+    """Problems whose gap is small enough, or rounding all that is left."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Newton(IterativeMethod):
+class Newton(IterativeMethod[State]):
     """Newton's method, for l2 > 0 = l1 and few parameters: the default for small problems.
 
     Example:
@@ -114,14 +113,14 @@ class Newton(IterativeMethod):
             problem = problem._replace(weights=problem.weights[:, np.array(weightings)])
         return Setup(problem, problem, inputs.units, ())
 
-    def init(self, problem: Problem, aids: Any, theta: ArrayLike) -> State:
+    def init(self, problem: Problem, aids: tuple[()], theta: ArrayLike) -> State:
         """Returns the state at zero, about to step to ``theta``: no pass."""
         return blank(problem, np.asarray(theta))
 
     def advance(
         self,
         problem: Problem,
-        aids: Any,
+        aids: tuple[()],
         state: State,
         *,
         target: ArrayLike,
@@ -145,7 +144,7 @@ class Newton(IterativeMethod):
 
     def restart(self, state: State, slot: ArrayLike) -> State:
         """Tries again from where the problem stands."""
-        done = np.array(state.done)
+        done: Any = np.array(state.done)  # see `blank`
         done[np.asarray(slot)] = False
         return state._replace(done=done)
 
@@ -175,24 +174,28 @@ class Newton(IterativeMethod):
 _AXES = (0, 0, 0, 0, 1, 1, 0, 0, 0)
 
 
-def blank(problem: Problem, theta: AnyArray) -> State:
-    """Returns the state at zero, about to step to ``theta``."""
+def blank(problem: Problem, theta: Float[Array | NDArray, "k q columns"]) -> State:
+    """Returns the state at zero, about to step to ``theta``.
+
+    Its arrays are of NumPy, for which nothing is compiled; programs return them as those of JAX.
+    """
     k, q, _ = theta.shape
     zero, unknown = np.zeros(theta.shape), np.full(k, np.inf)
     logits = np.zeros((problem.blocks, k, q, problem.rows))
     if problem.offset is not None:
         logits += np.asarray(problem.offset)[:, None]
-    return State(
-        theta=zero,
-        gradient=zero,
-        value=unknown,
-        gap=unknown,
-        logits=logits,
-        probabilities=np.zeros_like(logits),
-        decrement=unknown,
-        start=theta,
-        done=np.zeros(k, bool),
-    )
+    parts: dict[str, Any] = {
+        "theta": zero,
+        "gradient": zero,
+        "value": unknown,
+        "gap": unknown,
+        "logits": logits,
+        "probabilities": np.zeros_like(logits),
+        "decrement": unknown,
+        "start": theta,
+        "done": np.zeros(k, bool),
+    }
+    return State(**parts)
 
 
 def steps(

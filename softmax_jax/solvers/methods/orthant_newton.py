@@ -323,8 +323,9 @@ def _walk(
     def begin(problem, theta):
         return _begun(method, problem, aids, theta)
 
-    def step(problem, state):
-        return _step(method, problem, aids, state, jnp.full(len(theta), limit, jnp.int32))
+    def step(problem, state, done):
+        most = jnp.full(len(theta), limit, jnp.int32)
+        return _step(method, problem, aids, state._replace(done=done), most)
 
     def is_stuck(state):
         stuck = (state.failures >= method.patience) | (state.passes >= limit)

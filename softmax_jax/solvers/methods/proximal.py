@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proximal(IterativeMethod):
+class Proximal(IterativeMethod[State]):
     """Accelerated proximal gradient, for l1 > 0: the default there.
 
     Example:

@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProximalNewton(IterativeMethod):
+class ProximalNewton(IterativeMethod[State]):
     """Proximal Newton, for l1 > 0 on few parameters: it forms the whole Hessian, in float64.
 
     Example:

@@ -79,7 +79,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuasiNewton(IterativeMethod):
+class QuasiNewton(IterativeMethod[State]):
     """L-BFGS on an approximate Hessian, for l1 = 0: the default.
 
     It keeps the n q logits of each problem, and several arrays of their size.

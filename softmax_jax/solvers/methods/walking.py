@@ -8,13 +8,13 @@ predictor of predictor-corrector methods (Park and Hastie 2007); those of the me
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float, Int
-from softmax_jax.solvers.methods.method import Walk
+from softmax_jax.solvers.methods.method import State, Walk
 from softmax_jax.solvers.passes import wide
 from softmax_jax.solvers.problem import Problem, within_limits
 
@@ -28,21 +28,31 @@ class Path(NamedTuple):
     """Relative gaps at which a problem goes on to the next strength."""
 
 
-class Way(NamedTuple):
-    """Parts of a method that a walk is made of.
+@runtime_checkable
+class WalkingState(State, Protocol):
+    """Parts that the state of a method has on a walk, for ``k`` problems."""
 
-    States have the parts of `method.State`, and ``passes``.
-    """
+    @property
+    def passes(self) -> Int[Array, " k"]:
+        """Passes that each problem took for its present strength."""
 
-    begin: Callable[[Problem, Array], Any]
+
+StateOfWay = TypeVar("StateOfWay", bound=WalkingState)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way(Generic[StateOfWay]):
+    """Parts of a method that a walk is made of."""
+
+    begin: Callable[[Problem, Array], StateOfWay]
     """Returns the state of a problem at parameters."""
-    measured: Callable[[Problem, Any], Any]
+    measured: Callable[[Problem, StateOfWay], StateOfWay]
     """Returns a state with objectives and gaps for the strengths of a problem."""
-    step: Callable[[Problem, Any], Any]
-    """Takes a step with each problem that is not done."""
-    is_stuck: Callable[[Any], Bool[Array, " k"]]
+    step: Callable[[Problem, StateOfWay, Array], StateOfWay]
+    """Takes a step with each problem but those that are done, which are named last."""
+    is_stuck: Callable[[StateOfWay], Bool[Array, " k"]]
     """Returns which problems go on unsolved."""
-    begin_next: Callable[[Any, Array, Array, Array], Any]
+    begin_next: Callable[[StateOfWay, Array, Array, Array], StateOfWay]
     """Returns the state, given predictors, which problems go on to the next strength, and which of
     those step along their predictor first."""
 
@@ -50,7 +60,6 @@ class Way(NamedTuple):
 class _Progress(NamedTuple):
     """The progress of each of ``k`` problems."""
 
-    state: Any
     at: Int[Array, " k"]
     """Strengths that are done."""
     previous: Float[Array, "k q columns"]
@@ -59,13 +68,13 @@ class _Progress(NamedTuple):
 
 
 def walk(
-    way: Way,
+    way: Way[StateOfWay],
     problem: Problem,
     theta: Float[Array, "k q columns"],
     previous: Float[Array, "k q columns"],
     path: Path,
 ) -> Walk:
-    """Solves a path; see `Method.walk`. In float32 it ends where a problem is stuck."""
+    """Solves a path; see `PathMethod.walk`. In float32 it ends where a problem is stuck."""
     number, k = path.l1.size, len(theta)
 
     def under(at):
@@ -73,14 +82,16 @@ def walk(
         penalty = dataclasses.replace(problem.penalty, l2=path.l2[at], l1=path.l1[at])
         return problem._replace(penalty=penalty), path.target[at]
 
-    def go_on(progress):
+    def go_on(carry):
+        _, progress = carry
         return jnp.any(progress.at < number)
 
-    def one(progress):
+    def one(carry):
+        state, progress = carry
         _, target = under(progress.at)
-        progress = _moved_on(way, problem, progress, target)
+        state, progress = _moved_on(way, problem, state, progress, target)
         own, target = under(progress.at)
-        state = way.measured(own, progress.state)
+        state = way.measured(own, state)
         # Where the solution is one for the next strength, too, there is nothing to do; nor where no
         # pass is allowed.
         is_solved = state.gap <= target * state.value
@@ -88,10 +99,10 @@ def walk(
         state = jax.lax.cond(
             jnp.all(is_done),
             lambda state: state,
-            lambda state: way.step(own, state),
-            state._replace(done=is_done),
+            lambda state: way.step(own, state, is_done),
+            state,
         )
-        return progress._replace(state=state)
+        return state, progress
 
     none = jnp.zeros(k, jnp.int32)
     state, predictor = way.begin(under(none)[0], theta), _predictor(problem, theta, previous)
@@ -100,14 +111,19 @@ def walk(
     nothing = jnp.zeros((number, k), theta.dtype)
     parameters = jnp.zeros((number, *theta.shape), theta.dtype)
     found = Walk(parameters, nothing, nothing + jnp.inf, nothing)
-    return jax.lax.while_loop(go_on, one, _Progress(state, none, theta, found)).found
+    _, progress = jax.lax.while_loop(go_on, one, (state, _Progress(none, theta, found)))
+    return progress.found
 
 
 def _moved_on(
-    way: Way, problem: Problem, progress: _Progress, target: Float[Array, " k"]
-) -> _Progress:
+    way: Way[StateOfWay],
+    problem: Problem,
+    state: StateOfWay,
+    progress: _Progress,
+    target: Float[Array, " k"],
+) -> tuple[StateOfWay, _Progress]:
     """Records problems that are done with a strength, and lets them begin the next one."""
-    state, at, found = progress.state, progress.at, progress.found
+    at, found = progress.at, progress.found
     number, k = found.gap.shape
     is_solved = state.gap <= target * state.value
     moves = (at < number) & (is_solved | way.is_stuck(state))
@@ -128,7 +144,7 @@ def _moved_on(
     at = at + moves
     if state.theta.dtype == jnp.float32:
         at = jnp.where(moves & ~is_solved, number, at)
-    return _Progress(state, at, previous, found)
+    return state, _Progress(at, previous, found)
 
 
 def _predictor(
