@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from softmax_jax._annotations import Array, ArrayLike, Float, Int
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.methods.dual import penalised
@@ -23,10 +23,10 @@ from softmax_jax.solvers.problem import Problem
 class State(NamedTuple):
     """Iterate of one problem, its gap, and the memory of the optimiser."""
 
-    theta: jax.Array
-    value: jax.Array
-    gap: jax.Array
-    done: jax.Array
+    theta: Float[Array, "1 q columns"]
+    value: Float[Array, " 1"]
+    gap: Float[Array, " 1"]
+    done: Bool[Array, " 1"]
     optimizer: optax.OptState
 
 
@@ -143,7 +143,7 @@ class LBFGS(IterativeMethod[State]):
 
 
 @partial(compiled, static_argnames="method")
-def _init(method: LBFGS, theta: jax.Array) -> State:
+def _init(method: LBFGS, theta: Float[Array, "1 q columns"]) -> State:
     unknown, done = jnp.full(1, jnp.inf, theta.dtype), jnp.zeros(1, bool)
     optimizer = optimizer_of(method.memory, method.tries).init(theta)
     return State(theta, unknown, unknown, done, optimizer)
@@ -154,7 +154,7 @@ def _advance(
     method: LBFGS,
     problem: Problem,
     state: State,
-    target: jax.Array,
+    target: Float[Array, " 1"],
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:

@@ -35,7 +35,7 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import Array, ArrayLike, Bool, NDArray
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, NDArray
 from softmax_jax.head import linear_cross_entropy
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
@@ -57,17 +57,16 @@ class State(NamedTuple):
 
     params: Params
     """``w: [d, q]``, ``b: [q]``."""
-    absent: jax.Array
-    """``[q]``: which classes have no weight."""
-    value: jax.Array
-    gap: jax.Array
-    done: jax.Array
-    """``[1]`` each."""
+    absent: Bool[Array, " q"]
+    """Classes that have no weight."""
+    value: Float[Array, " 1"]
+    gap: Float[Array, " 1"]
+    done: Bool[Array, " 1"]
     optimizer: optax.OptState
 
     @property
-    def theta(self) -> jax.Array:
-        """``[1, q, 1 + d]``: the parameters, the bias in front."""
+    def theta(self) -> Float[Array, "1 q columns"]:
+        """Parameters, the bias in front."""
         bias = jnp.where(self.absent, NEVER, self.params.b).astype(self.params.b.dtype)
         return jnp.concatenate([bias[:, None], self.params.w.T], axis=1)[None]
 
@@ -75,19 +74,18 @@ class State(NamedTuple):
 class Aids(NamedTuple):
     """Means over the rows that the bound needs, in float64."""
 
-    targets_gradient: jax.Array
-    """``[d, q]``: ``Xᵀ S Y``."""
-    mean_targets: jax.Array
-    """``[q]``."""
+    targets_gradient: Float[Array, "d q"]
+    """``Xᵀ S Y``."""
+    mean_targets: Float[Array, " q"]
 
 
 class _Pass(NamedTuple):
     """Sums over all rows, weighted: ``s_i`` sum to one."""
 
-    loss: jax.Array
+    loss: Float[Array, ""]
     gradient: Params
     """Gradient of the loss: ``Xᵀ S (P - Y)`` and ``mean p - mean y``."""
-    entropy: jax.Array
+    entropy: Float[Array, ""]
     """``Σ s_i H(p_i)``."""
 
 
@@ -203,8 +201,8 @@ class LogitsFree(IterativeMethod[State]):
 
 
 @jax.jit
-def _mean(problem: Problem) -> jax.Array:
-    """Returns the means ``[d]`` of the features."""
+def _mean(problem: Problem) -> Float[Array, " d"]:
+    """Returns the means of the features."""
 
     def add(j, total):
         s = block_of(problem.weights, j)[0]
@@ -294,7 +292,7 @@ def step(
 
 
 @jax.jit
-def _measured(exact: Problem, params: Params, absent: _Absent) -> tuple[_Pass, jax.Array]:
+def _measured(exact: Problem, params: Params, absent: _Absent) -> tuple[_Pass, Float[Array, " q"]]:
     """Returns a pass, and a step of iterative scaling for the bias (Darroch and Ratcliff 1972)."""
     found = _over_rows(exact, params, absent, exact=True)
     mean_y = _mean_targets(exact, len(params.b))
@@ -303,8 +301,8 @@ def _measured(exact: Problem, params: Params, absent: _Absent) -> tuple[_Pass, j
     return found, jnp.where((mean_y > 0) & (mean_p > 0), jnp.log(ratio), 0)
 
 
-def _mean_targets(problem: Problem, q: int) -> jax.Array:
-    """Returns ``[q]`` mean probabilities of the targets."""
+def _mean_targets(problem: Problem, q: int) -> Float[Array, " {q}"]:
+    """Returns mean probabilities of the targets."""
     y, s = problem.targets, problem.weights[:, 0]
     if y.ndim == 3:
         return jnp.einsum("jqr,jr->q", y, s)
@@ -335,7 +333,7 @@ def _certified(
 @jax.jit
 def _bound(
     problem: Problem, found: _Pass, params: Params, aids: Aids
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Returns objective, gap and slope; the gap is the objective where nothing is known."""
     penalty = _penalty(problem)
     value = found.loss + penalty.smooth_value(params.w)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, ArrayLike, Bool
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int
 from softmax_jax.solvers import cost, offsets, passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.diagonal import variances
@@ -51,43 +51,44 @@ from softmax_jax.solvers.sparse import SparseRows
 class Aids(NamedTuple):
     """Arrays that preconditioners are made of."""
 
-    variance: jax.Array
-    """``[1 + d]``: one for the bias, and the variances of the features."""
-    rows: jax.Array
-    """``[blocks, rows, 1 + d]``: a one and the features of the pool of rows; or no blocks."""
+    variance: Float[Array, " columns"]
+    """One for the bias, and the variances of the features."""
+    rows: Float[Array, "pool rows columns"]
+    """A one and the features of the pool of rows; or no blocks."""
 
 
 class State(NamedTuple):
-    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+    """State of ``k`` problems, at ``theta``."""
 
-    theta: jax.Array
-    logits: jax.Array
-    """``[blocks, k, q, rows]``, with the offset; of each row, up to one number for all classes."""
-    probabilities: jax.Array
-    loss: jax.Array
-    """``[k]`` mean losses."""
-    gradient: jax.Array
+    theta: Float[Array, "k q columns"]
+    logits: Float[Array, "blocks k q rows"]
+    """Logits, with the offset; of each row, up to one number for all classes."""
+    probabilities: Float[Array, "blocks k q rows"]
+    loss: Float[Array, " k"]
+    """Mean losses."""
+    gradient: Float[Array, "k q columns"]
     """Gradient of the mean loss."""
-    value: jax.Array
-    gap: jax.Array
-    blocks: jax.Array
-    """``[k, q, 1 + d, 1 + d]`` inverse Hessians of single classes, or ``[k, 0, ...]``."""
-    coupled: jax.Array
-    """``[k, q, 1 + d]``: the parameters that these couple."""
-    age: jax.Array
-    """``[k]`` steps since these were made."""
-    predictor: jax.Array
-    """``[k, q, 1 + d]``: the direction of the next step where `has_predictor`, ``[k]``."""
-    has_predictor: jax.Array
-    damping: jax.Array
-    """``[k]``: share of its diagonal that is added to the Hessian."""
-    steps: jax.Array
-    """``[k]`` steps so far."""
-    passes: jax.Array
-    """``[k]`` passes so far, with those of products."""
-    failures: jax.Array
-    """``[k]`` steps in a row that led nowhere."""
-    done: jax.Array
+    value: Float[Array, " k"]
+    gap: Float[Array, " k"]
+    blocks: Float[Array, "k q_or_0 columns columns"]
+    """Inverse Hessians of single classes, if there are any."""
+    coupled: Bool[Array, "k q columns"]
+    """Parameters that these couple."""
+    age: Int[Array, " k"]
+    """Steps since these were made."""
+    predictor: Float[Array, "k q columns"]
+    """Directions of the next steps of problems that have one."""
+    has_predictor: Bool[Array, " k"]
+    """Problems whose next step is along their predictor."""
+    damping: Float[Array, " k"]
+    """Share of its diagonal that is added to the Hessian."""
+    steps: Int[Array, " k"]
+    """Steps so far."""
+    passes: Int[Array, " k"]
+    """Passes so far, with those of products."""
+    failures: Int[Array, " k"]
+    """Steps in a row that led nowhere."""
+    done: Bool[Array, " k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,9 @@ class OrthantNewton(PathMethod):
         return _walk(self, problem, aids, theta, previous, l2, l1, target, limit)
 
 
-def _begun(method: OrthantNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
+def _begun(
+    method: OrthantNewton, problem: Problem, aids: Aids, theta: Float[Array, "k q columns"]
+) -> State:
     k, q, columns = theta.shape
     classes = q if len(aids.rows) else 0
     logits = passes.logits(problem, theta)
@@ -236,7 +239,7 @@ def _measured(problem: Problem, state: State) -> State:
 
 
 def _step(
-    method: OrthantNewton, problem: Problem, aids: Aids, state: State, limit: jax.Array
+    method: OrthantNewton, problem: Problem, aids: Aids, state: State, limit: Int[Array, " k"]
 ) -> State:
     """Takes a step with each problem that is not done, of so many passes in all at most."""
     state = state._replace(theta=without_common_part(problem, state.theta))
@@ -313,11 +316,11 @@ def _walk(
     method: OrthantNewton,
     problem: Problem,
     aids: Aids,
-    theta: jax.Array,
-    previous: jax.Array,
-    l2: jax.Array,
-    l1: jax.Array,
-    target: jax.Array,
+    theta: Float[Array, "k q columns"],
+    previous: Float[Array, "k q columns"],
+    l2: Float[Array, " strengths"],
+    l1: Float[Array, " strengths"],
+    target: Float[Array, " strengths"],
     limit: jax.Array,
 ) -> Walk:
     def begin(problem, theta):

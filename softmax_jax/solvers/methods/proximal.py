@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.diagonal import variances
@@ -41,18 +41,18 @@ from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 class State(NamedTuple):
     """State of ``k`` problems."""
 
-    theta: jax.Array
-    previous: jax.Array
-    logits: jax.Array
-    """``[blocks, k, q, rows]`` of ``theta``, with the offset, and of ``previous``."""
-    previous_logits: jax.Array
-    value: jax.Array
-    gap: jax.Array
-    curvature: jax.Array
-    """``[k]``: the L of the last step."""
-    momentum: jax.Array
-    """``[k]``: FISTA's t."""
-    done: jax.Array
+    theta: Float[Array, "k q columns"]
+    previous: Float[Array, "k q columns"]
+    logits: Float[Array, "blocks k q rows"]
+    """Logits of ``theta``, with the offset."""
+    previous_logits: Float[Array, "blocks k q rows"]
+    value: Float[Array, " k"]
+    gap: Float[Array, " k"]
+    curvature: Float[Array, " k"]
+    """The L of the last step."""
+    momentum: Float[Array, " k"]
+    """FISTA's t."""
+    done: Bool[Array, " k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,18 +94,20 @@ class Proximal(IterativeMethod[State]):
         """Passes after which `newton` takes over."""
         return self.newton_after
 
-    def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
-        """Returns the metric ``[1 + d]``: one for the bias, and the variances of the features."""
+    def aids(self, problem: Problem, factor: jax.Array, q: int) -> Float[Array, " columns"]:
+        """Returns the metric: one for the bias, and the variances of the features."""
         return variances(problem, self.sample)
 
-    def init(self, problem: Problem, aids: jax.Array, theta: jax.typing.ArrayLike) -> State:
+    def init(
+        self, problem: Problem, aids: Float[Array, " columns"], theta: jax.typing.ArrayLike
+    ) -> State:
         """Returns the state at ``theta``, with nothing learnt yet: half a pass."""
         return _init(problem, theta)
 
     def advance(
         self,
         problem: Problem,
-        aids: jax.Array,
+        aids: Float[Array, " columns"],
         state: State,
         *,
         target: ArrayLike,
@@ -127,7 +129,7 @@ class Proximal(IterativeMethod[State]):
 
 
 @compiled
-def _init(problem: Problem, theta: jax.Array) -> State:
+def _init(problem: Problem, theta: Float[Array, "k q columns"]) -> State:
     logits = passes.logits(problem, theta)
     k = problem.l2.size
     return State(
@@ -174,9 +176,9 @@ def _restart(state: State, slot: jax.Array) -> State:
 @partial(compiled, donate_argnames="state")
 def _advance(
     problem: Problem,
-    metric: jax.Array,
+    metric: Float[Array, " columns"],
     state: State,
-    target: jax.Array,
+    target: Float[Array, " k"],
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
@@ -185,7 +187,9 @@ def _advance(
     )
 
 
-def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) -> State:
+def _step(
+    problem: Problem, metric: Float[Array, " columns"], state: State, target: Float[Array, " k"]
+) -> State:
     t = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     push = (state.momentum - 1) / t
     y = state.theta + wide(push) * (state.theta - state.previous)
@@ -236,7 +240,11 @@ def _step(problem: Problem, metric: jax.Array, state: State, target: jax.Array) 
     )
 
 
-def _largest_curvature(problem: Problem, logits: jax.Array, ahead: jax.Array) -> jax.Array:
+def _largest_curvature(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    ahead: Float[Array, "blocks k q rows"],
+) -> Float[Array, " k"]:
     """Returns the larger second derivative of the mean loss at the two ends of ``ahead``."""
     mass = passes.mass(problem)
 

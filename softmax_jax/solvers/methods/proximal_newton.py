@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -36,14 +36,14 @@ from softmax_jax.solvers.problem import Problem
 
 
 class State(NamedTuple):
-    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+    """State of ``k`` problems, at ``theta``."""
 
-    theta: jax.Array
-    logits: jax.Array
-    """``[blocks, k, q, rows]``, with the offset."""
-    value: jax.Array
-    gap: jax.Array
-    done: jax.Array
+    theta: Float[Array, "k q columns"]
+    logits: Float[Array, "blocks k q rows"]
+    """Logits, with the offset."""
+    value: Float[Array, " k"]
+    gap: Float[Array, " k"]
+    done: Bool[Array, " k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,19 +92,23 @@ class ProximalNewton(IterativeMethod[State]):
                 "them; take another"
             )
 
-    def aids(self, problem: Problem, factor: jax.Array, q: int) -> jax.Array:
-        """Returns ``[blocks, rows, 1 + d]``: a one and the features, of the pool of rows."""
+    def aids(
+        self, problem: Problem, factor: jax.Array, q: int
+    ) -> Float[Array, "pool rows columns"]:
+        """Returns a one and the features, of the pool of rows."""
         sizes = Sizes(pool=self.pool)
         return scores(sizes, problem, jnp.eye(problem.d, dtype=problem.dtype))
 
-    def init(self, problem: Problem, aids: jax.Array, theta: jax.typing.ArrayLike) -> State:
+    def init(
+        self, problem: Problem, aids: Float[Array, "pool rows columns"], theta: jax.typing.ArrayLike
+    ) -> State:
         """Returns the state at ``theta``: half a pass."""
         return _init(problem, theta)
 
     def advance(
         self,
         problem: Problem,
-        aids: jax.Array,
+        aids: Float[Array, "pool rows columns"],
         state: State,
         *,
         target: ArrayLike,
@@ -126,7 +130,7 @@ class ProximalNewton(IterativeMethod[State]):
 
 
 @compiled
-def _init(problem: Problem, theta: jax.Array) -> State:
+def _init(problem: Problem, theta: Float[Array, "k q columns"]) -> State:
     unknown = jnp.full(problem.l2.size, jnp.inf, theta.dtype)
     done = jnp.zeros(problem.l2.size, bool)
     return State(theta, passes.logits(problem, theta), unknown, unknown, done)
@@ -152,9 +156,9 @@ def _restart(state: State, slot: jax.Array) -> State:
 def _advance(
     method: ProximalNewton,
     problem: Problem,
-    x: jax.Array,
+    x: Float[Array, "pool rows columns"],
     state: State,
-    target: jax.Array,
+    target: Float[Array, " k"],
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
@@ -164,7 +168,11 @@ def _advance(
 
 
 def _step(
-    method: ProximalNewton, problem: Problem, x: jax.Array, state: State, target: jax.Array
+    method: ProximalNewton,
+    problem: Problem,
+    x: Float[Array, "pool rows columns"],
+    state: State,
+    target: Float[Array, " k"],
 ) -> State:
     loss, probabilities = passes.loss_and_probabilities(problem, state.logits)
     g = passes.gradient(problem, probabilities)
@@ -208,28 +216,28 @@ def _step(
 
 
 class _Model(NamedTuple):
-    """The quadratic model: the parameters are ``[q (1 + d)]``, class by class, bias first."""
+    """The quadratic model of ``m = q (1 + d)`` parameters, class by class, the bias first."""
 
-    h: jax.Array
+    h: Float[Array, "m m"]
     """Hessian with the ridge."""
-    g: jax.Array
+    g: Float[Array, " m"]
     """The gradient at ``origin``, that of the ridge included."""
-    origin: jax.Array
-    threshold: jax.Array
+    origin: Float[Array, " m"]
+    threshold: Float[Array, " m"]
     """Zero for the biases."""
-    is_free: jax.Array
+    is_free: Bool[Array, " m"]
     """Whether the loss depends on a parameter."""
 
 
 def _minimise_model(
     method: ProximalNewton,
-    h: jax.Array,
-    g: jax.Array,
-    theta: jax.Array,
-    ridge: jax.Array,
-    threshold: jax.Array,
-) -> jax.Array:
-    """Returns ``[q, 1 + d]`` at the minimum of the model, found from ``theta``."""
+    h: Float[Array, "m m"],
+    g: Float[Array, "q columns"],
+    theta: Float[Array, "q columns"],
+    ridge: Float[Array, " d"],
+    threshold: Float[Array, " d"],
+) -> Float[Array, "q columns"]:
+    """Returns the minimum of the model, found from ``theta``."""
     q, columns = theta.shape
 
     def for_all(a):
@@ -274,7 +282,9 @@ def _minimise_model(
     return jax.lax.while_loop(go_on, round_of_both, (origin, 0))[0].reshape(q, columns)
 
 
-def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
+def _coordinate_descent(
+    model: _Model, u: Float[Array, " m"], slope: Float[Array, " m"]
+) -> Float[Array, " m"]:
     """Minimises the model over each weight in turn, once."""
 
     def one(j, carry):
@@ -291,7 +301,9 @@ def _coordinate_descent(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Ar
     return jax.lax.fori_loop(0, u.size, one, (u, slope))[0]
 
 
-def _newton_on_support(model: _Model, u: jax.Array, slope: jax.Array) -> jax.Array:
+def _newton_on_support(
+    model: _Model, u: Float[Array, " m"], slope: Float[Array, " m"]
+) -> Float[Array, " m"]:
     """Goes to the minimum over the weights that are not zero, or as far as the model falls.
 
     Along the way the model is quadratic between the places where a weight changes its sign, and

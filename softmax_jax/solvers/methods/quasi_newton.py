@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import ArrayLike
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -44,38 +44,38 @@ class Aids(NamedTuple):
     """Arrays that the preconditioner is made of."""
 
     basis: Basis
-    scores: jax.Array
-    """``[blocks, rows, 1 + r]``: a one and the first component scores of the pool of rows."""
+    scores: Float[Array, "pool rows 1+r"]
+    """A one and the first component scores of the pool of rows."""
 
 
 class State(NamedTuple):
-    """State of ``k`` problems, at ``theta: [k, q, 1 + d]``."""
+    """State of ``k`` problems, at ``theta``."""
 
-    theta: jax.Array
-    gradient: jax.Array
+    theta: Float[Array, "k q columns"]
+    gradient: Float[Array, "k q columns"]
     """Gradient of the objective with the strengths ``l2``."""
-    l2: jax.Array
-    """``[k]``."""
-    value: jax.Array
-    """``[k]`` objectives; inf before the first step."""
-    gap: jax.Array
-    """``[k]`` duality gaps in working precision, as if the bias were at its minimum."""
+    l2: Float[Array, " k"]
+    value: Float[Array, " k"]
+    """Objectives; inf before the first step."""
+    gap: Float[Array, " k"]
+    """Duality gaps in working precision, as if the bias were at its minimum."""
     dual: Dual
-    logits: jax.Array
-    """``[blocks, k, q, rows]``, with the offset."""
-    anchor: jax.Array
+    logits: Float[Array, "blocks k q rows"]
+    """Logits, with the offset."""
+    anchor: Float[Array, "k q columns"]
     """Parameters that the problem began with: for a successor, its neighbour's solution."""
-    predictor: jax.Array
-    """``[k, q, 1 + d]``: the direction of the next step where `has_predictor`, ``[k]``."""
-    has_predictor: jax.Array
-    step: jax.Array
-    """``[k]`` lengths of the last steps, where the next search begins."""
+    predictor: Float[Array, "k q columns"]
+    """Directions of the next steps of problems that have one."""
+    has_predictor: Bool[Array, " k"]
+    """Problems whose next step is along their predictor."""
+    step: Float[Array, " k"]
+    """Lengths of the last steps, where the next search begins."""
     pairs: Pairs
-    done: jax.Array
-    """``[k]``: the gap is small enough, or no step makes progress."""
+    done: Bool[Array, " k"]
+    """Problems whose gap is small enough, or that no step brings on."""
     preconditioner: Preconditioner
-    age: jax.Array
-    """``[k]``: steps since the preconditioner was made."""
+    age: Int[Array, " k"]
+    """Steps since the preconditioner was made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,9 @@ class QuasiNewton(IterativeMethod[State]):
 
 
 @partial(compiled, static_argnames="method")
-def _blank(method: QuasiNewton, problem: Problem, aids: Aids, theta: jax.Array) -> State:
+def _blank(
+    method: QuasiNewton, problem: Problem, aids: Aids, theta: Float[Array, "k q columns"]
+) -> State:
     """Returns the state at zero, about to step to ``theta``."""
     k, q, columns = theta.shape
     order = q * aids.scores.shape[-1]
@@ -301,7 +303,7 @@ def _advance(
     problem: Problem,
     aids: Aids,
     state: State,
-    target: jax.Array,
+    target: Float[Array, " k"],
     limit: jax.Array,
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
@@ -332,7 +334,7 @@ def _advance(
 
 
 def _step(
-    method: QuasiNewton, problem: Problem, basis: Basis, state: State, target: jax.Array
+    method: QuasiNewton, problem: Problem, basis: Basis, state: State, target: Float[Array, " k"]
 ) -> State:
     direction = -two_loops(
         state.pairs,
