@@ -6,7 +6,8 @@ that its type says which of the three it is, and no function looks at numbers of
     parsed = targets.parse(labels, logits.shape)
     y = targets.distribution(parsed, q, logits.dtype)
 
-Whole data sets on the host are looked at row by row, by `checked_targets` and what follows it.
+Whole data sets on the host are looked at row by row, by `checked_targets`. They stay NumPy arrays;
+`are_ids` tells the two kinds apart, for the functions after it and nobody else.
 """
 
 from functools import partial
@@ -54,6 +55,9 @@ class SparseTargets(NamedTuple):
 
 
 Targets: TypeAlias = Ids | Dense | SparseTargets
+
+HostTargets: TypeAlias = Integer[NDArray, " n"] | Float[NDArray, "n q"]
+"""Targets of a data set that `checked_targets` passed: class ids or probabilities, in NumPy."""
 
 
 def parse(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
@@ -246,31 +250,32 @@ def checked_targets(
     return probabilities
 
 
-def number_of_classes(
-    targets: Integer[NDArray, " n"] | Float[NDArray, "n q"],
-    num_classes: SupportsIndex | None,
-    where: str,
-) -> int:
+def are_ids(y: HostTargets) -> bool:
+    """Returns whether targets are class ids ``[n]``, and not probabilities ``[n, q]``."""
+    return y.ndim == 1
+
+
+def number_of_classes(y: HostTargets, num_classes: SupportsIndex | None, where: str) -> int:
     """Returns q for checked targets: one more than the largest class id unless it is given.
 
     Raises:
       ValueError: if ids go beyond ``num_classes``; or if it is not given and the largest id is not
         below the number of rows, as an id by mistake would cost memory and time for q classes.
     """
-    rows = len(targets)
+    rows = len(y)
     num_classes = None if num_classes is None else checked_count(num_classes, "num_classes")
-    found = int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1]
-    if targets.ndim == 2:
+    found = int(y.max()) + 1 if are_ids(y) else y.shape[1]
+    if not are_ids(y):
         if num_classes not in (None, found):
             raise ValueError(
                 f"{where}: probabilities of {found} classes, but there are {num_classes}"
             )
         return found
-    row = int(np.argmax(targets))
+    row = int(np.argmax(y))
     if num_classes is None:
         if found > max(rows, 2):
             raise ValueError(
-                f"{where}: row {row} has class id {targets[row]}, which makes more classes than "
+                f"{where}: row {row} has class id {y[row]}, which makes more classes than "
                 f"the {rows} rows: give num_classes={found} if there are that many, or number the "
                 "classes, with np.unique(labels, return_inverse=True) for example"
             )
@@ -279,7 +284,7 @@ def number_of_classes(
         raise ValueError(f"num_classes: {num_classes}; class ids are int32, so 2**31 at most")
     if found > num_classes:
         raise ValueError(
-            f"{where}: row {row} has class id {targets[row]}, but there are {num_classes} "
+            f"{where}: row {row} has class id {y[row]}, but there are {num_classes} "
             f"classes, with ids 0 to {num_classes - 1}"
         )
     return num_classes
@@ -310,9 +315,77 @@ def refuse_single_class(
 
 
 def mass_of_classes(
-    y: Integer[NDArray, " n"] | Float[NDArray, "n q"], weights: Float[NDArray, " n"] | None, q: int
+    y: HostTargets, weights: Float[NDArray, " n"] | None, q: int
 ) -> Real[NDArray, " {q}"]:
-    """Returns the weight of each class in `checked_targets`: ``[q]``."""
-    if y.ndim == 1:
+    """Returns the weight of each class: ``[q]``."""
+    if are_ids(y):
         return np.bincount(y, weights, minlength=q)
     return y.sum(axis=0) if weights is None else weights @ y
+
+
+def expected(
+    values: Real[NDArray, "m q"] | Bool[NDArray, "m q"], y: HostTargets
+) -> Real[NDArray, "m n"] | Bool[NDArray, "m n"]:
+    """Returns the means of values of the classes under the targets of each row; ids pick one.
+
+    Example:
+      >>> expected(np.array([[1.0, 3.0]]), np.array([[0.5, 0.5], [0.0, 1.0]])).tolist()
+      [[2.0, 3.0]]
+    """
+    return values[:, y] if are_ids(y) else values @ y.T
+
+
+def mean_entropy(y: HostTargets, weights: Float[NDArray, "m n"]) -> Float[NDArray, " m"]:
+    """Returns the mean entropy of targets in nats under each weighting; class ids have none."""
+    if are_ids(y):
+        return np.zeros(len(weights))
+    of_rows = -np.sum(y * np.log(np.where(y > 0, y, 1)), axis=1)
+    return np.sum(weights / weights.sum(axis=1, keepdims=True) * of_rows, axis=1)
+
+
+def is_one_hot(y: HostTargets) -> bool:
+    """Returns whether each row is of one class for certain."""
+    return are_ids(y) or bool((y.max(axis=1) == 1).all())
+
+
+def most_probable(y: HostTargets) -> Integer[NDArray, " n"]:
+    """Returns the class that each row is of, or is of most probably."""
+    return y if are_ids(y) else y.argmax(axis=1)
+
+
+def normalized(y: HostTargets) -> HostTargets:
+    """Returns targets whose probabilities sum to one to rounding, as they do roughly."""
+    return y if are_ids(y) else y / y.sum(axis=1, keepdims=True)
+
+
+def renumbered(
+    y: HostTargets, classes: Integer[NDArray, " c"], q: int
+) -> Integer[NDArray, " n"] | Float[NDArray, "n c"]:
+    """Returns targets over these of ``q`` classes alone; ids of others become any number."""
+    if not are_ids(y):
+        return y[:, classes]
+    number = np.zeros(q, np.int32)
+    number[classes] = np.arange(classes.size)
+    return number[y]
+
+
+def with_more_classes(
+    y: HostTargets, more: int
+) -> Integer[NDArray, " n"] | Float[NDArray, "n q+{more}"]:
+    """Returns targets with so many more classes behind the others, which no row is of."""
+    return y if are_ids(y) else np.pad(y, ((0, 0), (0, more)))
+
+
+def rows_last(blocks: AnyArray) -> AnyArray:
+    """Returns ``[blocks, rows, q]`` as ``[blocks, q, rows]``, and ``[blocks, rows]`` as they are.
+
+    So are targets laid out of which `by_class` takes a block.
+    """
+    return blocks.swapaxes(1, 2) if blocks.ndim == 3 else blocks
+
+
+def by_class(
+    y: Integer[Array, " rows"] | Float[Array, "q rows"], q: int, dtype: jax.typing.DTypeLike
+) -> Float[Array, "{q} rows"]:
+    """Returns probabilities, rows last, given as such or as class ids."""
+    return y if y.ndim == 2 else (jnp.arange(q)[:, None] == y[None, :]).astype(dtype)

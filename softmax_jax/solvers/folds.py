@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from softmax_jax.data.targets import mass_of_classes, refuse_single_class
+from softmax_jax.data.targets import (
+    are_ids,
+    expected,
+    mass_of_classes,
+    most_probable,
+    refuse_single_class,
+)
 
 
 def splits(
@@ -60,10 +66,10 @@ def dealt_out(folds: int, y: np.ndarray, weights: np.ndarray, seed: int) -> np.n
             "more than rows"
         )
     rows = np.random.default_rng(seed).permutation(rows)
-    strata = (y if y.ndim == 1 else y.argmax(axis=1))[rows]
+    strata = most_probable(y)[rows]
     ids = np.full(len(y), -1)
     ids[rows[np.argsort(strata, kind="stable")]] = np.arange(len(rows)) % folds
-    if y.ndim == 1:
+    if are_ids(y):
         ids[rows[np.bincount(strata)[strata] == 1]] = -1
     return ids
 
@@ -106,12 +112,12 @@ def drop_what_cannot_be_scored(train: np.ndarray, test: np.ndarray, y: np.ndarra
     absent = np.stack([mass_of_classes(y, weights, q) == 0 for weights in train])
     if not absent.any():
         return
-    hopeless = absent[:, y] if y.ndim == 1 else absent @ (y > 0).T
+    hopeless = expected(absent, y) > 0
     hopeless &= test > 0
     if not hopeless.any():
         return
     fold, row = np.argwhere(hopeless)[0]
-    own = y[row] if y.ndim == 1 else np.argmax(absent[fold] & (y[row] > 0))
+    own = np.argmax(absent[fold] & (mass_of_classes(y[[row]], None, q) > 0))
     warnings.warn(
         f"folds: {hopeless.sum()} held-out rows are of a class of which their fold has none to "
         f"train on (the first: row {row} of class {own}, fold {fold}); their loss is infinite "

@@ -9,6 +9,7 @@ import numpy as np
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.data.blocks import CACHED, rows_within
+from softmax_jax.data.targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import buckets, sparse, spread
 from softmax_jax.solvers.buckets import rounded_up
@@ -128,7 +129,7 @@ def arrange(
         entropy=mean_entropy(rows.y, rows.weights),
         units=units,
         initial=None if rows.initial is None else _limited(rows.initial, rows.single),
-        one_hot=_is_one_hot(rows),
+        one_hot=is_one_hot(rows.y[np.any(rows.weights > 0, axis=0)]),
         is_wide=_is_wide(problem, rows.offset),
         n=n,
         q=rows.mass.shape[1],
@@ -177,19 +178,6 @@ def _spread_of(rows: Rows) -> Spread:
     return (spread.of_entries if is_sparse(rows.x) else spread.of_rows)(rows.x, shares)
 
 
-def mean_entropy(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns that of targets ``[n]`` or ``[n, q]`` under weightings ``[m, n]``."""
-    if y.ndim == 1:
-        return np.zeros(len(weights))
-    of_rows = -np.sum(y * np.log(np.where(y > 0, y, 1)), axis=1)
-    return np.sum(_shares(weights) * of_rows, axis=1)
-
-
-def _is_one_hot(rows: Rows) -> bool:
-    counts = np.any(rows.weights > 0, axis=0)
-    return rows.y.ndim == 1 or bool((rows.y[counts].max(axis=1) == 1).all())
-
-
 class _Layout(NamedTuple):
     """Blocks of rows."""
 
@@ -225,9 +213,8 @@ def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
 def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> Problem:
     """Returns the problem with features as they are stored, and no strengths."""
     n, d = rows.x.shape
-    shares: Any = np.array(layout.of(_shares(rows.weights).T))
+    shares = np.array(layout.of(_shares(rows.weights).T))
     shares.reshape(len(layout.order), -1)[n:] = 0
-    targets = layout.of(rows.y)
     per_column: Any = np.ones(d)
     single = rows.single.finite()
     return Problem(
@@ -235,9 +222,9 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
         center=0 * per_column,
         scale=per_column,
         intercept=np.asarray(fit_intercept, np.float64),
-        targets=np.moveaxis(targets, 2, 1) if rows.y.ndim == 2 else targets,
-        weights=np.moveaxis(shares, 2, 1),
-        offset=None if rows.offset is None else np.moveaxis(layout.of(rows.offset), 2, 1),
+        targets=rows_last(layout.of(rows.y)),
+        weights=rows_last(shares),
+        offset=None if rows.offset is None else rows_last(layout.of(rows.offset)),
         penalty=Penalty(
             np.zeros(0),
             np.zeros(0),

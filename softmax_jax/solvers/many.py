@@ -18,7 +18,7 @@ import numpy as np
 
 from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
-from softmax_jax.data.targets import mass_of_classes, refuse_single_class
+from softmax_jax.data.targets import mass_of_classes, mean_entropy, refuse_single_class, rows_last
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import cost, jax_settings, spread
 from softmax_jax.solvers import strengths as checked_strengths
@@ -26,7 +26,6 @@ from softmax_jax.solvers.buckets import rounded_up
 from softmax_jax.solvers.certificate import certify
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.fit import checked_stop, fit
-from softmax_jax.solvers.inputs import mean_entropy
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import newton
 from softmax_jax.solvers.methods.newton import Newton
@@ -293,7 +292,7 @@ def _stack(own: _Problems, chosen: NDArray, n: int) -> tuple[_Stack, Units, NDAr
     baseline = -np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1)
     stack = _Stack(
         x=x,
-        targets=np.moveaxis(y, 2, 1) if y.ndim == 3 else y,
+        targets=rows_last(y),
         weights=shares,
         center=center,
         scale=rows.scale * units.size,

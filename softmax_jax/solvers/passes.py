@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
 from softmax_jax.checks import is_wide
+from softmax_jax.data.targets import by_class
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
@@ -124,10 +125,7 @@ def _units(problem: Problem) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
 
 def targets(problem: Problem, j: Integer[Array, ""], q: int) -> Float[Array, "1 {q} rows"]:
     """Returns the target probabilities of block ``j``."""
-    y = block_of(problem.targets, j)
-    if problem.targets.ndim == 2:
-        y = (jnp.arange(q)[:, None] == y[None, :]).astype(problem.dtype)
-    return y[None]
+    return by_class(block_of(problem.targets, j), q, problem.dtype)[None]
 
 
 def weights(

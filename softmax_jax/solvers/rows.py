@@ -12,9 +12,13 @@ from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import per_feature, refuse_not_finite
 from softmax_jax.data.targets import (
     checked_targets,
+    expected,
     mass_of_classes,
+    normalized,
     number_of_classes,
     refuse_single_class,
+    renumbered,
+    with_more_classes,
 )
 from softmax_jax.model import Params
 from softmax_jax.solvers.single import Single
@@ -61,8 +65,7 @@ def checked_rows(
     x, largest = checked_x(x)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
-    if y.ndim == 2:
-        y = y / y.sum(axis=1, keepdims=True)
+    y = normalized(y)
     weights = checked_weights(sample_weight, class_weight, y, n, q)
     mass = np.stack([mass_of_classes(y, w, q) for w in weights])
     for i, of_classes in enumerate(mass):
@@ -86,14 +89,8 @@ def of_classes(rows: Rows, classes: np.ndarray) -> Rows:
 
     Rows of other classes must weigh nothing; they get any number.
     """
-    if rows.y.ndim == 2:
-        y = rows.y[:, classes]
-    else:
-        number = np.zeros(rows.mass.shape[1], np.int32)
-        number[classes] = np.arange(classes.size)
-        y = number[rows.y]
     return rows._replace(
-        y=y,
+        y=renumbered(rows.y, classes, rows.mass.shape[1]),
         mass=rows.mass[:, classes],
         offset=None if rows.offset is None else rows.offset[:, classes],
         initial=None if rows.initial is None else rows.initial[classes],
@@ -133,7 +130,7 @@ def with_padding(rows: Rows, *, features: int, classes: int) -> Rows:
     columns, more = ((0, 0), (0, features)), ((0, 0), (0, classes))
     return rows._replace(
         x=(jnp.pad if isinstance(rows.x, jax.Array) else np.pad)(rows.x, columns),
-        y=rows.y if rows.y.ndim == 1 else np.pad(rows.y, more),
+        y=with_more_classes(rows.y, classes),
         mass=np.pad(rows.mass, more),
         offset=None if rows.offset is None else np.pad(rows.offset, more),
         scale=np.pad(rows.scale, (0, features), constant_values=1),
@@ -237,7 +234,7 @@ def _class_weights(
                 f"class_weight: {class_weight}; expected 'balanced', or {q} finite numbers, 0 or "
                 "more, one a class"
             )
-    return factors[:, y] if y.ndim == 1 else factors @ y.T
+    return expected(factors, y)
 
 
 def _checked_initial(initial: Params, d: int, q: int) -> np.ndarray:

@@ -85,3 +85,34 @@ def test_losses_take_sparse_targets():
         np.testing.assert_allclose(
             function(logits, SPARSE), function(logits, PROBABILITIES), rtol=1e-6
         )
+
+
+def test_targets_of_data_sets_are_the_same_as_ids_or_as_probabilities():
+    ids, q = np.array([2, 0, 2, 1], np.int32), 3
+    one_hot, weights = np.eye(q)[ids], np.array([[1.0, 2.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    values, kept = np.arange(6.0).reshape(2, 3), np.array([0, 2])
+    both = ids, one_hot
+    for y in both:
+        np.testing.assert_array_equal(targets.expected(values, y), values[:, ids])
+        np.testing.assert_array_equal(targets.mass_of_classes(y, weights[0], q), [2, 1, 1])
+        np.testing.assert_array_equal(targets.mean_entropy(y, weights), [0, 0])
+        np.testing.assert_array_equal(targets.most_probable(y), ids)
+        assert targets.is_one_hot(y)
+        assert targets.number_of_classes(y, None, "y") == q
+    is_kept = np.isin(ids, kept)
+    found = [targets.renumbered(y, kept, q)[is_kept] for y in both]
+    np.testing.assert_array_equal(found[1], np.eye(2)[found[0]])
+    np.testing.assert_array_equal(targets.with_more_classes(one_hot, 2), np.eye(5)[ids])
+    assert targets.with_more_classes(ids, 2) is ids
+    blocks = [targets.rows_last(y.reshape(2, 2, *y.shape[1:])) for y in both]
+    for last in zip(*blocks, strict=True):
+        found = [targets.by_class(jnp.asarray(y), q, jnp.float32) for y in last]
+        np.testing.assert_array_equal(*found)
+
+
+def test_the_entropy_of_targets_is_that_of_their_rows_that_have_weight():
+    halves = np.array([[0.5, 0.5, 0], [0.0, 0.0, 1.0]])
+    found = targets.mean_entropy(halves, np.array([[1.0, 0.0], [1.0, 3.0]]))
+    np.testing.assert_allclose(found, [np.log(2), np.log(2) / 4], rtol=1e-15)
+    assert not targets.is_one_hot(halves)
+    np.testing.assert_array_equal(targets.normalized(3 * halves), halves)
