@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from softmax_jax.solvers import cost
 
-# Overheads of a step that a whole one may take once its shape is rounded up.
-_OVERHEADS = 5.0
 _FEWEST_ROWS = 64
 
 
@@ -38,7 +36,7 @@ def rounded(n: int, d: int, q: int, *, classes_may_grow: bool) -> Shape:
         for base in (4, 2):
             classes = _power(base, q) if classes_may_grow else q
             shape = Shape(max(_power(base, n), _FEWEST_ROWS), _power(base, max(d, 4)), classes)
-            if cost_of(shape) <= _OVERHEADS * cost.LATENCY:
+            if cost_of(shape) <= cost.SMALL_STEP:
                 return shape
     return Shape(rounded_up(n), d, q)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from softmax_jax._annotations import Float, NDArray
 from softmax_jax.model import Params
-from softmax_jax.solvers import row_space, schedule, walks
+from softmax_jax.solvers import cost, row_space, schedule, walks
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Stop
 from softmax_jax.solvers.methods.method import IterativeMethod, Method, PathMethod
@@ -18,8 +18,6 @@ from softmax_jax.status import Status
 
 # Gaps in working precision have to be this much below the tolerance, for rounding.
 MARGIN = 0.7
-# Strengths that are solved before a look at what they gain.
-_AT_ONCE = 8
 
 Solved: TypeAlias = dict[tuple[int, ...], tuple[Solution, Job]]
 """Solutions by place, and the jobs as they ended."""
@@ -89,6 +87,7 @@ def while_it_gains(
     jobs: Sequence[Job],
     number: int,
     least_gain: float,
+    at_once: int = cost.STRENGTHS_AT_ONCE,
 ) -> tuple[Solved, int]:
     """Solves a path some strengths at a time; see ``least_gain`` of `fit_path`.
 
@@ -97,8 +96,8 @@ def while_it_gains(
     """
     found: Solved = {}
     explained = np.zeros(0)
-    for first in range(0, number, _AT_ONCE):
-        part = [job for job in jobs if first <= job.place[-1] < first + _AT_ONCE]
+    for first in range(0, number, at_once):
+        part = [job for job in jobs if first <= job.place[-1] < first + at_once]
         found |= solve(inputs, part)
         last = max(job.place[-1] for job in part)
         own = np.array([found[job.place][0].deviance_explained for job in part])

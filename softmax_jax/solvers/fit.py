@@ -250,8 +250,7 @@ def fit_path(
       l1_method: for others; see `fit`.
       slots: strengths, of one weighting, that share a pass. In many slots a pass is cheaper for
         each, but there are more of them, as problems start further from their neighbour's
-        solution: 16 strengths on Fashion-MNIST take 166 passes in 9.8 s in one slot, and 225 in
-        11.6 s in two (two cores).
+        solution; mostly that takes longer.
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
         Results depend on it by rounding only.

@@ -11,8 +11,9 @@ from softmax_jax._annotations import AnyArray
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.penalty import Penalty
-from softmax_jax.solvers import buckets, sparse, spread
+from softmax_jax.solvers import buckets, cost, sparse, spread
 from softmax_jax.solvers.buckets import rounded_up
+from softmax_jax.solvers.precision import needs_float64
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.rows import (
     Rows,
@@ -26,21 +27,6 @@ from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.spread import Spread
 from softmax_jax.solvers.units import Units, of_their_own
-
-# Above this offset, work is in float64: sums of squares stay below 3e38, float32's largest number.
-_WIDE = 1e15
-# Where penalties of equal gradients differ by more than the square of this, float32 gradients of
-# the least penalised feature are too coarse for a certificate.
-_UNEVEN = 2.0**12
-# Sparse rows are stored as dense ones if that makes at most so many numbers of each entry, or so
-# many in all.
-_DENSITY = 8
-_FEW = 2**20
-# Up to so many numbers stay on the host, where nothing is compiled to look at them; programs fetch
-# them in less time than it takes to put them on a device one by one.
-_FEW_ON_HOST = 2**16
-# Sparse rows of a block.
-_FEWEST_ROWS, _MOST_ROWS = 2**13, 2**16
 
 
 class Inputs(NamedTuple):
@@ -64,7 +50,7 @@ class Inputs(NamedTuple):
     """``[q, 1 + d]``: the bias as a column in front of the weights, for the features as given."""
     one_hot: bool
     """Whether each row of weight is of one class for certain."""
-    is_wide: bool
+    needs_float64: bool
     """Whether float32 may not do: large offsets, or penalties that differ by orders."""
     n: int
     q: int
@@ -108,7 +94,7 @@ def arrange(
         rows = with_padding(rows, features=shape.features - d, classes=shape.classes - classes.size)
         cached = rows_within(max(shape.features, shape.classes), numbers=CACHED)
         layout = _layout(rows.weights, block_size or max(cached, 256), shape.rows)
-    on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= _FEW_ON_HOST
+    on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= cost.ON_HOST
     stored = _stored(rows, layout, fit_intercept, grouped)
     problem, units = of_their_own(
         stored if on_host else jax.device_put(stored),
@@ -130,7 +116,7 @@ def arrange(
         units=units,
         initial=None if rows.initial is None else _limited(rows.initial, rows.single),
         one_hot=is_one_hot(rows.y[np.any(rows.weights > 0, axis=0)]),
-        is_wide=_is_wide(problem, rows.offset),
+        needs_float64=needs_float64(problem, rows.offset),
         n=n,
         q=rows.mass.shape[1],
         num_classes=given.mass.shape[1],
@@ -162,7 +148,10 @@ def _needed(given: Rows, classes: np.ndarray, fit_intercept: bool) -> tuple[Rows
     rows = rows._replace(x=canonical(rows.x))
     features = _used(rows, fit_intercept, left_out)
     rows = of_features(rows, features)
-    return (rows._replace(x=_dense(rows.x)) if _is_better_dense(rows.x) else rows), features
+    n, d = rows.x.shape
+    if cost.is_better_dense(n, d, rows.x.nnz):
+        rows = rows._replace(x=_dense(rows.x))
+    return rows, features
 
 
 def _limited(initial: np.ndarray, single: Single) -> np.ndarray:
@@ -239,26 +228,6 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
     )
 
 
-def _is_wide(problem: Problem, offset: np.ndarray | None) -> bool:
-    """Returns whether the work must be in float64."""
-    factor = np.asarray(problem.factor)
-    if problem.penalty.relative is not None:
-        relative = np.asarray(problem.penalty.relative)
-        factor = factor * np.sqrt(np.where(relative > 0, relative, 1))
-    return bool(
-        factor.max() > _UNEVEN * factor.min()
-        or not 1e-6 < factor.min() <= factor.max() < 1e6
-        or (isinstance(problem.x, SparseRows) and not _fits_float32(problem))
-        or (offset is not None and np.abs(offset).max() > _WIDE)
-    )
-
-
-def _fits_float32(problem: Problem) -> bool:
-    """Returns whether float32 holds the units, with which entries are multiplied there."""
-    sizes = np.abs([problem.scale, problem.center])
-    return bool(sizes.max() < 1e30 and sizes[0].min(where=sizes[0] > 0, initial=1) > 1e-30)
-
-
 def _shares(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -276,16 +245,6 @@ def _used(rows: Rows, fit_intercept: bool, left_out: np.ndarray) -> np.ndarray:
     return np.flatnonzero(is_used) if is_used.any() else np.flatnonzero(~left_out)[:1]
 
 
-def _is_better_dense(x: AnyArray) -> bool:
-    """Returns whether sparse rows are dense enough, or few enough, to be stored as dense ones.
-
-    A product with dense numbers takes an eighteenth of the time that one with as many entries
-    takes. Indices included, entries that are stored by rows and by columns take more than
-    twice the memory of so many dense numbers.
-    """
-    return x.shape[0] * x.shape[1] <= max(_DENSITY * x.nnz, _FEW)
-
-
 def _dense(x: AnyArray) -> np.ndarray:
     row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
     dense: Any = np.zeros(x.shape, x.dtype)
@@ -295,7 +254,7 @@ def _dense(x: AnyArray) -> np.ndarray:
 
 def _rows_of_sparse(q: int) -> int:
     """Returns how many sparse rows make a block: few blocks, as each adds to all parameters."""
-    return min(max(rows_within(q), _FEWEST_ROWS), _MOST_ROWS)
+    return min(max(rows_within(q), cost.LEAST_SPARSE_ROWS), cost.MOST_SPARSE_ROWS)
 
 
 def _sparse_rows(x: AnyArray, layout: _Layout) -> SparseRows:

@@ -18,6 +18,7 @@ import numpy as np
 
 from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
+from softmax_jax.data.blocks import NUMBERS
 from softmax_jax.data.targets import mass_of_classes, mean_entropy, refuse_single_class, rows_last
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import cost, jax_settings, spread
@@ -42,11 +43,6 @@ from softmax_jax.solvers.solution import (
 )
 from softmax_jax.solvers.units import Units, of_several, to_users
 from softmax_jax.status import Status
-
-# Numbers of a chunk of problems: features in float64 of 32 MiB.
-_CHUNK = 2**22
-# Problems that are solved side by side where that takes no longer than one.
-_SIDE_BY_SIDE = 256
 
 
 def fit_many(
@@ -219,7 +215,7 @@ def _solved_together(own: _Problems, tol: float, max_passes: float) -> Any:
     on_cpu = jax.default_backend() == "cpu"
     workers = (os.cpu_count() or 1) if on_cpu else 1
     # Of one length, as each is compiled for.
-    chunks = max(-(-chosen.size * n * d // _CHUNK), min(workers, chosen.size))
+    chunks = max(-(-chosen.size * n * d // NUMBERS), min(workers, chosen.size))
     length = rounded_up(-(-chosen.size // chunks))
     parts = [chosen[i : i + length] for i in range(0, chosen.size, length)]
 
@@ -234,7 +230,7 @@ def _solved_together(own: _Problems, tol: float, max_passes: float) -> Any:
                     np.where(absent, NEVER, 0.0),
                     np.float64(own.fit_intercept),
                     np.float64(min(max_passes - 1, method.fallback_after)),
-                    side_by_side=1 if on_cpu else _SIDE_BY_SIDE,
+                    side_by_side=1 if on_cpu else cost.SIDE_BY_SIDE,
                 )
             )
         return _certified(own, part, found, units, absent, baseline, tol, method, n)

@@ -78,7 +78,7 @@ def plan_of(inputs: Inputs, method: Method, dtype: DTypeLike, *, is_small: bool)
         why = f"a pass takes {work:.1e} multiplications, more than {method.float64_below:.0e}"
     elif is_small:
         why = f"a pass takes {work:.1e} multiplications, no more than {method.float64_below:.0e}"
-    elif inputs.is_wide:
+    elif inputs.needs_float64:
         why = "offsets are large, or penalties of features differ by orders"
     elif method.always_float64:
         why = "the method always works in it"

@@ -38,8 +38,6 @@ from softmax_jax.solvers.solution import Solution, negligible, solution_of
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import Units, from_solver
 
-# Steps of a problem, and of one that goes on from its neighbour's solution.
-_STEPS, _STEPS_FROM_NEIGHBOUR = 40, 10
 # The first step, another, and the certificates inside and outside.
 _LEAST_PASSES = 4
 
@@ -62,7 +60,7 @@ def pays(inputs: Inputs, jobs: Sequence[Job]) -> bool:
 def costs(inputs: Inputs, jobs: Sequence[Job]) -> tuple[float, float]:
     """Returns what it costs to solve the problems in the space of the rows, and as they are."""
     n, d, q = inputs.problem.blocks * inputs.problem.rows, inputs.problem.d, inputs.q
-    steps = _STEPS + _STEPS_FROM_NEIGHBOUR * (len(jobs) - 1)
+    steps = cost.STEPS + cost.STEPS_FROM_NEIGHBOUR * (len(jobs) - 1)
     change = cost.FLOAT64 * (2.0 * n * n * d + 2 * cost.eigenvectors(n))
     return change + steps * cost.step(n, n * n, q), steps * cost.step(n, n * d, q)
 

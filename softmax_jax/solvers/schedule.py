@@ -68,11 +68,10 @@ def solve(
     small = is_small(inputs, method)
     queues = _queues(jobs, method.float64_target if small else np.inf)
     inputs, queues = offsets.with_start(inputs, queues, method, stop, report, solve)
-    wide = small or inputs.is_wide or method.always_float64
+    dtype = types(inputs, method)[0]
     start = None if inputs.initial is None else to_solver(inputs.units, inputs.initial)
     groups = collections.deque(
-        Group(together, np.float64 if wide else np.float32, start)
-        for together in _in_slots(queues, method.width, slots)
+        Group(together, dtype, start) for together in _in_slots(queues, method.width, slots)
     )
     solved: dict[tuple[int, ...], tuple[Solution, Job]] = {}
     while groups:
@@ -89,6 +88,13 @@ def solve(
 def is_small(inputs: Inputs, method: Method) -> bool:
     """Returns whether a pass takes so little that all work is in float64."""
     return inputs.n * inputs.d * inputs.q <= method.float64_below
+
+
+def types(inputs: Inputs, method: Method) -> tuple[DTypeLike, ...]:
+    """Returns the types to work in, one after the other where the first does not suffice."""
+    if inputs.needs_float64 or method.always_float64 or is_small(inputs, method):
+        return (np.float64,)
+    return np.float32, np.float64
 
 
 def _queues(jobs: Sequence[Job], most: float) -> dict[int, collections.deque[Job]]:

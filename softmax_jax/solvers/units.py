@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmax_jax._annotations import Array, Bool, Float, NDArray
-from softmax_jax.checks import is_wide
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import passes
+from softmax_jax.solvers.precision import holds_rows
 from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
-from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.spread import Spread
 
 # Between these, squares of factors are numbers.
@@ -63,7 +62,7 @@ def of_their_own(
     found = spread or _spread(stored, largest)
     has_intercept = bool(np.asarray(stored.intercept) > 0)
     center, reach = _center_and_reach(
-        found, scale, shift, has_intercept, in_float32=_fits_float32(stored, largest)
+        found, scale, shift, has_intercept, in_float32=holds_rows(stored, largest)
     )
     units = _units(center, reach, scale, shift)
     problem = stored._replace(center=center, scale=scale * units.size)
@@ -156,16 +155,9 @@ def _in_units(penalty: Penalty, units: Units, factor: Float[NDArray, " d"]) -> P
     )
 
 
-def _fits_float32(stored: Problem, largest: float) -> bool:
-    """Returns whether float32 holds all numbers of the rows."""
-    if isinstance(stored.x, SparseRows):
-        return False
-    return not is_wide(stored.x.dtype) and largest < 1e30
-
-
 def _spread(stored: Problem, largest: float) -> Spread:
     """Returns the `Spread` of dense features, all but the deviation."""
-    dtype = jnp.float32 if _fits_float32(stored, largest) else jnp.float64
+    dtype = jnp.float32 if holds_rows(stored, largest) else jnp.float64
     first, mean, reach = (np.asarray(a, np.float64) for a in _statistics(cast(stored, dtype)))
     return Spread(first, mean, reach, np.full_like(mean, np.nan))
 

@@ -17,7 +17,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from softmax_jax._annotations import Float, Integer, NDArray
-from softmax_jax.solvers import schedule, working_set
+from softmax_jax.data.blocks import NUMBERS
+from softmax_jax.solvers import cost, schedule, working_set
 from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.certificate import Certificate, certified_together
 from softmax_jax.solvers.compiled import compiled
@@ -32,12 +33,8 @@ from softmax_jax.solvers.solution import Progress, Solution, negligible, solutio
 from softmax_jax.solvers.units import to_solver
 from softmax_jax.status import Status
 
-# FLOP from one look of the host to the next, about a second, and passes that a strength takes.
-_BETWEEN_LOOKS, _PASSES = 1e11, 40
-# Paths are compiled for a multiple of so many strengths.
-_STRENGTHS = 8
 # Numbers of the logits that are certified at once: float64 of 64 MiB.
-_LOGITS = 2**23
+_LOGITS = 2 * NUMBERS
 
 _Solved: TypeAlias = dict[tuple[int, ...], tuple[Solution, Job]]
 """Solutions by place, and the jobs as they ended."""
@@ -51,11 +48,10 @@ def solve(
     report: Report,
 ) -> _Solved:
     """Solves jobs as `schedule.solve` does, in float32 first where that may do."""
-    wide = inputs.is_wide or method.always_float64 or schedule.is_small(inputs, method)
     solved: _Solved = {}
     starts: dict[int, np.ndarray] = {}
     left = list(jobs)
-    for dtype in (np.float64,) if wide else (np.float32, np.float64):
+    for dtype in schedule.types(inputs, method):
         for weightings, group in _groups(left, method.width):
             penalised = any(jobs[0].l2 > 0 for jobs in group)
             setup = method.prepare(inputs, weightings, dtype, penalised=penalised)
@@ -122,7 +118,7 @@ def _walked(
     path = [tuple(job.after(n) for job, n in zip(path[0], taken, strict=True)), *path[1:]]
     length = _rounded(min(len(path), _strengths_between_looks(way.inputs)))
     solved: _Solved = {}
-    previous, least, pace, done = theta, 0, _STRENGTHS, 0
+    previous, least, pace, done = theta, 0, cost.STRENGTHS_AT_ONCE, 0
     while done < len(path):
         features = working_set.chosen(way.setup, path[done][0], theta.astype(way.dtype), least)
         own = path[done : done + (length if features is None else pace)]
@@ -135,7 +131,8 @@ def _walked(
             are_certified = (all(_is_certified(found, job) for job in jobs) for jobs in own)
             reached = sum(itertools.takewhile(bool, are_certified))
             least = (1 if reached else 2) * len(features)
-            pace = max(1, min(_STRENGTHS, 2 * reached if reached == len(own) else reached))
+            faster = 2 * reached if reached == len(own) else reached
+            pace = max(1, min(cost.STRENGTHS_AT_ONCE, faster))
         done += reached
         if reached:
             kept = {job.place for jobs in own[:reached] for job in jobs} & found.keys()
@@ -196,11 +193,13 @@ def _last(walk: Walk, theta: np.ndarray, most: int) -> np.ndarray:
 
 def _rounded(length: int) -> int:
     """Returns the length that programs are compiled for."""
-    return -(-length // _STRENGTHS) * _STRENGTHS
+    return -(-length // cost.STRENGTHS_AT_ONCE) * cost.STRENGTHS_AT_ONCE
 
 
 def _strengths_between_looks(inputs: Inputs) -> int:
-    return max(_STRENGTHS, int(_BETWEEN_LOOKS / (_PASSES * step_of(inputs.problem, inputs.q))))
+    """Returns the strengths that take about a second, after which the host looks at them."""
+    number = cost.SECOND / (cost.STEPS * step_of(inputs.problem, inputs.q))
+    return max(cost.STRENGTHS_AT_ONCE, int(number))
 
 
 def _start(inputs: Inputs, weightings: list[int], reached: dict[int, np.ndarray]) -> _Start:
@@ -235,12 +234,12 @@ def _approached(
     taken: Any = np.zeros(len(theta))
     has_strongest = start.largest > 0 and first.l1 > 0
     number = math.floor(math.log(start.largest / first.l1, 1 / ratio)) if has_strongest else 0
-    if way.stop.max_passes < _PASSES * (1 + number):
+    if way.stop.max_passes < cost.STEPS * (1 + number):
         return theta, taken
     for i in range(1, number + 1):
         job = dataclasses.replace(first, l1=start.largest * ratio**i, target=target)
         features = working_set.chosen(way.setup, job, theta.astype(way.dtype), 0)
-        walk = _walk(way, features, theta, previous, [job], _PASSES)
+        walk = _walk(way, features, theta, previous, [job], cost.STEPS)
         taken = taken + walk.passes[0]
         if np.isfinite(walk.gap).all():
             previous, theta = theta, np.asarray(walk.theta[0])

@@ -127,7 +127,7 @@ class QuasiNewton(IterativeMethod[State]):
             return self
         suits = self.few.suits(problem.blocks * problem.rows, problem.d, q)
         # Penalties that differ by orders leave little to a Hessian that is not all there.
-        is_hard = inputs.is_wide and self.sizes.is_exact(problem.d, q)
+        is_hard = inputs.needs_float64 and self.sizes.is_exact(problem.d, q)
         if not (suits or is_hard) or any(job.l2 == 0 for job in jobs):
             return self
         return dataclasses.replace(self.few, fallback=self)
@@ -145,7 +145,7 @@ class QuasiNewton(IterativeMethod[State]):
 
     def sized(self, inputs: Inputs) -> Self:
         """Returns the method with the order of the core decided."""
-        if inputs.is_wide:
+        if inputs.needs_float64:
             return self
         return dataclasses.replace(self, sizes=self.sizes.decided(inputs.problem, inputs.q))
 
