@@ -31,6 +31,9 @@ else:
 Scalar: TypeAlias = float | int | np.floating | np.integer | Real[Array | NDArray, ""]
 """One real number, of Python, NumPy or JAX; under a transformation it may be traced."""
 
+OverGrid: TypeAlias = float | Float[NDArray, "*grid"]
+"""A number for one problem, or an array of them over a grid of problems."""
+
 __all__ = [
     "AnyArray",
     "Array",
@@ -41,6 +44,7 @@ __all__ = [
     "Integer",
     "NDArray",
     "Num",
+    "OverGrid",
     "Real",
     "Scalar",
     "Shaped",

@@ -112,7 +112,7 @@ def compared(data: str, name: str, case: Case) -> str:
         f"{np.abs(w[0] - w[1]).max() / largest:.0e}",
         f"{np.abs(path.deviance - ours.deviance_explained).max():.0e}",
         str(others),
-        f"{abs(own.l1[0] / (alpha * strengths[0]) - 1):.0e}",
+        f"{abs(np.max(np.asarray(own.l1)) / (alpha * strengths[0]) - 1):.0e}",
     )
     return " | ".join([data, name, f"{certified} of {len(strengths)}", *numbers])
 

@@ -144,14 +144,14 @@ def measured(name: str, args: argparse.Namespace) -> str:
     seconds, solution = statistics.median(run[0] for run in runs), runs[0][1]
     certified = int(np.sum(solution.status == solvers.Status.CERTIFIED))
     line = [name, "x".join(map(str, x.shape)), str(len(l1)), f"{seconds:.3f}", f"{first:.1f}"]
-    line += [f"{certified}", f"{solution.passes.sum():.0f}"]
+    line += [f"{certified}", f"{np.sum(solution.passes):.0f}"]
     if args.proximal:
         method = solvers.Proximal(newton=None)
         slow, gradients = timed(x, y, l1, l1_method=method, **options)
-        line += [f"{slow:.1f}, {gradients.passes.sum():.0f}"]
+        line += [f"{slow:.1f}, {np.sum(gradients.passes):.0f}"]
     if peer is not None:
         theirs = statistics.median(run.seconds for run in peers if run is not None)
-        above = excess(peer, x, y, solution.objective - solution.gap, grouped=grouped)
+        above = excess(peer, x, y, np.subtract(solution.objective, solution.gap), grouped=grouped)
         line += [f"{theirs:.3f}", f"{theirs / seconds:.2f}"]
         line += [f"{np.max(above):.0e}", f"{np.median(above):.0e}"]
     return " | ".join(line)

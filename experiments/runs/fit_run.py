@@ -72,21 +72,22 @@ def rows_of(
     test_scores: Sequence[dict[str, float]],
 ) -> list[dict[str, Any]]:
     """Returns the lines of path.jsonl, one a pair of strengths."""
+    each = [jax.tree.map(lambda a, i=i: a[i], solutions) for i in range(len(l2))]
     return [
         {
             "l2": float(l2[i]),
             "l1": float(l1[i]),
-            "objective": float(solutions.objective[i]),
-            "relative_gap": files.finite_or_none(solutions.relative_gap[i]),
-            "status": str(solutions.status[i]),
-            "reason": str(solutions.reason[i]),
-            "passes": float(solutions.passes[i]),
-            "nonzero_weights": int(solutions.nonzeros[i].sum()),
-            "weight_norm": float(np.linalg.norm(solutions.params.w[i])),
+            "objective": float(solution.objective),
+            "relative_gap": files.finite_or_none(solution.relative_gap),
+            "status": str(solution.status),
+            "reason": str(solution.reason),
+            "passes": float(solution.passes),
+            "nonzero_weights": int(solution.nonzeros.sum()),
+            "weight_norm": float(np.linalg.norm(solution.params.w)),
             **in_columns("train", train_scores[i]),
             **in_columns("test", test_scores[i]),
         }
-        for i in range(len(l2))
+        for i, solution in enumerate(each)
     ]
 
 

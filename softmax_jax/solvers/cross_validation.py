@@ -267,7 +267,7 @@ def _compared(
       score: of a fit and the rows held out, or None.
       block_size: rows at a time.
     """
-    l2, l1 = folds.l2[0], folds.l1[0]
+    l2, l1 = (np.asarray(strengths)[0] for strengths in (folds.l2, folds.l1))
     size = rows_of_block(params, test, is_sparse(x), block_size)
     sums = [measured(x, y, offset, size, *fold) for fold in zip(test, *params, strict=True)]
     weight = np.array([np.ravel(fold.weight)[0] for fold in sums])

@@ -132,9 +132,9 @@ def fit_many(
                     time.perf_counter() - began,
                     len(solutions),
                     problems,
-                    last.passes,
-                    last.objective,
-                    last.relative_gap,
+                    float(last.passes),
+                    float(last.objective),
+                    float(last.relative_gap),
                 )
             )
 
@@ -374,8 +374,8 @@ def _certified(
             params=jax.tree.map(lambda a, i=i: a[i], params),
             centered=jax.tree.map(lambda a, i=i: a[i], centered),
             mean=units.mean[i],
-            objective=found.value[i],
-            loss=found.loss[i],
+            objective=float(found.value[i]),
+            loss=float(found.loss[i]),
             deviance_explained=deviance_explained(
                 float(found.loss[i]),
                 baseline[i] if own.fit_intercept else np.log(absent.shape[1]),
@@ -383,7 +383,7 @@ def _certified(
             ),
             gap=gap[i],
             relative_gap=relative[i],
-            slope=found.slope[i],
+            slope=float(found.slope[i]),
             status=Status.CERTIFIED,
             reason="",
             passes=float(found.steps[i] + 1),

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, Float
+from softmax_jax._annotations import Array, Float, NDArray
 from softmax_jax.solvers import cost, passes, schedule
 from softmax_jax.solvers.certificate import Certificate, certified_together
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, verdict
 from softmax_jax.solvers.methods.method import IterativeMethod
+from softmax_jax.solvers.plan import Plan
 from softmax_jax.solvers.problem import (
     NEVER,
     Problem,
@@ -95,7 +96,7 @@ def solve(
     for m in sorted({job.weighting for job in jobs}):
         own = [(s, job) for s, job in inside.values() if job.weighting == m]
         ended = [job for _, job in own]
-        plans = [found.plan._replace(reasons=(*found.plan.reasons, reason)) for found, _ in own]
+        plans = [_with_reason(solution.plan, reason) for solution, _ in own]
         thetas = _outside(inputs.problem, space, _stacked([solution for solution, _ in own]))
         certified = certified_together(inputs.problem, m, ended, thetas)
         for i, (job, alone) in enumerate(zip(ended, certified, strict=True)):
@@ -112,6 +113,11 @@ def _inside(inputs: Inputs, features: Float[Array, "blocks rows n"]) -> Inputs:
     problem = inputs.problem._replace(x=features, center=zeros, scale=ones, penalty=penalty)
     units = Units(np.zeros(n), np.ones(n), np.ones(n, bool))
     return inputs._replace(problem=problem, units=units)
+
+
+def _with_reason(plan: Plan | NDArray | None, reason: str) -> Plan:
+    assert isinstance(plan, Plan)
+    return plan._replace(reasons=(*plan.reasons, reason))
 
 
 def _stacked(solutions: Sequence[Solution]) -> np.ndarray:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from softmax_jax._annotations import Float, Integer, NDArray
+from softmax_jax._annotations import Float, Integer, NDArray, OverGrid
 from softmax_jax.model import Params
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import Job, Verdict
+from softmax_jax.solvers.plan import Plan
 from softmax_jax.solvers.units import Units, to_users
 from softmax_jax.status import FAR_FROM_ZERO, Status
 
@@ -61,35 +62,35 @@ class Solution(NamedTuple):
     """Parameters for ``x - mean``, for float32 to evaluate however far features are from zero."""
     mean: Float[NDArray, "*grid d"]
     """Means of the features."""
-    objective: Any
+    objective: OverGrid
     """F in nats, in float64, of `centered`; that of `params` is larger by rounding, up to `gap`."""
-    gap: Any
+    gap: OverGrid
     """Gap in nats: no minimum is below ``objective - gap``. `objective` where nothing is known."""
-    relative_gap: Any
+    relative_gap: OverGrid
     """``gap / max(objective, m)``, with a millionth m of the loss without features."""
-    slope: Any
+    slope: OverGrid
     """Largest entry of the gradient of F, in features of size 1; NaN where a gap is known."""
-    status: Any
+    status: Status | NDArray
     """`Status`: ``certified``, ``not certified`` or ``infimum at infinity``."""
-    reason: Any
+    reason: str | NDArray
     """Reason why it is not certified; empty if it is."""
-    passes: Any
+    passes: OverGrid
     """Passes over all rows that have weight: forward and back."""
-    history: Any
+    history: History | NDArray
     """`History` of the problem."""
-    loss: Any
+    loss: OverGrid
     """Mean loss in nats: the objective without its penalty."""
-    deviance_explained: Any
+    deviance_explained: OverGrid
     r"""Share of the deviance that features explain: :math:`(l_0 - l) / (l_0 - l_y)`.
 
     With the loss :math:`l`, that without features and offsets :math:`l_0`, and that of the targets
     themselves :math:`l_y`, which is 0 for class ids. 0 where there is nothing to explain.
     """
-    l2: Any = None
+    l2: OverGrid | None = None
     """Strength of the squared penalty."""
-    l1: Any = None
+    l1: OverGrid | None = None
     """Strength of the absolute penalty."""
-    plan: Any = None
+    plan: Plan | NDArray | None = None
     """`Plan` of what was chosen for the problem, and why."""
 
     @property
