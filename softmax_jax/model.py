@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer, Shaped
+from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer, NDArray, Shaped
 from softmax_jax._dtypes import accumulation_type, at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_jax
 from softmax_jax.normalizer import log_normalizer, softmax
@@ -26,9 +26,9 @@ class Params(NamedTuple):
     Several models are stacked along axes in front. On the host they may be arrays of NumPy.
     """
 
-    w: Float[Array, "*m d q"]
+    w: Float[Array | NDArray, "*m d q"]
     """Weights, a column for each class."""
-    b: Float[Array, "*m q"]
+    b: Float[Array | NDArray, "*m q"]
     """Biases."""
 
 

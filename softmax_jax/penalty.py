@@ -179,11 +179,11 @@ class Penalty:
         smooth = jnp.sum(w * w, axis) * ridge / 2
         return jnp.sum(smooth + jnp.sum(self.sizes(w), axis) * threshold, axis=-1)
 
-    def smooth_value(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
+    def smooth_value(self, w: Float[Array | NDArray, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns the squared part alone, :math:`\sum \rho W^2 / 2`."""
         return jnp.sum(self.gradient(w) * w, axis=(-2, -1)) / 2
 
-    def gradient(self, w: Float[Array, "*k d q"]) -> Float[Array, "*k d q"]:
+    def gradient(self, w: Float[Array | NDArray, "*k d q"]) -> Float[Array, "*k d q"]:
         r"""Returns the gradient of the squared part, :math:`\rho W`."""
         return jnp.broadcast_to(self.ridge, w.shape).astype(w.dtype) * w
 

@@ -74,7 +74,7 @@ def begin(params: Params, members: int) -> Best:
     """Before the first evaluation; ``params`` as in a state, of one member or stacked."""
     w, b = _stacked(params, members)
     return Best(
-        Params(np.zeros_like(w), np.zeros_like(b)),  # type: ignore[arg-type]
+        Params(np.zeros_like(w), np.zeros_like(b)),
         loss=np.full(members, np.inf),
         step=np.zeros(members, np.int32),
         waited=np.zeros(members, np.int32),
@@ -102,7 +102,7 @@ def update(best: Best, params: Params, loss: np.ndarray, *, step: int, patience:
         for new, old in zip(_stacked(params, len(loss)), best.params, strict=True)
     )
     return Best(
-        Params(w, b),  # type: ignore[arg-type]
+        Params(w, b),
         loss=np.where(better, loss, best.loss),
         step=np.where(better, step, best.step).astype(np.int32),
         waited=waited,

@@ -270,9 +270,7 @@ def _epoch(fit_intercept: bool, batch_size: int) -> Callable[..., Any]:
 
 
 def _zeros(d: int, q: int) -> Params:
-    w: Any = np.zeros((d, q))
-    b: Any = np.zeros(q)
-    return Params(w, b)
+    return Params(np.zeros((d, q)), np.zeros(q))
 
 
 def _not_begun(params: Params) -> solvers.Solution:

@@ -1,7 +1,7 @@
 """Cross-validation: what held-out rows say of each strength of the penalty."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -335,7 +335,7 @@ def _scored(
     return scores
 
 
-def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[Any, Any]:
+def _mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[AnyArray, AnyArray]:
     """Returns the mean over folds, and its standard error; NaN where one of them is infinite.
 
     They are arrays, or NumPy scalars where there is a single strength.
@@ -358,7 +358,7 @@ def choices(
     best = np.argmin(loss)
     simplest = np.argmax(loss <= loss[best] + error[best])
 
-    def place(i: Any) -> tuple[int, ...]:
+    def place(i: np.integer) -> tuple[int, ...]:
         return tuple(int(axis) for axis in np.unravel_index(strongest_first[i], shape))
 
     return place(best), place(simplest)

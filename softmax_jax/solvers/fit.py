@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -361,7 +361,7 @@ def _with_all_features(solution: Solution, inputs: Inputs) -> Solution:
         return Params(params.w[..., :d, :q], params.b[..., :q])
 
     def filled(params):
-        w: Any = np.zeros((*params.w.shape[:-2], shift.size, params.w.shape[-1]))
+        w = np.zeros((*params.w.shape[:-2], shift.size, params.w.shape[-1]))
         w[..., features, :] = params.w
         return params._replace(w=w)
 
@@ -370,7 +370,7 @@ def _with_all_features(solution: Solution, inputs: Inputs) -> Solution:
     )
     if d == shift.size:
         return solution
-    mean: Any = np.broadcast_to(shift, (*solution.mean.shape[:-1], shift.size)).copy()
+    mean = np.broadcast_to(shift, (*solution.mean.shape[:-1], shift.size)).copy()
     mean[..., features] = solution.mean
     return solution._replace(
         params=filled(solution.params), centered=filled(solution.centered), mean=mean
@@ -383,8 +383,8 @@ def _with_all_classes(solution: Solution, classes: np.ndarray, q: int) -> Soluti
         return solution
 
     def filled(params):
-        w: Any = np.zeros((*params.w.shape[:-1], q))
-        b: Any = np.full((*params.b.shape[:-1], q), -np.inf)
+        w = np.zeros((*params.w.shape[:-1], q))
+        b = np.full((*params.b.shape[:-1], q), -np.inf)
         w[..., classes], b[..., classes] = params
         return Params(w, b)
 

@@ -1,10 +1,11 @@
 """Folds of cross-validation: which rows are trained on, and which are held out."""
 
 import warnings
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, NDArray
 from softmax_jax.data.targets import (
     are_ids,
     expected,
@@ -15,7 +16,10 @@ from softmax_jax.data.targets import (
 
 
 def splits(
-    folds: Any, y: np.ndarray, weights: np.ndarray, seed: int
+    folds: int | np.integer | NDArray | Iterable[tuple[AnyArray, AnyArray]],
+    y: np.ndarray,
+    weights: np.ndarray,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``[folds, n]`` weights of the rows in training, and in scores.
 
@@ -74,10 +78,10 @@ def dealt_out(folds: int, y: np.ndarray, weights: np.ndarray, seed: int) -> np.n
     return ids
 
 
-def _counts(pairs: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _counts(pairs: Iterable[tuple[AnyArray, AnyArray]], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Counts how often each pair of index arrays (or masks) names a row, on each side."""
 
-    def count(rows: Any) -> np.ndarray:
+    def count(rows: AnyArray) -> np.ndarray:
         rows = np.asarray(rows)
         return np.bincount(np.arange(n)[rows if rows.size else []], minlength=n)
 

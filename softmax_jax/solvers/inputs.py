@@ -1,7 +1,7 @@
 """Rows laid out in blocks, as the solvers take them."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -204,7 +204,7 @@ def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> 
     n, d = rows.x.shape
     shares = np.array(layout.of(_shares(rows.weights).T))
     shares.reshape(len(layout.order), -1)[n:] = 0
-    per_column: Any = np.ones(d)
+    per_column = np.ones(d)
     single = rows.single.finite()
     return Problem(
         x=_sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
@@ -247,7 +247,7 @@ def _used(rows: Rows, fit_intercept: bool, left_out: np.ndarray) -> np.ndarray:
 
 def _dense(x: AnyArray) -> np.ndarray:
     row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    dense: Any = np.zeros(x.shape, x.dtype)
+    dense = np.zeros(x.shape, x.dtype)
     dense[row, x.indices] = x.data
     return dense
 

@@ -3,12 +3,15 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # By their names in JAX. They are part of what a program is compiled for.
-_HELD: dict[str, Any] = {
+_HELD: dict[str, bool | str | None] = {
     # Certificates are float64.
     "enable_x64": True,
     # Float64 meets float32, and indices meet one another.
@@ -28,7 +31,7 @@ _HELD: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def _set(settings: Mapping[str, Any]) -> Iterator[None]:
+def _set(settings: Mapping[str, bool | str | None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in settings.items():
             stack.enter_context(getattr(jax, name)(value))
@@ -40,13 +43,13 @@ def held() -> contextlib.AbstractContextManager[None]:
     return _set(_HELD)
 
 
-def under_present_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+def under_present_settings(function: Callable[P, R]) -> Callable[P, R]:
     """Returns ``function`` such that it runs under the settings of now, also in a `held` block."""
     present = {name: getattr(jax.config, f"jax_{name}") for name in _HELD}
 
     @functools.wraps(function)
-    def run(*args: Any) -> Any:
+    def run(*args: P.args, **options: P.kwargs) -> R:
         with _set(present):
-            return function(*args)
+            return function(*args, **options)
 
     return run

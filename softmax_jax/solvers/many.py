@@ -8,9 +8,9 @@ some at a time. Those with more parameters are solved one by one, by programs th
 import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +204,9 @@ def _joined(
     return np.cumsum(lengths), np.concatenate(parts), joined(y, "y"), weights
 
 
-def _solved_together(own: _Problems, tol: float, max_passes: float) -> Any:
+def _solved_together(
+    own: _Problems, tol: float, max_passes: float
+) -> Iterator[dict[int, Solution]]:
     """Yields solutions by number, those that are certified, of the problems that are small."""
     method = Newton()
     rows, lengths = own.rows, np.diff(own.ends, prepend=0)
@@ -357,7 +359,7 @@ def _certified(
     )
     gap = np.where(found.gap < found.value, found.gap + error**2 / 2, found.value)
     relative = gap / np.maximum(found.value, NEGLIGIBLE * baseline)
-    nothing: Any = np.zeros(0)
+    nothing = np.zeros(0)
     n, d, q = rows_of_each, units.mean.shape[1], absent.shape[1]
     plan = Plan(
         method=method,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,10 @@ def relaxed(inputs: Inputs, found: Solved, method: Method, stop: Stop) -> Solved
     relaxed = {}
     for place, (solution, job) in found.items():
         kept = solution.params.w.T != 0
-        lower: Any = np.where(kept, -np.inf if given.lower is None else given.lower, 0)
-        upper: Any = np.where(kept, np.inf if given.upper is None else given.upper, 0)
+        lower = np.where(kept, -np.inf if given.lower is None else given.lower, 0)
+        upper = np.where(kept, np.inf if given.upper is None else given.upper, 0)
         # Without a squared penalty, the factors say that there is none, and the strength nothing.
-        relative: Any = (
+        relative = (
             given.relative if job.l2 > 0 else np.where(np.broadcast_to(kept, shape), 0.0, 1.0)
         )
         penalty = dataclasses.replace(
@@ -48,7 +47,7 @@ def unpenalised(
     """Returns the solution with no weights but those that are not penalised."""
     alone = Stop(tol=1e-12, max_passes=MAX_PASSES)
     inputs = inputs._replace(initial=None)
-    relative: Any = inputs.problem.penalty.relative
+    relative = np.asarray(inputs.problem.penalty.relative)
     relative = np.broadcast_to(relative, (inputs.q, inputs.problem.d))
     for _ in range(5):
         # Without those, the gradient in the others may be larger than it is for W = 0.

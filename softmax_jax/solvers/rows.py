@@ -1,7 +1,8 @@
 """Rows as users give them, checked; nothing is compiled before all of it passed."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, SupportsIndex
+from types import ModuleType
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
     return x, largest
 
 
-def _largest(a: AnyArray, numpy: Any) -> float:
+def _largest(a: AnyArray, numpy: ModuleType) -> float:
     """Returns the largest number in size; NaN if there is one."""
     if a.size == 0:
         return 0.0

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from softmax_jax._annotations import Array, NDArray
 from softmax_jax.solvers import offsets, separation, warm_up
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
@@ -144,6 +145,7 @@ class Slots:
     problem: Problem
     """Rows in working precision, with the strengths of the jobs."""
     state: Any
+    """Pytree of the method's own; see `State`. None where nothing is solved."""
     patience: int
     solved: dict[tuple[int, ...], tuple[Solution, Job]] = dataclasses.field(default_factory=dict)
     unfinished: list[tuple[Job, np.ndarray]] = dataclasses.field(default_factory=list)
@@ -208,8 +210,8 @@ def _begun(
             _certify_start(slots, theta[:1], job)
         return slots
     theta = _with_absent(theta, inputs.absent[[job.weighting for job in jobs]])
-    begin: Any = theta.astype(group.dtype)
-    zero = begin
+    zero = theta.astype(group.dtype)
+    begin: Array | NDArray = zero
     if group.initial is None:
         begin, slots.jobs = warm_up.on_samples(
             method, slots.problem, setup.aids, begin, jobs, stop, report
@@ -338,7 +340,7 @@ def _passes_left(slots: Slots, job: Job) -> float:
 
 
 def _certified(
-    slots: Slots, job: Job, theta: Any, dual: jax.Array | None, i: int, most: float
+    slots: Slots, job: Job, theta: Array | NDArray, dual: jax.Array | None, i: int, most: float
 ) -> tuple[Certificate, int]:
     """Certifies a job at ``theta[i]``, and fetches the certificate."""
     certificate, taken = slots.method.certify(

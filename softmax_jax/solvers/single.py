@@ -1,6 +1,7 @@
 """Penalties and limits of single weights, as users give them."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Single(NamedTuple):
 
         return self._of_each(padded)
 
-    def _of_each(self, changed: Any) -> "Single":
+    def _of_each(self, changed: Callable[[np.ndarray, float], np.ndarray]) -> "Single":
         defaults = (1.0, -np.inf, np.inf)
         return Single(
             *(None if a is None else changed(a, b) for a, b in zip(self, defaults, strict=True))
@@ -112,7 +113,7 @@ def _checked(
 ) -> np.ndarray | None:
     if given is None:
         return None
-    a: Any = np.asarray(given, np.float64)
+    a: AnyArray = np.asarray(given, np.float64)
     if a.shape not in ((), (d,), (d, 1), (d, q)):
         raise ValueError(
             f"{name}: shape {a.shape}; expected [{d}], a number a feature, or [{d}, {q}], one for "
@@ -124,5 +125,5 @@ def _checked(
         word = "more" if least == 0 else "less"
         raise ValueError(f"{name}: {a[at]} at {list(at)}; expected numbers, 0 or {word}")
     classes = a.shape[1] if a.ndim == 2 else 1
-    rows: Any = np.array(np.broadcast_to(a.reshape(-1, classes), (d, classes)).T)
+    rows = np.array(np.broadcast_to(a.reshape(-1, classes), (d, classes)).T)
     return None if name != "penalty_factor" and np.isinf(rows).all() else rows

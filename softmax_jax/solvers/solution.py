@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -102,7 +102,7 @@ class Solution(NamedTuple):
         """
         return np.count_nonzero(self.params.w, axis=-2)
 
-    def sparse_weights(self) -> Any:
+    def sparse_weights(self) -> scipy.sparse.csr_array | NDArray:
         """Returns the weights as SciPy CSR ``[d, q]``: one, or an array of objects over the grid.
 
         Example:

@@ -12,13 +12,13 @@ serial on CPUs, and in any order on GPUs.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, Float, Int, Integer, Num
+from softmax_jax._annotations import AnyArray, Array, Float, Int, Integer, Num
 
 # Entries of a piece. All powers of two up to 64 would fill text with 15% of zeros, these with 30%,
 # which are in the cache: products take as long, and half the time to compile.
@@ -101,7 +101,7 @@ def _block(array: Array, j: Integer[Array, ""]) -> Array:
     return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)
 
 
-def stored(blocks: Sequence[Any], round_up: Callable[[int], int]) -> SparseRows:
+def stored(blocks: Sequence[AnyArray], round_up: Callable[[int], int]) -> SparseRows:
     """Stores blocks of rows.
 
     Args:
@@ -114,7 +114,7 @@ def stored(blocks: Sequence[Any], round_up: Callable[[int], int]) -> SparseRows:
     )
 
 
-def _lines(blocks: Sequence[Any], round_up: Callable[[int], int]) -> Lines:
+def _lines(blocks: Sequence[AnyArray], round_up: Callable[[int], int]) -> Lines:
     numbers = [_numbers_of_pieces(np.diff(block.indptr)) for block in blocks]
     # All blocks go through one loop, and have as many pieces of each width as the fullest.
     sizes = [
@@ -129,7 +129,7 @@ def _lines(blocks: Sequence[Any], round_up: Callable[[int], int]) -> Lines:
     return Lines(tuple(filter(None, levels)), _stacked([place for _, place in arranged]))
 
 
-def _stacked(arrays: Sequence[np.ndarray]) -> Any:
+def _stacked(arrays: Sequence[np.ndarray]) -> AnyArray:
     return np.stack(arrays)
 
 
@@ -165,7 +165,7 @@ def _numbers_of_pieces(counts: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _arranged(block: Any, sizes: list[list[int]]) -> tuple[list[list[tuple]], np.ndarray]:
+def _arranged(block: AnyArray, sizes: list[list[int]]) -> tuple[list[list[tuple]], np.ndarray]:
     """Returns the arrays of the pieces of each width, for each level, and the places of lines."""
     place = np.full(block.shape[0], np.sum(sizes), np.int32)
     # Lines that are not summed up yet, and their entries.

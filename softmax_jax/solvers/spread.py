@@ -1,11 +1,11 @@
 """Spread of the numbers of each feature over the rows, found on the host."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from softmax_jax._annotations import Float, NDArray, Num
+from softmax_jax._annotations import AnyArray, Float, NDArray, Num
 
 
 class Spread(NamedTuple):
@@ -41,7 +41,7 @@ def of_rows(x: Num[NDArray, "*p n d"], shares: Float[NDArray, "*p n"]) -> Spread
     return Spread(first[..., 0, :], mean, reach, deviation)
 
 
-def of_entries(x: Any, shares: Float[NDArray, " n"]) -> Spread:
+def of_entries(x: AnyArray, shares: Float[NDArray, " n"]) -> Spread:
     """Finds how sparse features are spread.
 
     Args:

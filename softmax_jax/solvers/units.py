@@ -8,7 +8,7 @@ has the factor :math:`g_j`. Products with powers of two do not round.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -261,12 +261,12 @@ def to_users(
     if centered:
         w = w - np.mean(w, axis=-2, keepdims=True, where=counts[..., None])
     w = np.where(counts[..., None], w, 0) + 0.0  # no -0.0
-    transposed: Any = np.swapaxes(w, -1, -2)
+    transposed = np.swapaxes(w, -1, -2)
     if not fit_intercept:
-        none: Any = np.zeros(counts.shape)
+        none = np.zeros(counts.shape)
         params = Params(transposed, none)
         return params, params, np.zeros(counts.shape[:-1])
-    bias: Any = np.where(counts, theta[..., 0], 0)
+    bias = np.where(counts, theta[..., 0], 0)
     bias = np.where(counts, bias - mean_of_classes(bias), -np.inf)
     mean = units.mean.astype(np.longdouble)
     # A class at a time, as numbers of this type take four times the memory.
@@ -274,7 +274,7 @@ def to_users(
     exact = np.where(counts, theta[..., 0] - np.stack(shifts, axis=-1), 0)
     # One number may be added to all biases; the choice is that they sum to zero.
     exact = exact - mean_of_classes(exact)
-    b: Any = exact.astype(np.float64)
+    b = exact.astype(np.float64)
     sizes = np.matmul(np.abs(w), np.abs(units.mean)[..., None]).max(axis=(-2, -1))
     rounding = np.finfo(np.longdouble).eps * mean.shape[-1] * sizes
     error = np.max(np.abs(exact - b), axis=-1, where=counts, initial=0) + rounding

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from softmax_jax._annotations import Float, Integer, NDArray
+from softmax_jax._annotations import AnyArray, Float, Integer, NDArray
 from softmax_jax.data.blocks import NUMBERS
 from softmax_jax.solvers import cost, schedule, working_set
 from softmax_jax.solvers import strengths as of_path
@@ -157,7 +157,7 @@ def _walk(
     number = len(strengths)
     strengths = [*strengths, *[strengths[-1]] * (_rounded(number) - number)]
     problem, aids = way.setup.working, way.setup.aids
-    columns: Any = slice(None)
+    columns: slice | NDArray = slice(None)
     if features is not None:
         problem = working_set.restricted(problem, features)
         aids = _aids(way.method, problem, theta.shape[1])
@@ -175,7 +175,7 @@ def _walk(
     walk = Walk(*(array[:number] for array in jax.device_get(walk)))
     if features is None:
         return walk
-    found: Any = np.zeros((*walk.theta.shape[:-1], theta.shape[-1]), way.dtype)
+    found: AnyArray = np.zeros((*walk.theta.shape[:-1], theta.shape[-1]), way.dtype)
     found[..., columns] = walk.theta
     return walk._replace(theta=found)
 
@@ -205,7 +205,7 @@ def _strengths_between_looks(inputs: Inputs) -> int:
 def _start(inputs: Inputs, weightings: list[int], reached: dict[int, np.ndarray]) -> _Start:
     """Returns where to begin: what weightings have ``reached``, what is given, or no weights."""
     absent = inputs.absent[weightings]
-    theta: Any = np.zeros((len(weightings), inputs.q, 1 + inputs.problem.d))
+    theta = np.zeros((len(weightings), inputs.q, 1 + inputs.problem.d))
     largest = 0.0
     if inputs.initial is not None:
         theta[:] = to_solver(inputs.units, inputs.initial)
@@ -231,7 +231,7 @@ def _approached(
     """
     theta = previous = start.theta
     ratio, target = way.method.approach_ratio, max(first.target, way.method.approach_target)
-    taken: Any = np.zeros(len(theta))
+    taken = np.zeros(len(theta))
     has_strongest = start.largest > 0 and first.l1 > 0
     number = math.floor(math.log(start.largest / first.l1, 1 / ratio)) if has_strongest else 0
     if way.stop.max_passes < cost.STEPS * (1 + number):

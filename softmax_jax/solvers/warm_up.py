@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from softmax_jax._annotations import Array, NDArray
 from softmax_jax.solvers.jobs import Job, Stop
 from softmax_jax.solvers.methods.method import IterativeMethod
 from softmax_jax.solvers.problem import Problem
@@ -17,11 +18,11 @@ def on_samples(
     method: IterativeMethod,
     problem: Problem,
     aids: Any,
-    theta: Any,
+    theta: Array | NDArray,
     jobs: Sequence[Job],
     stop: Stop,
     report: Report,
-) -> tuple[Any, list[Job]]:
+) -> tuple[Array | NDArray, list[Job]]:
     """Solves the first blocks, roughly: a 16th of the rows, then a quarter (`Method.warm_up`).
 
     A sample is penalised as strongly as all rows are, by strengths times the ratio of the rows.

@@ -7,7 +7,6 @@ features, tells from which strength on that was not enough.
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +42,7 @@ def chosen(
     if 2 * number > d:
         return None
     problem = with_strengths(setup.working, [strength] * len(theta), setup.working.dtype)
-    urgency: Any = np.array(_urgency(problem, theta))
+    urgency = np.array(_urgency(problem, theta))
     urgency[has_weight] = np.inf
     return np.sort(np.argpartition(-urgency, number)[:number])
 
