@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
 
 
@@ -66,7 +66,7 @@ def _at(
     j: Integer[Array, ""],
 ) -> tuple[Float[Array, "k q rows"], Float[Array, "m 1 rows"]]:
     """Returns probabilities and weights of block ``j``."""
-    p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / wide(heat))
+    p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / per_problem(heat))
     return p, passes.weights(problem, j, passes.mass(problem))[:, None]
 
 

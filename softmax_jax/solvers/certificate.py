@@ -31,7 +31,7 @@ from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias
 from softmax_jax.solvers.compiled import compiled
-from softmax_jax.solvers.passes import over_classes, wide
+from softmax_jax.solvers.passes import over_classes, per_problem
 from softmax_jax.solvers.problem import (
     Problem,
     Strengths,
@@ -108,7 +108,7 @@ def certify(
         lambda: _divergence(problem, logits, p, c),
     )
     value = loss + penalty.value(w)
-    gap = divergence + penalty.fenchel_young(w, wide(c) * g)
+    gap = divergence + penalty.fenchel_young(w, per_problem(c) * g)
     # If more is left than rounding, nothing is known but that the objective is not negative.
     gap = gap + unfinished.leftover * unfinished.reach + 16 * eps * value
     is_penalised = (problem.l2 > 0) | (jnp.asarray(penalty.l1) > 0)
@@ -164,7 +164,7 @@ def _divergence(
         y = passes.targets(problem, j, q)
         s = passes.weights(problem, j, mass)
         _, below, log_z = passes.softmax(block_of(logits, j))
-        p = y + wide(c) * (block_of(probabilities, j) - y)
+        p = y + per_problem(c) * (block_of(probabilities, j) - y)
         # Padded by p's and q's sums, each term is not negative.
         log_q = below - log_z[:, None]
         terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float, Int
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 
 
 def conjugate_gradients(
@@ -44,11 +44,13 @@ def conjugate_gradients(
         product = multiply(way)
         bend = dot(way, product)
         length = jnp.where(own & (bend > 0), size / jnp.where(bend > 0, bend, 1), 0)
-        x, rest = x + wide(length) * way, rest - wide(length) * product
+        x, rest = x + per_problem(length) * way, rest - per_problem(length) * product
         z = precondition(rest)
         # Where nothing bends there is no more to be found.
         after = jnp.where(bend > 0, dot(rest, z), 0)
-        way = jnp.where(wide(own), z + wide(after / jnp.where(size > 0, size, 1)) * way, way)
+        way = jnp.where(
+            per_problem(own), z + per_problem(after / jnp.where(size > 0, size, 1)) * way, way
+        )
         return x, rest, way, jnp.where(own, after, size), taken + own
 
     z = precondition(right)

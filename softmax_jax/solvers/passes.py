@@ -273,7 +273,7 @@ def dot(a: Float[Array, "k q columns"], b: Float[Array, "k q columns"]) -> Float
     return jnp.einsum("kqc,kqc->k", a, b, precision="highest")
 
 
-def wide(a: Shaped[Array, " k"]) -> Shaped[Array, "k 1 1"]:
+def per_problem(a: Shaped[Array, " k"]) -> Shaped[Array, "k 1 1"]:
     """Reshapes ``[k]`` to ``[k, 1, 1]``."""
     return a[:, None, None]
 

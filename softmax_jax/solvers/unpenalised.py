@@ -16,7 +16,7 @@ from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.conjugate_gradients import conjugate_gradients
 from softmax_jax.solvers.diagonal import mean_variances, variances
-from softmax_jax.solvers.passes import dot, over_classes, wide
+from softmax_jax.solvers.passes import dot, over_classes, per_problem
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 
 # Products with the Hessian for a tilt, and tilts.
@@ -49,7 +49,7 @@ def balanced(
         rest, smaller = left(tilted)
         falls = smaller < size
         tilted = jnp.where(falls[None, :, None, None], tilted, p)
-        g = jnp.where(wide(falls), rest, g)
+        g = jnp.where(per_problem(falls), rest, g)
         return tilted, g, jnp.where(falls, smaller, size), size, i + 1
 
     g, size = left(probabilities)

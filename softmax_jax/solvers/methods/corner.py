@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers.methods.common import common_set_apart, common_within_limits
-from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, counts
 
 
@@ -166,7 +166,9 @@ def corner_of(
     is_free = threshold == 0
     may_enter = (theta == 0) & ~is_free & jnp.where(g > 0, lower < 0, upper > 0)
     excess = jnp.where(may_enter, jnp.abs(g) - (1 + _roundings(theta)) * threshold, 0)
-    enters = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
+    enters = (excess > 0) & (
+        excess > per_problem(share) * jnp.max(excess, axis=(1, 2), keepdims=True)
+    )
     sign = jnp.where(is_free, 0, jnp.where(enters, -jnp.sign(g), jnp.sign(theta)))
     slope = g + threshold * sign
     low = jnp.where(sign > 0, jnp.maximum(lower, 0), lower)
@@ -193,7 +195,9 @@ def _corner_of_groups(
     size, steepness = (jnp.sqrt(_over_classes(a * a)) for a in (w, g))
     excess = steepness - (1 + _roundings(theta)) * threshold
     excess = jnp.where(are_penalised & (size == 0), excess, 0)
-    enter = (excess > 0) & (excess > wide(share) * jnp.max(excess, axis=(1, 2), keepdims=True))
+    enter = (excess > 0) & (
+        excess > per_problem(share) * jnp.max(excess, axis=(1, 2), keepdims=True)
+    )
     away = w / jnp.where(size > 0, size, 1)
     unit = jnp.where(enter, -g / jnp.where(enter, steepness, 1), away)
     moves = jnp.broadcast_to((size > 0) | enter | ~are_penalised, theta.shape) & has_weight

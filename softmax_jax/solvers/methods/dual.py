@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 from softmax_jax.solvers.problem import Problem
 
 
@@ -50,7 +50,7 @@ def gap_of_sharp(
         rest = jnp.sum(jnp.abs(jnp.where(free, g, 0)), axis=(1, 2))
         g = jnp.where(free, 0, g)
     c = 1 / jnp.maximum(problem.penalty.dual_norm(-g), 1)
-    fitting = wide(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
+    fitting = per_problem(jnp.where(problem.l2 > 0, 1, (1 - 16 * jnp.finfo(g.dtype).eps) * c)) * g
     gap = problem.penalty.fenchel_young(w, fitting) + rest
     return jnp.where(problem.l2 > 0, gap, gap + (1 - c) * loss)
 
@@ -108,7 +108,7 @@ def bound(
         return Dual(
             probabilities=dual.probabilities
             + share[None, :, None, None] * (here.probabilities - dual.probabilities),
-            gradient=dual.gradient + wide(share) * (here.gradient - dual.gradient),
+            gradient=dual.gradient + per_problem(share) * (here.gradient - dual.gradient),
             entropy=jnp.where(share == 1, here.entropy, dual.entropy + share * rise),
         )
 

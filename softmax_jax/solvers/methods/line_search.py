@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.passes import dot, over_classes, wide
+from softmax_jax.solvers.passes import dot, over_classes, per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks, put
 
 
@@ -54,9 +54,9 @@ def guarded(
     """
     slope = dot(gradient, direction)
     leads_down = jnp.isfinite(slope) & (slope <= 0)
-    direction = jnp.where(wide(leads_down), direction, -gradient)
+    direction = jnp.where(per_problem(leads_down), direction, -gradient)
     decrement = jnp.where(has_predictor, jnp.inf, -dot(gradient, direction) / 2)
-    return jnp.where(wide(has_predictor), predictor, direction), decrement
+    return jnp.where(per_problem(has_predictor), predictor, direction), decrement
 
 
 def search(
@@ -135,7 +135,7 @@ def probe_at(
         a = block_of(ahead, j)
         y = passes.targets(problem, j, q)
         s = passes.weights(problem, j, mass)
-        p, below, log_z = passes.softmax(block_of(logits, j) + wide(t) * a)
+        p, below, log_z = passes.softmax(block_of(logits, j) + per_problem(t) * a)
         mean, variance = passes.mean_and_variance(p, a)
         return Probe(
             loss=probe.loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
@@ -181,7 +181,7 @@ def backtrack(
     def at(t):
         there = logits + t[None, :, None, None] * ahead
         loss, probabilities = passes.loss_and_probabilities(problem, there)
-        moved = theta[..., 1:] + wide(t) * direction[..., 1:]
+        moved = theta[..., 1:] + per_problem(t) * direction[..., 1:]
         return loss + problem.penalty.value(moved), loss, probabilities
 
     def falls(t, reached):

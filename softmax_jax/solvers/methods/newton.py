@@ -29,7 +29,7 @@ from softmax_jax.solvers.methods import line_search
 from softmax_jax.solvers.methods.dual import penalised
 from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
 from softmax_jax.solvers.methods.preconditioner import hessian
-from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
@@ -234,7 +234,7 @@ def _step(method: Newton, problem: Problem, state: State, target: jax.Array) -> 
         is_done=state.done,
     )
     t, loss, probabilities = line_search.search(problem, line, flat=method.flat)
-    theta = state.theta + wide(t) * direction
+    theta = state.theta + per_problem(t) * direction
     value, gradient = penalised(problem, theta, loss, passes.gradient(problem, probabilities))
     g = gradient[..., 1:]
     gap = problem.penalty.dual_inner(g, g) / 2 + jnp.sum(jnp.abs(gradient[..., 0]), axis=1)

@@ -18,7 +18,7 @@ from softmax_jax.solvers import passes
 from softmax_jax.solvers.conjugate_gradients import conjugate_gradients
 from softmax_jax.solvers.diagonal import mean_variances
 from softmax_jax.solvers.methods.corner import Corner
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 from softmax_jax.solvers.problem import Problem
 
 # Lengths of a line that are tried, each a quarter of the one before.
@@ -69,7 +69,7 @@ def newton_direction(
         # What has left the orthant stays at zero, and the others make up for it.
         here, moves, leaves, taken, i = carry
         again = leaves & (taken < most)
-        rest = corner.projected(right - here.product, moves & wide(again))
+        rest = corner.projected(right - here.product, moves & per_problem(again))
         more, taken = conjugate_gradients(
             lambda v: corner.projected(multiply(v), moves),
             lambda r: corner.projected(precondition(r), moves),
@@ -85,7 +85,7 @@ def newton_direction(
         projected, is_lower, tries = _lower_within(
             multiply, corner.reached, right, here, (more, rest / diagonal), leaves, most - taken
         )
-        there = projected._replace(d=jnp.where(wide(leaves), projected.d, straight))
+        there = projected._replace(d=jnp.where(per_problem(leaves), projected.d, straight))
         moves = moves & corner.is_inside(there.d)
         return there, moves, leaves & is_lower, taken + tries, i + 1
 
@@ -110,7 +110,7 @@ def _system(
     of_loss = mean_variances(problem, probabilities)[..., None] * variance
     of_loss = jnp.maximum(of_loss, jnp.finfo(variance.dtype).tiny)
     diagonal = of_loss + corner.diagonal
-    damping = wide(preconditioner.damping) * diagonal
+    damping = per_problem(preconditioner.damping) * diagonal
 
     def multiply(v):
         return (
@@ -165,15 +165,15 @@ def _lower_within(
     def one(carry):
         there, is_lower, tries = carry
         own = fails(is_lower, tries)
-        way = jnp.where(wide(tries < _TRIES), *ways)
+        way = jnp.where(per_problem(tries < _TRIES), *ways)
         t = 0.25 ** (tries % _TRIES).astype(right.dtype)
-        d = within(here.d + wide(t) * way)
+        d = within(here.d + per_problem(t) * way)
         product = multiply(d)
         value = dot(d, product) / 2 - dot(right, d)
         lower = own & (value < here.value)
         there = _Model(
-            jnp.where(wide(lower), d, there.d),
-            jnp.where(wide(lower), product, there.product),
+            jnp.where(per_problem(lower), d, there.d),
+            jnp.where(per_problem(lower), product, there.product),
             jnp.where(lower, value, there.value),
         )
         return there, is_lower | lower, tries + own

@@ -43,7 +43,7 @@ from softmax_jax.solvers.methods.method import Method, PathMethod, Walk
 from softmax_jax.solvers.methods.orthant import Preconditioner, newton_direction
 from softmax_jax.solvers.methods.proximal import Proximal
 from softmax_jax.solvers.methods.walking import Path, Way, walk
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 from softmax_jax.solvers.problem import Problem, within_limits
 from softmax_jax.solvers.sparse import SparseRows
 
@@ -258,7 +258,7 @@ def _step(
         rounds=method.rounds,
         accuracy=method.accuracy,
     )
-    direction = jnp.where(wide(state.has_predictor), state.predictor, direction)
+    direction = jnp.where(per_problem(state.has_predictor), state.predictor, direction)
     ahead = passes.linear(problem, direction)
     slope = dot(g, direction) + penalty.value(w + direction[..., 1:]) - penalty.value(w)
     t, loss, probabilities = backtrack(
@@ -266,13 +266,15 @@ def _step(
     )
     is_whole, fails = t == 1, t == 0
     # A whole step keeps the zeros that were found.
-    there = jnp.where(wide(is_whole), state.theta + direction, state.theta + wide(t) * direction)
+    there = jnp.where(
+        per_problem(is_whole), state.theta + direction, state.theta + per_problem(t) * direction
+    )
     there = within_limits(problem, there)
     eased = jnp.where(is_whole, state.damping / 3, state.damping)
     damping = jnp.where(t < 0.1, 30 * state.damping, eased)
     counts = ~state.has_predictor
     state = state._replace(
-        theta=jnp.where(wide(fails), state.theta, there),
+        theta=jnp.where(per_problem(fails), state.theta, there),
         logits=state.logits + t[None, :, None, None] * ahead,
         probabilities=probabilities,
         loss=loss,
@@ -306,7 +308,7 @@ def _with_blocks_renewed(
         blocks=renewed_blocks(
             problem, aids.rows, method.sample, state.logits, corner, state.blocks, renewed
         ),
-        coupled=jnp.where(wide(renewed), corner.moves, state.coupled),
+        coupled=jnp.where(per_problem(renewed), corner.moves, state.coupled),
         age=jnp.where(renewed, 0, state.age),
     )
 
@@ -340,7 +342,7 @@ def _walk(
     def begin_next(state, predictor, moves, has_predictor):
         rested = _least_damping(method, theta.dtype)
         return state._replace(
-            predictor=jnp.where(wide(moves), predictor, state.predictor),
+            predictor=jnp.where(per_problem(moves), predictor, state.predictor),
             has_predictor=jnp.where(moves, has_predictor, state.has_predictor),
             damping=jnp.where(moves, rested, state.damping),
             steps=jnp.where(moves, 0, state.steps),

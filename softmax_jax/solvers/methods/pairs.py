@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, ArrayLike, Bool, Float
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 
 
 class Pairs(NamedTuple):
@@ -71,11 +71,11 @@ def two_loops(
     def back(v, pair):
         move, change, inverse_product = pair
         a = inverse_product * dot(move, v)
-        return v - wide(a) * change, a
+        return v - per_problem(a) * change, a
 
     def forth(v, pair_and_a):
         (move, change, inverse_product), a = pair_and_a
-        return v + wide(a - inverse_product * dot(change, v)) * move, None
+        return v + per_problem(a - inverse_product * dot(change, v)) * move, None
 
     v, a = jax.lax.scan(back, gradient, pairs)
     v, _ = jax.lax.scan(forth, precondition(v), (pairs, a), reverse=True)

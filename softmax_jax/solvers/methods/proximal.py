@@ -34,7 +34,7 @@ from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.methods.proximal_newton import ProximalNewton
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 
 
@@ -192,7 +192,7 @@ def _step(
 ) -> State:
     t = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     push = (state.momentum - 1) / t
-    y = state.theta + wide(push) * (state.theta - state.previous)
+    y = state.theta + per_problem(push) * (state.theta - state.previous)
     y_logits = state.logits + push[None, :, None, None] * (state.logits - state.previous_logits)
     loss, probabilities = passes.loss_and_probabilities(problem, y_logits)
     g = passes.gradient(problem, probabilities)
@@ -201,7 +201,7 @@ def _step(
     value = loss + penalty.value(w)
     gap = gap_of_sharp(problem, w, g[..., 1:], loss)
 
-    strength = wide(state.curvature) * metric[None, None, :]
+    strength = per_problem(state.curvature) * metric[None, None, :]
     theta = y - g / strength
     theta = theta.at[..., 1:].set(penalty.prox(theta[..., 1:], strength[..., 1:]))
     move = theta - y

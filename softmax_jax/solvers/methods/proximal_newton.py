@@ -31,7 +31,7 @@ from softmax_jax.solvers.methods.components import Sizes, scores
 from softmax_jax.solvers.methods.dual import gap_of_sharp
 from softmax_jax.solvers.methods.line_search import backtrack
 from softmax_jax.solvers.methods.method import IterativeMethod
-from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem
 
 
@@ -205,9 +205,11 @@ def _step(
         problem, state.theta, state.logits, value, direction, ahead, slope, finished
     )
     # A whole step keeps the zeros that the model found.
-    there = jnp.where(wide(t) == 1, state.theta + direction, state.theta + wide(t) * direction)
+    there = jnp.where(
+        per_problem(t) == 1, state.theta + direction, state.theta + per_problem(t) * direction
+    )
     return State(
-        theta=jnp.where(wide(t) == 0, state.theta, there),
+        theta=jnp.where(per_problem(t) == 0, state.theta, there),
         logits=state.logits + t[None, :, None, None] * ahead,
         value=value,
         gap=gap,

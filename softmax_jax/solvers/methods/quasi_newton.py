@@ -35,7 +35,7 @@ from softmax_jax.solvers.methods.method import IterativeMethod, Method
 from softmax_jax.solvers.methods.newton import Newton
 from softmax_jax.solvers.methods.pairs import Pairs, no_pairs, two_loops, with_pair, without_slot
 from softmax_jax.solvers.methods.preconditioner import Preconditioner
-from softmax_jax.solvers.passes import dot, wide
+from softmax_jax.solvers.passes import dot, per_problem
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
 
@@ -358,7 +358,7 @@ def _step(
         is_done=state.done,
     )
     t, loss, probabilities = line_search.search(problem, line, flat=method.flat)
-    move = wide(t) * direction
+    move = per_problem(t) * direction
     theta = state.theta + move
     logits = state.logits + t[None, :, None, None] * ahead
     here = Dual(probabilities, passes.gradient(problem, probabilities), loss)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float, Int
 from softmax_jax.solvers.methods.method import State, Walk
-from softmax_jax.solvers.passes import wide
+from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, within_limits
 
 
@@ -140,7 +140,7 @@ def _moved_on(
     )
     predictor = _predictor(problem, state.theta, progress.previous)
     state = way.begin_next(state, predictor, moves, is_solved)
-    previous = jnp.where(wide(moves), state.theta, progress.previous)
+    previous = jnp.where(per_problem(moves), state.theta, progress.previous)
     at = at + moves
     if state.theta.dtype == jnp.float32:
         at = jnp.where(moves & ~is_solved, number, at)
