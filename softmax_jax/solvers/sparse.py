@@ -20,8 +20,8 @@ import numpy as np
 
 from softmax_jax._annotations import AnyArray, Array, Float, Int, Integer, Num
 
-# Entries of a piece. All powers of two up to 64 would fill text with 15% of zeros, these with 30%,
-# which are in the cache: products take as long, and half the time to compile.
+# Entries of a piece. More widths would mean fewer zeros to fill lines with, but these are in the
+# cache: products would take as long, and more time to compile.
 _WIDTHS = (2, 8, 32)
 _LONGEST = _WIDTHS[-1]
 # Terms that are added at a time: sums stay in registers meanwhile.
