@@ -237,7 +237,7 @@ class Penalty:
         kept = jnp.broadcast_to(kept, v.shape)
         return self.clipped(jnp.where(kept > 0, v * kept * strength / (strength + ridge), 0))
 
-    def conjugate(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k"]:
+    def conjugate(self, g: Float[Array | NDArray, "*k d q"]) -> Float[Array, "*k"]:
         r"""Returns :math:`\Omega^*(G) = \sum (|G| - \tau)_+^2 / (2 \rho)`, one for each problem.
 
         Infinite where :math:`\rho = 0` and :math:`|G| > \tau`. With limits, terms are
@@ -246,7 +246,7 @@ class Penalty:
         """
         return jnp.sum(self._conjugates(g), axis=(-2, -1))
 
-    def _conjugates(self, g: Float[Array, "*k d q"]) -> Float[Array, "*k d_or_1 q_or_1"]:
+    def _conjugates(self, g: Float[Array | NDArray, "*k d q"]) -> Float[Array, "*k d_or_1 q_or_1"]:
         sizes = self.sizes(g)
         excess = jnp.maximum(sizes - jnp.broadcast_to(self.threshold, sizes.shape), 0)
         ridge = jnp.broadcast_to(self.ridge, sizes.shape)

@@ -1,9 +1,11 @@
 """The bias that minimises the loss for given weights."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, Float, Integer
+from softmax_jax._annotations import Array, Bool, Float, Int, Integer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
@@ -12,50 +14,107 @@ from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
 def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Float[Array, "k q"]:
     """Returns numbers to add to the bias, by damped Newton on the loss in b alone, to rounding.
 
-    The first step is one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean
-    p), which never overshoots, and gets there from however far where offsets or weights are large.
-    Where they are very large, the loss is all but piecewise linear, which tells Newton's method
-    little; it is then minimised for the logits divided by a temperature, which falls to 1.
+    Where the mean probability of a class is far from its share of the targets, the first step is
+    one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean p), which never
+    overshoots, and gets there from however far where offsets or weights are large. Where they are
+    very large, the loss is all but piecewise linear, which tells Newton's method little; it is then
+    minimised for the logits divided by a temperature, which falls to 1.
 
     The Hessian takes n q² multiplications and q³ for its inverse, where a gradient takes n q. It
     serves for as long as steps with it divide the gradient by ten (the chord method).
     """
     _, k, q, _ = logits.shape
+    unknown, zero = jnp.full(k, jnp.inf, logits.dtype), jnp.zeros((k, q), logits.dtype)
+    start = _Search(
+        b=zero,
+        heat=jnp.ones(k, logits.dtype),
+        size=unknown,
+        rest=unknown,
+        away=jnp.zeros(k, logits.dtype),
+        goes_on=jnp.ones(k, bool),
+        is_stale=jnp.bool_(True),
+        inverse=_Inverse(jnp.zeros((k, q, q), logits.dtype), zero),
+        i=jnp.int32(0),
+    )
+
+    def go_on(at):
+        return (at.i < 300) & jnp.any((at.rest > 1e-14) & at.goes_on)
+
+    def newton(at):
+        g, inverse = jax.lax.cond(
+            at.is_stale,
+            lambda: _derivatives(problem, logits, at.b, at.heat),
+            lambda: (_gradient(problem, logits, at.b, at.heat), at.inverse),
+        )
+        is_far = (at.i == 0) & ~_is_near(problem, g)
+        return jax.lax.cond(
+            is_far, lambda: _from_afar(problem, logits, at), lambda: _step(at, g, inverse)
+        )
+
+    return jax.lax.while_loop(go_on, newton, start).b
+
+
+class _Inverse(NamedTuple):
+    """``V, a`` such that ``V diag(a) V^T`` is the inverse of the Hessian in b."""
+
+    vectors: Float[Array, "k q q"]
+    values: Float[Array, "k q"]
+
+
+class _Search(NamedTuple):
+    b: Float[Array, "k q"]
+    heat: Float[Array, " k"]
+    """Temperatures."""
+    size: Float[Array, " k"]
+    """Sum of the gradient's sizes, where it was last known."""
+    rest: Float[Array, " k"]
+    """What is expected to be left of it."""
+    away: Float[Array, " k"]
+    """Way since the Hessian was formed."""
+    goes_on: Bool[Array, " k"]
+    is_stale: Bool[Array, ""]
+    """Whether the Hessian has to be formed anew."""
+    inverse: _Inverse
+    i: Int[Array, ""]
+
+
+def _step(at: _Search, g: Float[Array, "k q"], inverse: _Inverse) -> _Search:
+    size = jnp.sum(jnp.abs(g), axis=-1)
+    turned = jnp.einsum("kab,ka->kb", inverse.vectors, g)
+    step = -jnp.einsum("kab,kb->ka", inverse.vectors, inverse.values * turned)
+    # Within a change of the logits by one the loss stays close to its quadratic model.
+    length = jnp.max(jnp.abs(step), axis=-1)
+    step = at.heat[:, None] * step / jnp.maximum(1, length)[:, None]
+    serves = at.is_stale | jnp.all((size < 0.1 * at.size) | (size < 1e-14))
+    is_far = length > 0.1
+    away = jnp.where(at.is_stale, 0, at.away) + length
+    # Along a step of this length, the Hessian changes by a factor of exp(2 length) at most.
+    rest = jnp.where(is_far | (at.heat > 1) | ~serves, jnp.inf, 2 * away * size)
+    return at._replace(
+        b=at.b + jnp.where(serves, step, 0),
+        heat=jnp.where(is_far, at.heat, jnp.maximum(at.heat / 3, 1)),
+        size=jnp.where(serves, size, jnp.inf),
+        rest=rest,
+        away=away,
+        goes_on=is_far | (at.heat > 1) | ~serves | (size < 0.5 * at.size),
+        is_stale=jnp.any(is_far | (at.heat > 1)) | ~serves,
+        inverse=inverse,
+        i=at.i + 1,
+    )
+
+
+def _is_near(problem: Problem, g: Float[Array, "k q"]) -> Bool[Array, ""]:
+    """Returns whether no class is off its share of the targets by more than a tenth of it."""
+    return jnp.all(jnp.abs(g) <= 0.1 * _shares_of_classes(problem, g.shape[1]))
+
+
+def _from_afar(problem: Problem, logits: Float[Array, "blocks k q rows"], at: _Search) -> _Search:
     lowest = jnp.min(logits, axis=2, where=counts(logits), initial=jnp.inf)
     reach = jnp.max(logits, axis=2) - lowest
     size = jnp.max(reach, axis=(0, 2))
     hot = jnp.where(size > 1000, size / 100, 1)
-
-    def go_on(carry):
-        _, _, size, last, far, i, _ = carry
-        falls = far | (size < 0.5 * last) | jnp.isinf(last)
-        return (i < 300) & jnp.any((size > 1e-14) & falls)
-
-    def newton(carry):
-        b, heat, size, _, far, i, inverse = carry
-        g = _gradient(problem, logits, b, heat)
-        falls = jnp.isfinite(size) & (jnp.sum(jnp.abs(g), axis=-1) < 0.1 * size)
-        vectors, values = inverse = jax.lax.cond(
-            jnp.all(~far & falls),
-            lambda: inverse,
-            lambda: _inverse_hessian(problem, logits, b, heat),
-        )
-        turned = jnp.einsum("kab,ka->kb", vectors, g)
-        step = -jnp.einsum("kab,kb->ka", vectors, values * turned)
-        # Within a change of the logits by one the loss stays close to its quadratic model.
-        length = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
-        step = step / jnp.maximum(1, length)
-        b = b + heat[:, None] * step
-        is_far = length[:, 0] > 0.1
-        cooler = jnp.where(is_far, heat, jnp.maximum(heat / 3, 1))
-        rest = jnp.where(heat > 1, jnp.inf, jnp.sum(jnp.abs(g), axis=-1))
-        return b, cooler, rest, size, is_far, i + 1, inverse
-
     scaling = _iterative_scaling(problem, logits / hot[None, :, None, None])
-    unknown = jnp.full(k, jnp.inf, logits.dtype)
-    nothing = jnp.zeros((k, q, q), logits.dtype), jnp.zeros((k, q), logits.dtype)
-    start = (hot[:, None] * scaling, hot, unknown, unknown, jnp.ones(k, bool), 0, nothing)
-    return jax.lax.while_loop(go_on, newton, start)[0]
+    return at._replace(b=hot[:, None] * scaling, heat=hot, i=at.i + 1)
 
 
 def _at(
@@ -85,42 +144,49 @@ def _gradient(
     return over_blocks(problem, add, jnp.zeros_like(b))
 
 
-def _inverse_hessian(
+def _derivatives(
     problem: Problem,
     logits: Float[Array, "blocks k q rows"],
     b: Float[Array, "k q"],
     heat: Float[Array, " k"],
-) -> tuple[Float[Array, "k q q"], Float[Array, "k q"]]:
-    """Returns ``V, a`` such that ``V diag(a) V^T`` is the inverse of the Hessian in b."""
+) -> tuple[Float[Array, "k q"], _Inverse]:
+    """Returns `_gradient`, and the inverse of the Hessian in b."""
     k, q = b.shape
     eye = jnp.eye(q, dtype=b.dtype)
 
-    def add(j, h):
+    def add(j, carry):
+        g, h = carry
         p, s = _at(problem, logits, b, heat, j)
+        g = g + jnp.sum(s * (p - passes.targets(problem, j, q)), axis=-1)
         diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
-        return h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
+        return g, h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
 
-    h = over_blocks(problem, add, jnp.zeros((k, q, q), b.dtype))
+    g, h = over_blocks(problem, add, (jnp.zeros_like(b), jnp.zeros((k, q, q), b.dtype)))
     # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat along
     # adding one number to all classes, or to some that are never confused with others.
     diagonal = jnp.einsum("kaa->ka", h)
     scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
     values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
     inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
-    return scale[:, :, None] * vectors, inverse
+    return g, _Inverse(scale[:, :, None] * vectors, inverse)
+
+
+def _shares_of_classes(problem: Problem, q: int) -> Float[Array, "m q"]:
+    """Returns the mean of the targets."""
+    mass = passes.mass(problem)
+
+    def add(j, total):
+        s = passes.weights(problem, j, mass)[:, None]
+        return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
+
+    return over_blocks(problem, add, jnp.zeros((len(mass), q), problem.dtype))
 
 
 def _iterative_scaling(
     problem: Problem, logits: Float[Array, "blocks k q rows"]
 ) -> Float[Array, "k q"]:
     """Returns log(mean y / mean p), a step that never overshoots."""
-    q, mass = logits.shape[2], passes.mass(problem)
-
-    def add_target(j, total):
-        s = passes.weights(problem, j, mass)[:, None]
-        return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
-
-    target = over_blocks(problem, add_target, jnp.zeros((1, q), logits.dtype))
+    target, mass = _shares_of_classes(problem, logits.shape[2]), passes.mass(problem)
     shares = problem.weights[:, :, None] / mass[None, :, None, None]
     terms = jax.nn.log_softmax(logits, axis=2) + jnp.log(shares)
     reached = jax.nn.logsumexp(terms, axis=(0, 3))

@@ -64,6 +64,7 @@ def certify(
     theta: Float[Array, "k q columns"],
     dual: Float[Array, "blocks k q rows"] | None,
     *,
+    is_needed: Bool[Array, ""] | bool = True,
     is_best_bias: bool = False,
 ) -> Certificate:
     """Finds the best bias for the weights of ``theta``, and a bound for the result: about a pass.
@@ -73,24 +74,20 @@ def certify(
       theta: ``[k, q, 1 + d]`` parameters.
       dual: distributions for the bound, which are tilted until their
         residuals sum to zero; by default those of ``theta`` with its best bias.
+      is_needed: whether ``dual`` is another than these, for all that is known.
       is_best_bias: whether that of ``theta`` is the best one. Where it is not, nothing is known of
         the gap but that the objective is not negative.
     """
     # In working precision limits are rounded.
     theta = within_limits(problem, theta)
-    k, penalty = len(theta), problem.penalty
+    penalty = problem.penalty
     logits = passes.logits(problem, theta)
-    if dual is not None:
-        # What is zero is taken for next to nothing, so that tilting can raise it.
-        logits = jnp.concatenate([logits, jnp.log(jnp.maximum(dual, 1e-300))], axis=1)
-    bias = jnp.zeros(logits.shape[1:3], logits.dtype)
-    if not is_best_bias:
-        bias = jax.lax.cond(problem.intercept > 0, lambda: best_bias(problem, logits), lambda: bias)
-    logits = logits + bias[None, :, :, None]
-    loss, p = passes.loss_and_probabilities(problem, logits)
-    theta, loss = theta.at[..., 0].add(bias[:k]), loss[:k]
-    w = theta[..., 1:]
-    logits, p = logits[:, :k], p[:, -k:]
+    if dual is None:
+        best = _at_best_bias(problem, logits, is_best_bias)
+    else:
+        best = _of_both(problem, logits, dual, is_needed, is_best_bias)
+    theta, logits = theta.at[..., 0].add(best.bias), logits + best.bias[None, :, :, None]
+    w, loss, p = theta[..., 1:], best.loss, best.probabilities
     r = passes.gradient(problem, p)
     free = penalty.is_free(w, r[..., 1:])
     if free is not None:
@@ -103,7 +100,7 @@ def certify(
     fitting = 1 / jnp.maximum(penalty.dual_norm(-g), 1)
     c = jnp.where(problem.l2 > 0, 1, (1 - 4 * eps) * fitting)
     divergence = jax.lax.cond(
-        jnp.all(c == 1) & (dual is None and free is None),
+        jnp.all(c == 1) & (~jnp.bool_(is_needed) | (dual is None)) & (free is None),
         lambda: jnp.zeros_like(loss),
         lambda: _divergence(problem, logits, p, c),
     )
@@ -117,6 +114,51 @@ def certify(
     slope = jnp.max(jnp.abs(g + penalty.gradient(w)), axis=(1, 2))
     slope = jnp.where(is_penalised, jnp.nan, slope)
     return Certificate(theta, value, gap, slope, loss)
+
+
+class _Best(NamedTuple):
+    """What logits come to with the bias that is best for them."""
+
+    bias: Float[Array, "k q"]
+    loss: Float[Array, " k"]
+    probabilities: Float[Array, "blocks k q rows"]
+
+
+def _at_best_bias(
+    problem: Problem, logits: Float[Array, "blocks k q rows"], is_best: bool
+) -> _Best:
+    bias = jnp.zeros(logits.shape[1:3], logits.dtype)
+    if not is_best:
+        bias = jax.lax.cond(problem.intercept > 0, lambda: best_bias(problem, logits), lambda: bias)
+    return _Best(bias, *passes.loss_and_probabilities(problem, logits + bias[None, :, :, None]))
+
+
+def _of_both(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    dual: Float[Array, "blocks k q rows"],
+    is_needed: Bool[Array, ""] | bool,
+    is_best: bool,
+) -> _Best:
+    """Returns bias and loss of the logits, and probabilities of the dual if it is needed.
+
+    In a loop, which is compiled once for both.
+    """
+
+    def one(i, first):
+        # What is zero is taken for next to nothing, so that tilting can raise it.
+        o = jax.lax.cond(i == 0, lambda: logits, lambda: jnp.log(jnp.maximum(dual, 1e-300)))
+        found = _at_best_bias(problem, o, is_best)
+        return jax.tree.map(lambda new, old: jnp.where(i == 0, new, old), found, first)._replace(
+            probabilities=found.probabilities
+        )
+
+    blank = _Best(
+        jnp.zeros(logits.shape[1:3], logits.dtype),
+        jnp.zeros(logits.shape[1], logits.dtype),
+        jnp.zeros_like(logits),
+    )
+    return jax.lax.fori_loop(0, jnp.where(is_needed, 2, 1), one, blank)
 
 
 class _Unfinished(NamedTuple):

@@ -42,18 +42,20 @@ def conjugate_gradients(
         x, rest, way, size, taken = carry
         own = unsolved(size, taken)
         product = multiply(way)
-        bend = dot(way, product)
-        length = jnp.where(own & (bend > 0), size / jnp.where(bend > 0, bend, 1), 0)
+        curvature = dot(way, product)
+        length = jnp.where(own & (curvature > 0), size / jnp.where(curvature > 0, curvature, 1), 0)
         x, rest = x + per_problem(length) * way, rest - per_problem(length) * product
-        z = precondition(rest)
-        # Where nothing bends there is no more to be found.
-        after = jnp.where(bend > 0, dot(rest, z), 0)
+        preconditioned = precondition(rest)
+        # Where there is no curvature there is no more to be found.
+        after = jnp.where(curvature > 0, dot(rest, preconditioned), 0)
         way = jnp.where(
-            per_problem(own), z + per_problem(after / jnp.where(size > 0, size, 1)) * way, way
+            per_problem(own),
+            preconditioned + per_problem(after / jnp.where(size > 0, size, 1)) * way,
+            way,
         )
         return x, rest, way, jnp.where(own, after, size), taken + own
 
-    z = precondition(right)
-    start = (jnp.zeros_like(right), right, z, dot(right, z), taken)
+    way = precondition(right)
+    start = (jnp.zeros_like(right), right, way, dot(right, way), taken)
     x, _, _, _, taken = jax.lax.while_loop(go_on, one, start)
     return x, taken

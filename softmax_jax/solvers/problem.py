@@ -151,6 +151,23 @@ def over_blocks(
     return jax.lax.fori_loop(0, problem.active, step, start)
 
 
+def with_blocks(
+    problem: Problem,
+    function: Callable[..., Shaped[Array, "..."]],
+    array: Shaped[Array, "blocks ..."],
+    *others: Shaped[Array, "blocks ..."],
+) -> Shaped[Array, "blocks ..."]:
+    """Returns ``array`` with each active block replaced by ``function`` of it and those of others.
+
+    So that a sample of the rows takes no longer for the arrays of all of them.
+    """
+
+    def replace(j, array):
+        return put(array, function(*(block_of(a, j) for a in (array, *others))), j)
+
+    return over_blocks(problem, replace, array)
+
+
 def block_of(array: Shaped[Array, "blocks ..."], j: Integer[Array, ""]) -> Shaped[Array, "..."]:
     """Returns ``array[j]``."""
     return jax.lax.dynamic_index_in_dim(array, j, keepdims=False)

@@ -20,7 +20,7 @@ from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, Verdict, verdict
-from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, Mixture, Setup, of_slot
 from softmax_jax.solvers.plan import plan_of
 from softmax_jax.solvers.problem import NEVER, Problem, with_strengths
 from softmax_jax.solvers.report import Report, recorded
@@ -265,7 +265,8 @@ def _settled(slots: Slots, i: int, done: bool) -> bool:
     )
     if not (looks_done or separated):
         return False
-    dual = None if job.is_unpenalised else method.dual(slots.state)
+    targets = np.array([job.target for job in slots.jobs])
+    dual = None if job.is_unpenalised else method.dual(slots.state, targets)
     certificate, taken = _certified(
         slots, job, slots.state.theta, dual, i, _passes_left(slots, job)
     )
@@ -340,7 +341,7 @@ def _passes_left(slots: Slots, job: Job) -> float:
 
 
 def _certified(
-    slots: Slots, job: Job, theta: Array | NDArray, dual: jax.Array | None, i: int, most: float
+    slots: Slots, job: Job, theta: Array | NDArray, dual: Mixture | None, i: int, most: float
 ) -> tuple[Certificate, int]:
     """Certifies a job at ``theta[i]``, and fetches the certificate."""
     certificate, taken = slots.method.certify(

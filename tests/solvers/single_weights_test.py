@@ -260,7 +260,9 @@ def test_deviance_and_counts():
     share = np.bincount(y) / N
     null = -np.sum(share * np.log(share))
     assert path.deviance_explained[0] == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(path.deviance_explained, 1 - path.loss / null, rtol=1e-12)
+    np.testing.assert_allclose(
+        path.deviance_explained, 1 - path.loss / null, rtol=1e-12, atol=1e-15
+    )
     penalties = path.l1 * np.abs(path.params.w).sum(axis=(1, 2))
     np.testing.assert_allclose(path.loss + penalties, path.objective, rtol=1e-12)
     assert (np.diff(path.deviance_explained) > 0).all()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float
 from softmax_jax.solvers.passes import dot, per_problem
-from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.problem import Problem, with_blocks
 
 
 class Dual(NamedTuple):
@@ -26,6 +26,8 @@ class Dual(NamedTuple):
     """Gradient [R 1, R X] for its residuals R."""
     entropy: Float[Array, " k"]
     """Number that is at most the mean of H(p_i) + (p_i - y_i) . offset_i."""
+    plain: Float[Array, " k"]
+    """Gap by the distributions at the parameters alone, with no other ones mixed in."""
 
 
 def gap_of_sharp(
@@ -104,12 +106,19 @@ def bound(
         g = penalised(problem, theta, loss, gradient)[1][..., 1:]
         return dual_inner(g, g) / 2
 
+    plain = distance(here.gradient)
+
     def mixed(share):
         return Dual(
-            probabilities=dual.probabilities
-            + share[None, :, None, None] * (here.probabilities - dual.probabilities),
+            probabilities=with_blocks(
+                problem,
+                lambda old, new: old + per_problem(share) * (new - old),
+                dual.probabilities,
+                here.probabilities,
+            ),
             gradient=dual.gradient + per_problem(share) * (here.gradient - dual.gradient),
             entropy=jnp.where(share == 1, here.entropy, dual.entropy + share * rise),
+            plain=plain,
         )
 
     # As a sum of terms that are not negative. The first of them is a difference all the same, and
@@ -118,7 +127,6 @@ def bound(
     divergence = jnp.maximum(loss - mixture.entropy - dot(mixture.gradient, theta), 0)
     noise = 8 * jnp.finfo(loss.dtype).eps * loss
     averaged = divergence + noise + distance(mixture.gradient)
-    plain = distance(here.gradient)
     is_plain = plain <= averaged
     gap = jnp.where(bounded, jnp.minimum(plain, averaged), decrement)
     return gap, mixed(jnp.where(is_plain, 1, share))

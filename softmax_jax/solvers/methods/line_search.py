@@ -83,8 +83,8 @@ def search(
         return jnp.any(~found) & (tries < 60)
 
     def try_step(carry):
-        t, low, high, found, tries, _ = carry
-        probe = probe_at(problem, line.logits, line.ahead, t)
+        t, low, high, found, tries, probe = carry
+        probe = probe_at(problem, line.logits, line.ahead, t, probe.probabilities)
         slope = probe.slope + wv + t * vv
         second_derivative = probe.second_derivative + vv
         is_lower = probe.loss + (ww + t * (2 * wv + t * vv)) / 2 <= highest
@@ -126,8 +126,17 @@ def probe_at(
     logits: Float[Array, "blocks k q rows"],
     ahead: Float[Array, "blocks k q rows"],
     t: Float[Array, " k"],
+    into: Float[Array, "blocks k q rows"],
 ) -> Probe:
-    """Evaluates the loss at ``logits + t ahead``."""
+    """Evaluates the loss at ``logits + t ahead``.
+
+    Args:
+      problem: the rows.
+      logits: where the line begins.
+      ahead: logits of its direction.
+      t: steps.
+      into: probabilities of blocks that are not active; the others are used up.
+    """
     q = logits.shape[2]
     mass = passes.mass(problem)
 
@@ -145,7 +154,7 @@ def probe_at(
         )
 
     zero = jnp.zeros_like(t)
-    start = Probe(zero, zero, zero, jnp.zeros_like(logits))
+    start = Probe(zero, zero, zero, into)
     return over_blocks(problem, add, start)
 
 

@@ -43,7 +43,7 @@ from softmax_jax.solvers import passes
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.lbfgs import last_passes, optimizer_of, stepped
-from softmax_jax.solvers.methods.method import IterativeMethod, Setup
+from softmax_jax.solvers.methods.method import IterativeMethod, Mixture, Setup
 from softmax_jax.solvers.problem import NEVER, Problem, block_of, cast, counts, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.units import centered
@@ -187,7 +187,7 @@ class LogitsFree(IterativeMethod[State]):
         setup: Setup,
         exact: Problem,
         theta: Array | NDArray,
-        dual: jax.Array | None,
+        dual: Mixture | None,
         slot: ArrayLike,
         weighting: ArrayLike,
         *,

@@ -64,6 +64,14 @@ Aids: TypeAlias = Any
 """Arrays that a method computed from the rows: any pytree, which the method alone looks into."""
 
 
+class Mixture(NamedTuple):
+    """Distributions for the bound of ``k`` problems, other than those of the parameters."""
+
+    probabilities: Float[Array, "blocks k q rows"]
+    is_needed: Bool[NDArray, " k"]
+    """Problems for which those of the parameters do not suffice."""
+
+
 class Walk(NamedTuple):
     """The places at which ``k`` problems arrived on a path of ``strengths``."""
 
@@ -273,10 +281,14 @@ class IterativeMethod(Method, abc.ABC, Generic[StateOfMethod]):
         The state that goes in is used up.
         """
 
-    def dual(self, state: StateOfMethod) -> jax.Array | None:
-        """Returns distributions ``[blocks, k, q, rows]`` for the bound, where it has better ones.
+    def dual(self, state: StateOfMethod, target: Float[NDArray, " k"]) -> Mixture | None:
+        """Returns distributions for the bound, where it has better ones.
 
         None means those of the parameters.
+
+        Args:
+          state: where the problems stand.
+          target: gaps to show, as a share of the objectives.
         """
         return None
 
@@ -285,7 +297,7 @@ class IterativeMethod(Method, abc.ABC, Generic[StateOfMethod]):
         setup: Setup,
         exact: Problem,
         theta: Array | NDArray,
-        dual: jax.Array | None,
+        dual: Mixture | None,
         slot: ArrayLike,
         weighting: ArrayLike,
         *,
@@ -369,13 +381,18 @@ def _prepared(
 def _certified(
     exact: Problem,
     theta: Array | NDArray,
-    dual: jax.Array | None,
+    dual: Mixture | None,
     slot: ArrayLike,
     weighting: ArrayLike,
 ) -> Certificate:
     alone = exact._replace(weights=of_slot(exact.weights, weighting, 1))
-    dual = None if dual is None else of_slot(dual, slot, 1)
-    return certificates.certify(alone, of_slot(theta, slot, 0), dual)
+    theta = of_slot(theta, slot, 0)
+    if dual is None:
+        return certificates.certify(alone, theta, None)
+    probabilities = of_slot(dual.probabilities, slot, 1)
+    return certificates.certify(
+        alone, theta, probabilities, is_needed=jnp.asarray(dual.is_needed)[slot]
+    )
 
 
 def of_slot(array: Array | NDArray, slot: ArrayLike, axis: int) -> jax.Array:

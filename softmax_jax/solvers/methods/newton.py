@@ -27,7 +27,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods import line_search
 from softmax_jax.solvers.methods.dual import penalised
-from softmax_jax.solvers.methods.method import IterativeMethod, Method, Setup, of_slot
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, Mixture, Setup, of_slot
 from softmax_jax.solvers.methods.preconditioner import hessian
 from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
@@ -153,7 +153,7 @@ class Newton(IterativeMethod[State]):
         setup: Setup,
         exact: Problem,
         theta: Array | NDArray,
-        dual: jax.Array | None,
+        dual: Mixture | None,
         slot: ArrayLike,
         weighting: ArrayLike,
         *,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int
+from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, NDArray
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
@@ -31,12 +31,12 @@ from softmax_jax.solvers.methods import line_search, preconditioner
 from softmax_jax.solvers.methods.components import Basis, Sizes, basis, scores
 from softmax_jax.solvers.methods.dual import Dual, bound, penalised
 from softmax_jax.solvers.methods.logits_free import LogitsFree
-from softmax_jax.solvers.methods.method import IterativeMethod, Method
+from softmax_jax.solvers.methods.method import IterativeMethod, Method, Mixture
 from softmax_jax.solvers.methods.newton import Newton
 from softmax_jax.solvers.methods.pairs import Pairs, no_pairs, two_loops, with_pair, without_slot
 from softmax_jax.solvers.methods.preconditioner import Preconditioner
 from softmax_jax.solvers.passes import dot, per_problem
-from softmax_jax.solvers.problem import Problem
+from softmax_jax.solvers.problem import Problem, with_blocks
 from softmax_jax.solvers.sparse import SparseRows
 
 
@@ -210,9 +210,10 @@ class QuasiNewton(IterativeMethod[State]):
         """Forgets the pairs, which rounding may have spoilt, and the preconditioner."""
         return _restart(self, state, slot)
 
-    def dual(self, state: State) -> jax.Array:
+    def dual(self, state: State, target: Float[NDArray, " k"]) -> Mixture:
         """Returns the mean of the distributions met on the way."""
-        return state.dual.probabilities
+        plain, value = np.asarray(state.dual.plain), np.asarray(state.value)
+        return Mixture(state.dual.probabilities, ~(plain <= target * value))
 
 
 @partial(compiled, static_argnames="method")
@@ -230,7 +231,7 @@ def _blank(
         l2=problem.l2,
         value=zero + jnp.inf,
         gap=zero + jnp.inf,
-        dual=Dual(logits, nothing, zero - jnp.inf),
+        dual=Dual(logits, nothing, zero - jnp.inf, zero + jnp.inf),
         logits=logits if problem.offset is None else logits + problem.offset[:, None],
         anchor=theta,
         predictor=theta,
@@ -272,6 +273,7 @@ def _hand_over(
             inherit(state.dual.probabilities, 1),
             inherit(state.dual.gradient),
             inherit(state.dual.entropy),
+            inherit(state.dual.plain),
         ),
         logits=inherit(state.logits, 1),
         anchor=state.anchor.at[slot].set(theta),
@@ -360,8 +362,13 @@ def _step(
     t, loss, probabilities = line_search.search(problem, line, flat=method.flat)
     move = per_problem(t) * direction
     theta = state.theta + move
-    logits = state.logits + t[None, :, None, None] * ahead
-    here = Dual(probabilities, passes.gradient(problem, probabilities), loss)
+    logits = with_blocks(problem, lambda o, a: o + per_problem(t) * a, state.logits, ahead)
+    here = Dual(
+        probabilities,
+        passes.gradient(problem, probabilities),
+        entropy=loss,
+        plain=jnp.full_like(loss, jnp.inf),
+    )
     value, gradient = penalised(problem, theta, loss, here.gradient)
     change = gradient - state.gradient
     along = jnp.where(is_first, 0, dot(move, change))
