@@ -32,7 +32,7 @@ def as_array(a: Any, where: str) -> Any:
         return a
     if np.ma.is_masked(a):
         raise ValueError(f"{where}: there are masked entries; drop these rows or fill the gaps")
-    if hasattr(a, "tocsr"):
+    if is_sparse(a):
         raise ValueError(f"{where}: a sparse matrix; give {where}.toarray()")
     try:
         array = np.asarray(a)
@@ -85,6 +85,11 @@ def _of_float_width(a: np.ndarray) -> np.ndarray:
         return a
     with np.errstate(over="ignore"):
         return a.astype(jax.dtypes.canonicalize_dtype(np.float64), copy=False)
+
+
+def is_sparse(a: AnyArray) -> bool:
+    """Returns whether an array is a sparse one, as SciPy's are."""
+    return hasattr(a, "tocsr")
 
 
 def is_known(a: Any) -> bool:
@@ -179,18 +184,25 @@ def is_real(a: AnyArray) -> bool:
     return kind in "bui" or (kind == "f" and a.dtype.itemsize <= 8) or name == "bfloat16"
 
 
-def refuse_not_finite(x: np.ndarray, where: str) -> None:
-    """Raises a ValueError if ``[n, d]`` has NaN or infinities."""
+def refuse_not_finite(x: AnyArray, where: str) -> None:
+    """Raises a ValueError if NumPy's or CSR ``[n, d]`` has NaN or infinities."""
     if x.dtype.kind in "bui":
         return
-    finite = np.isfinite(x)
-    if not finite.all():
+    finite = np.isfinite(x.data if is_sparse(x) else x)
+    if finite.all():
+        return
+    if is_sparse(x):
+        stored = np.flatnonzero(~finite)
+        row_of = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+        rows, column, value = np.unique(row_of[stored]), x.indices[stored[0]], x.data[stored[0]]
+    else:
         rows = np.flatnonzero(~finite.all(axis=1))
-        column = int(np.flatnonzero(~finite[rows[0]])[0])
-        raise ValueError(
-            f"{where}: row {rows[0]}, feature {column} is {float(x[rows[0], column])} as {x.dtype} "
-            f"({len(rows)} of {len(x)} rows have such values); drop these rows or fill the gaps"
-        )
+        column = np.flatnonzero(~finite[rows[0]])[0]
+        value = x[rows[0], column]
+    raise ValueError(
+        f"{where}: row {rows[0]}, feature {column} is {float(value)} as {x.dtype} "
+        f"({len(rows)} of {x.shape[0]} rows have such values); drop these rows or fill the gaps"
+    )
 
 
 def checked_features(x: Any, where: str = "x") -> Any:
@@ -199,14 +211,12 @@ def checked_features(x: Any, where: str = "x") -> Any:
     `dense_rows` takes blocks of either.
     """
     x = as_rows(x, where)
-    if not hasattr(x, "tocsr"):
+    if not is_sparse(x):
         x = np.asarray(x)
-        refuse_not_finite(x, where)
-        return x
-    if not x.has_canonical_format:
+    elif not x.has_canonical_format:
         x = x.copy()  # it is the user's
         x.sum_duplicates()
-    refuse_not_finite(x.data[:, None], f"{where}, stored values")
+    refuse_not_finite(x, where)
     return x
 
 
@@ -216,7 +226,7 @@ def as_rows(x: Any, where: str = "x") -> Any:
     Raises:
       ValueError: if they have another shape, or are no real numbers.
     """
-    if hasattr(x, "tocsr"):
+    if is_sparse(x):
         x = x.tocsr()
         stored = as_array(x.data, f"{where}, stored values")
         x = x if stored is x.data else type(x)((stored, x.indices, x.indptr), shape=x.shape)
@@ -230,8 +240,13 @@ def as_rows(x: Any, where: str = "x") -> Any:
 
 
 def dense_rows(x: Any, rows: slice) -> np.ndarray:
-    """Some rows of `checked_features`."""
-    return x[rows].toarray() if hasattr(x, "tocsr") else x[rows]
+    """Returns some rows of `checked_features`, dense."""
+    return dense(x[rows])
+
+
+def dense(a: AnyArray) -> AnyArray:
+    """Returns a sparse array as a dense one, and any other as it is."""
+    return a.toarray() if is_sparse(a) else a
 
 
 def refuse_other_than_probabilities(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softmax_jax._annotations import AnyArray
-from softmax_jax.checks import as_array, checked_features
+from softmax_jax.checks import as_array, checked_features, is_sparse
 from softmax_jax.codelength.integer_softmax import FRACTION, frequencies
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
@@ -115,7 +115,7 @@ class Quantized(NamedTuple):
 
 def _largest(x: Any) -> np.ndarray:
     """Returns the largest number of each feature in size: ``[d]`` float64."""
-    if hasattr(x, "tocsr"):
+    if is_sparse(x):
         largest = np.zeros(x.shape[1])
         np.maximum.at(largest, x.indices, np.abs(x.data.astype(np.float64)))
         return largest

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.sparse
 from sklearn.utils._array_api import (
     _convert_to_numpy,
     _is_numpy_namespace,
@@ -13,6 +12,7 @@ from sklearn.utils._array_api import (
 )
 
 from softmax_jax._annotations import AnyArray
+from softmax_jax.checks import is_sparse
 
 
 class Place(NamedTuple):
@@ -45,7 +45,7 @@ def place_of(array: AnyArray) -> Place:
 
 def to_numpy(array: AnyArray) -> AnyArray:
     """The same numbers for NumPy; sparse matrices stay what they are."""
-    if scipy.sparse.issparse(array) or isinstance(array, np.ndarray):
+    if is_sparse(array) or isinstance(array, np.ndarray):
         return array
     return _convert_to_numpy(array, place_of(array).namespace)
 

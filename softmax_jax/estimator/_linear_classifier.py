@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from softmax_jax._annotations import AnyArray
+from softmax_jax.checks import dense, is_sparse
 from softmax_jax.data import blocks
 from softmax_jax.estimator._arrays import (
     Place,
@@ -81,8 +82,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     def densify(self) -> Self:
         """Makes ``coef_`` a NumPy array again after `sparsify`."""
         check_is_fitted(self)
-        if scipy.sparse.issparse(self.coef_):
-            self.coef_ = self.coef_.toarray()
+        self.coef_ = dense(self.coef_)
         return self
 
     def _checked(self, X: AnyArray, y: AnyArray) -> tuple[AnyArray, np.ndarray]:
@@ -180,24 +180,20 @@ def _products(x: AnyArray, w: AnyArray, place: Place) -> AnyArray:
     n, dtype = x.shape[0], place.widest_float
 
     def wide(a: AnyArray) -> AnyArray:
-        if scipy.sparse.issparse(a):
+        if is_sparse(a):
             return a.astype(dtype)
         return place.namespace.astype(a, dtype, copy=False)
 
     w = wide(w)
     rows = blocks.rows_within(max(w.shape))
     products = [wide(x[at, :]) @ w for at in blocks.slices(n, rows)]
-    return place.namespace.concat([_dense(part) for part in products])
-
-
-def _dense(a: AnyArray) -> AnyArray:
-    return a.toarray() if scipy.sparse.issparse(a) else a
+    return place.namespace.concat([dense(part) for part in products])
 
 
 def _refuse_another_place(place: Place, weights: AnyArray, method: str) -> None:
     fitted = place_of(weights)
     # Without array_api_dispatch all places are NumPy's, even where the weights are not.
-    is_numpys = scipy.sparse.issparse(weights) or isinstance(weights, np.ndarray)
+    is_numpys = is_sparse(weights) or isinstance(weights, np.ndarray)
     if fitted != place or place.is_numpy != is_numpys:
         raise ValueError(
             f"Inputs passed to {method} must use the same namespace and device as those of fit(), "
@@ -208,7 +204,7 @@ def _refuse_another_place(place: Place, weights: AnyArray, method: str) -> None:
 
 def model_params(coef: AnyArray, intercept: AnyArray) -> Params:
     """``coef_`` and ``intercept_`` as float64 parameters of the model."""
-    w: Any = np.asarray(to_numpy(_dense(coef))).T
+    w: Any = np.asarray(to_numpy(dense(coef))).T
     b: Any = to_numpy(intercept)
     return Params(w.astype(np.float64), b.astype(np.float64))
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import validate_data
@@ -18,6 +17,7 @@ from sklearn.utils.validation import validate_data
 from softmax_jax import solvers, training
 from softmax_jax._annotations import AnyArray
 from softmax_jax._fork import refuse_broken_process
+from softmax_jax.checks import dense
 from softmax_jax.data import Data
 from softmax_jax.data.dataset import stored_features
 from softmax_jax.estimator._arrays import for_solvers, to_numpy, without_bfloat16
@@ -245,7 +245,7 @@ class SoftmaxRegression(LinearClassifier):
         )
         if self._moments is not None:
             state = state._replace(opt_state=self._moments)
-        X = stored_features(X.toarray() if scipy.sparse.issparse(X) else to_numpy(X), "X")
+        X = stored_features(dense(to_numpy(X)), "X")
         rows = Data(
             jnp.asarray(X, jnp.float32),
             jnp.asarray(ids, jnp.int32),

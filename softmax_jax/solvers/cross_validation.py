@@ -8,7 +8,7 @@ import numpy as np
 
 from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, ArrayLike
-from softmax_jax.checks import per_feature
+from softmax_jax.checks import is_sparse, per_feature
 from softmax_jax.data.blocks import rows_within, slices
 from softmax_jax.data.types import for_stored
 from softmax_jax.model import Params
@@ -19,7 +19,7 @@ from softmax_jax.solvers.folds import drop_what_cannot_be_scored, refuse_a_singl
 from softmax_jax.solvers.held_out import measured, rows_of_block
 from softmax_jax.solvers.jobs import MAX_PASSES, TOL
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, Method
-from softmax_jax.solvers.rows import canonical, checked_weights, checked_x, checked_y, is_sparse
+from softmax_jax.solvers.rows import canonical, checked_weights, checked_x, checked_y
 from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.solution import Progress, Solution
 from softmax_jax.solvers.strengths import NUMBER

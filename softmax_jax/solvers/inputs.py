@@ -8,6 +8,7 @@ import numpy as np
 
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
+from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.penalty import Penalty
@@ -18,7 +19,6 @@ from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.rows import (
     Rows,
     canonical,
-    is_sparse,
     of_classes,
     of_features,
     with_padding,

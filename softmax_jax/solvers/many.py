@@ -18,6 +18,7 @@ import numpy as np
 
 from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
+from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import NUMBERS
 from softmax_jax.data.targets import mass_of_classes, mean_entropy, refuse_single_class, rows_last
 from softmax_jax.penalty import Penalty
@@ -32,7 +33,7 @@ from softmax_jax.solvers.methods import newton
 from softmax_jax.solvers.methods.newton import Newton
 from softmax_jax.solvers.plan import Plan
 from softmax_jax.solvers.problem import NEVER, Problem
-from softmax_jax.solvers.rows import Rows, checked_rows, is_sparse
+from softmax_jax.solvers.rows import Rows, checked_rows
 from softmax_jax.solvers.solution import (
     NEGLIGIBLE,
     History,

@@ -10,7 +10,7 @@ import numpy as np
 
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
-from softmax_jax.checks import per_feature, refuse_not_finite
+from softmax_jax.checks import is_sparse, per_feature, refuse_not_finite
 from softmax_jax.data.targets import (
     checked_targets,
     expected,
@@ -143,11 +143,6 @@ def with_padding(rows: Rows, *, features: int, classes: int) -> Rows:
     )
 
 
-def is_sparse(x: AnyArray) -> bool:
-    """Returns whether ``x`` is a SciPy sparse array or matrix."""
-    return hasattr(x, "tocsr")
-
-
 def canonical(x: AnyArray) -> AnyArray:
     """Returns CSR rows with one entry a number, and none for zeros."""
     if not x.has_canonical_format:
@@ -170,7 +165,7 @@ def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
     if is_sparse(x):
         largest = _largest(x.data, np)
         if not np.isfinite(largest):
-            refuse_not_finite(x.data[:, None], "x, stored values")
+            refuse_not_finite(x, "x")
     elif isinstance(x, jax.Array) and x.devices() != set(jax.devices("cpu")[:1]):
         # Looked at where it lies, as it may be large.
         largest = _largest(x, jnp)

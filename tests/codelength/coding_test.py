@@ -350,7 +350,7 @@ def test_sparse_features_with_entries_in_parts_are_summed_and_left_alone():
     assert coding.compress(params, parts, labels) == content
     assert parts.nnz == 3
     parts.data[2] = np.nan
-    with pytest.raises(ValueError, match=r"x, stored values: .*is nan"):
+    with pytest.raises(ValueError, match=r"x: row 1, feature 1 is nan"):
         coding.compress(params, parts, labels)
 
 
