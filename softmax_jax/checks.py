@@ -113,28 +113,37 @@ def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
     return _put(checked_ids(labels, num_classes, where))
 
 
-def checked_ids(labels: Any, num_classes: int, where: str) -> Any:
-    """`as_ids` for arguments of a jitted function: host arrays stay there, as it is quicker."""
+def checked_ids(labels: Any, num_classes: int | None, where: str) -> Any:
+    """Does as `as_ids` for arguments of a jitted function: host arrays stay there, as is quicker.
+
+    Without ``num_classes`` an id may be any that int32 holds.
+    """
     array = as_array(labels, where)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
-            f"{where}: class ids must be integers, got {array.dtype}: use .astype('int32'), or "
-            "np.unique(labels, return_inverse=True) to number the classes"
+            f"{where}: class ids of type {array.dtype}; expected integers from 0: use "
+            ".astype('int32'), or number the classes with np.unique(labels, return_inverse=True)"
         )
-    if is_known(array) and array.size:
-        values = np.asarray(array)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= num_classes:
-            bad = (values < 0) | (values >= num_classes)
-            at = ", ".join(map(str, np.unravel_index(int(np.argmax(bad)), bad.shape)))
-            hint = (
-                "; they seem to start at 1: subtract it" if low > 0 and high == num_classes else ""
-            )
-            raise ValueError(
-                f"{where}: class ids must lie in [0, {num_classes}) for {num_classes} classes, got "
-                f"{values[bad][0]} at row [{at}]{hint}"
-            )
+    if is_known(array):
+        refuse_ids_out_of_range(np.asarray(array), num_classes, where)
     return array if isinstance(array, jax.Array) else array.astype(np.int32, copy=False)
+
+
+def refuse_ids_out_of_range(ids: np.ndarray, num_classes: int | None, where: str) -> None:
+    """Raises a ValueError that names the first class id which is negative or beyond the last."""
+    end = 2**31 if num_classes is None else num_classes
+    if not ids.size or ((low := int(ids.min())) >= 0 and int(ids.max()) < end):
+        return
+    bad = (ids < 0) | (ids >= end)
+    at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    row = at[0] if ids.ndim == 1 else f"[{', '.join(map(str, at))}]"
+    if num_classes is None:
+        problem = "; ids start at 0" if ids[at] < 0 else ", above 2**31 - 1"
+    else:
+        problem = f", but there are {end} classes, with ids 0 to {end - 1}"
+        if low > 0 and int(ids.max()) == end:
+            problem += "; they seem to start at 1: subtract it"
+    raise ValueError(f"{where}: row {row} has class id {ids[at]}{problem}")
 
 
 def known_ids(ids: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:

@@ -219,7 +219,7 @@ def test_gibbs_inequality(logits, soft):
 @pytest.mark.parametrize("label", [-1, 5, 100])
 def test_a_label_out_of_range_is_an_error_outside_and_nan_inside_a_transformation(logits, label):
     labels = jnp.array([0, label, 1], jnp.int32)
-    with pytest.raises(ValueError, match=rf"\[0, 5\) for 5 classes, got {label}"):
+    with pytest.raises(ValueError, match=f"row 1 has class id {label}, but there are 5"):
         cross_entropy(logits[:3], labels)
     loss = jax.jit(cross_entropy)(logits[:3], labels)
     np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
@@ -243,7 +243,7 @@ def test_ids_of_every_integer_type(dtype, q):
     [
         ((7,), jnp.int32, "fit logits"),
         ((8, 4), jnp.float32, "fit logits"),
-        ((8,), jnp.float32, "must be integers"),
+        ((8,), jnp.float32, "class ids of type float32; expected integers"),
         ((8, 5, 1), jnp.float32, "fit logits"),
     ],
 )

@@ -26,6 +26,7 @@ from softmax_jax.checks import (
     is_known,
     is_real,
     known_ids,
+    refuse_ids_out_of_range,
     rounding_of_probabilities,
 )
 
@@ -222,18 +223,8 @@ def checked_targets(
     if rows == 0:
         raise ValueError(f"{where}: there are no rows")
     if targets.ndim == 1:
-        if targets.dtype.kind not in "ui":
-            raise ValueError(
-                f"{where}: class ids of type {targets.dtype}; expected integers from 0: number the "
-                "classes first, with np.unique(labels, return_inverse=True) for example"
-            )
-        if targets.min() < 0:
-            row = int(np.argmax(targets < 0))
-            raise ValueError(f"{where}: row {row} has class id {targets[row]}; ids start at 0")
-        if targets.max() > np.iinfo(np.int32).max:
-            row = int(np.argmax(targets))
-            raise ValueError(f"{where}: row {row} has class id {targets[row]}, above 2**31 - 1")
-        return targets.astype(np.int32)
+        # A copy of them, as users may write to theirs.
+        return np.array(checked_ids(targets, None, where))
     if not is_real(targets):
         raise ValueError(f"{where}: targets of type {targets.dtype}; expected probabilities")
     with np.errstate(over="ignore"):  # an infinity is refused below
@@ -271,9 +262,9 @@ def number_of_classes(y: HostTargets, num_classes: SupportsIndex | None, where: 
                 f"{where}: probabilities of {found} classes, but there are {num_classes}"
             )
         return found
-    row = int(np.argmax(y))
     if num_classes is None:
         if found > max(rows, 2):
+            row = int(np.argmax(y))
             raise ValueError(
                 f"{where}: row {row} has class id {y[row]}, which makes more classes than "
                 f"the {rows} rows: give num_classes={found} if there are that many, or number the "
@@ -282,11 +273,7 @@ def number_of_classes(y: HostTargets, num_classes: SupportsIndex | None, where: 
         return found
     if num_classes > 2**31:
         raise ValueError(f"num_classes: {num_classes}; class ids are int32, so 2**31 at most")
-    if found > num_classes:
-        raise ValueError(
-            f"{where}: row {row} has class id {y[row]}, but there are {num_classes} "
-            f"classes, with ids 0 to {num_classes - 1}"
-        )
+    refuse_ids_out_of_range(y, num_classes, where)
     return num_classes
 
 
