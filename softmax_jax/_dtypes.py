@@ -1,16 +1,14 @@
 """Types in which to compute, said explicitly: implicit promotion may be forbidden (strict)."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from softmax_jax._annotations import Array, Float, Shaped
 
 
-def accumulation_type(*arrays: jax.Array | jax.ShapeDtypeStruct) -> Any:
+def accumulation_type(*arrays: Shaped[Array | jax.ShapeDtypeStruct, "..."]) -> np.dtype:
     """Returns the type of sums over ``arrays``: float64 if any of them is of it, float32 else."""
-    return jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32
+    return np.dtype(np.float64 if any(a.dtype == np.float64 for a in arrays) else np.float32)
 
 
 def at_least_float32(a: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:

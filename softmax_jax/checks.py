@@ -131,8 +131,11 @@ def checked_ids(labels: Any, num_classes: int | None, where: str) -> Any:
 
 def refuse_ids_out_of_range(ids: np.ndarray, num_classes: int | None, where: str) -> None:
     """Raises a ValueError that names the first class id which is negative or beyond the last."""
+    if not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
     end = 2**31 if num_classes is None else num_classes
-    if not ids.size or ((low := int(ids.min())) >= 0 and int(ids.max()) < end):
+    if low >= 0 and high < end:
         return
     bad = (ids < 0) | (ids >= end)
     at = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -141,7 +144,7 @@ def refuse_ids_out_of_range(ids: np.ndarray, num_classes: int | None, where: str
         problem = "; ids start at 0" if ids[at] < 0 else ", above 2**31 - 1"
     else:
         problem = f", but there are {end} classes, with ids 0 to {end - 1}"
-        if low > 0 and int(ids.max()) == end:
+        if low > 0 and high == end:
             problem += "; they seem to start at 1: subtract it"
     raise ValueError(f"{where}: row {row} has class id {ids[at]}{problem}")
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float
+from softmax_jax._dtypes import accumulation_type
 from softmax_jax.data.blocks import Index, joined, rows_of, scan
 from softmax_jax.head import tiles
 from softmax_jax.head.plan import Plan, Spec
@@ -200,7 +201,7 @@ def _recomputed(
 
 def _zeros(operands: Operands, wanted: Gradients) -> Gradients:
     """Returns zeros for the gradients that are wanted."""
-    kind = tiles.accumulation_type(operands.x, operands.w)
+    kind = accumulation_type(operands.x, operands.w)
     zeros: Any = (
         None if want is None or leaf is None else jnp.zeros(leaf.shape, kind)
         for want, leaf in zip(wanted, operands, strict=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from softmax_jax import losses
 from softmax_jax._annotations import AnyArray, Array, Float, Integer, Scalar
+from softmax_jax._dtypes import accumulation_type
 from softmax_jax.checks import checked_count
 from softmax_jax.data.targets import Ids, Targets, parse_counted
 from softmax_jax.head import table
@@ -30,7 +31,7 @@ from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
 from softmax_jax.head.scoring import TOP_K
 from softmax_jax.head.statistics import State, Statistic
 from softmax_jax.head.targets import TargetWeights, mass_of, weights_of_classes
-from softmax_jax.head.tiles import Operands, accumulation_type
+from softmax_jax.head.tiles import Operands
 from softmax_jax.loss_options import (
     LossOptions,
     check_reduction,

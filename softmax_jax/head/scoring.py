@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer
+from softmax_jax._dtypes import accumulation_type
 from softmax_jax.checks import checked_count
 from softmax_jax.head import table, tiles
 from softmax_jax.head.derivative import measured
@@ -96,6 +97,6 @@ def _measured(
     sizes = (len(operands.x), w.shape[0], w.shape[1])
     spec = Spec(rows=0, classes=0, statistics=(table.top(k),))
     tiling = checked_tiling(Tiling("recompute", memory))
-    plan = make_plan(sizes, spec, tiles.accumulation_type(x, w), tiling)
+    plan = make_plan(sizes, spec, accumulation_type(x, w), tiling)
     row = measured(plan.spec, operands, TargetWeights())
     return jax.tree.map(lambda a: a[: math.prod(leading)], row), leading

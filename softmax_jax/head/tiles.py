@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import _dtypes
 from softmax_jax._annotations import Array, Float, Num
+from softmax_jax._dtypes import accumulation_type
 from softmax_jax.data.blocks import Index, balanced
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
@@ -92,11 +92,6 @@ def _scan_classes(
     if rest:
         carry, last = visit(carry, full * size, rest, kept[1])
     return carry, (first, last)
-
-
-def accumulation_type(x: Num[Array, "..."], w: Num[Array, "d q"]) -> np.dtype:
-    """Returns the type of logits, losses and sums: float32 at least."""
-    return jnp.dtype(_dtypes.accumulation_type(x, w))
 
 
 def _product_type(operands: Operands) -> np.dtype:
