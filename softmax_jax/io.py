@@ -256,9 +256,7 @@ def _model(arrays: Mapping[str, Shaped[NDArray, "..."]], where: str, member: int
     """Returns the model that arrays by name describe, of stacked ones a single one."""
     if missing := [name for name in ("w", "b") if name not in arrays]:
         raise ValueError(f"{where}: there is no {' and no '.join(missing)}; expected w and b")
-    # `Params` is one of JAX arrays; on the host they may be NumPy's.
-    w: Any = arrays["w"]
-    b: Any = arrays["b"]
+    w, b = arrays["w"], arrays["b"]
     if w.ndim not in (2, 3) or b.shape != (*w.shape[:-2], w.shape[-1]) or 0 in w.shape:
         raise ValueError(
             f"{where}: w has shape {w.shape} and b {b.shape}; expected [d, q] and [q], or "

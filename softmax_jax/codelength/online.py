@@ -13,7 +13,7 @@ takes a single pass of minibatches, each coded before it is learned from.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -172,9 +172,8 @@ def _fitted(
 ) -> Params:
     if (labels[:seen] == labels[0]).all():
         # There is nothing to tell apart, and this class is all that the model knows.
-        w: Any = np.zeros((x.shape[1], num_classes))
-        b: Any = np.where(np.arange(num_classes) == labels[0], 0, -np.inf)
-        return Params(w, b)
+        b = np.where(np.arange(num_classes) == labels[0], 0, -np.inf)
+        return Params(np.zeros((x.shape[1], num_classes)), b)
     # Labels without weight are not looked at, and fits to all parts share one compiled program.
     solution = solvers.fit(
         x,

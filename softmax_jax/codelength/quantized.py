@@ -72,9 +72,9 @@ class Quantized(NamedTuple):
         if not 1 <= w.shape[1] <= MOST_CLASSES:
             raise ValueError(f"{w.shape[1]:,} classes; expected 1 to {MOST_CLASSES:,}")
         impossible = np.isneginf(b)
-        given: Any = (w, np.where(impossible, 0, b))
+        given = Params(w, np.where(impossible, 0, b))
         # Each of these is one rounded operation, the same everywhere.
-        w, b = (np.asarray(a) * LOG2_E for a in for_stored(Params(*given), scale, shift))
+        w, b = (np.asarray(a) * LOG2_E for a in for_stored(given, scale, shift))
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise ValueError("w or b has NaN or infinities, where only b may have -inf")
         largest = _largest(x)

@@ -3,7 +3,7 @@
 `features` applies it to the examples, `for_stored` to the parameters instead.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +83,7 @@ def for_stored(params: Params, scale: AnyArray | None, shift: AnyArray | None) -
     d = w.shape[-2]
     if shift is not None:
         b = b + np.sum(w * per_feature(shift, 0.0, d, "shift")[:, None], axis=-2)
-    scaled: Any = w * per_feature(scale, 1.0, d, "scale")[:, None]
-    shifted: Any = b
-    return Params(scaled, shifted)
+    return Params(w * per_feature(scale, 1.0, d, "scale")[:, None], b)
 
 
 def _like_rows_of(x: Float[Array, "*shape"], value: AnyArray) -> Float[Array, "*shape"]:

@@ -155,8 +155,7 @@ class SoftmaxRegressionCV(LinearClassifier):
         place, dtype = place_of(X), dtype_of_weights(X)
         scores = -found.fold_loss if found.fold_score is None else found.fold_score
         self.scores_ = place.put(np.asarray(scores, dtype))
-        w: Any = found.folds.params.w
-        b: Any = found.folds.params.b
+        w, b = (np.asarray(a) for a in found.folds.params)
         paths = np.concatenate([np.moveaxis(w, -2, -1), b[..., None]], axis=-1)
         self.coefs_paths_ = place.put(paths.astype(dtype))
         self.n_iter_ = place.put(np.ceil(found.folds.passes).astype(np.int32))

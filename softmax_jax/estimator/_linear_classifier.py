@@ -204,9 +204,8 @@ def _refuse_another_place(place: Place, weights: AnyArray, method: str) -> None:
 
 def model_params(coef: AnyArray, intercept: AnyArray) -> Params:
     """``coef_`` and ``intercept_`` as float64 parameters of the model."""
-    w: Any = np.asarray(to_numpy(dense(coef))).T
-    b: Any = to_numpy(intercept)
-    return Params(w.astype(np.float64), b.astype(np.float64))
+    w, b = (np.asarray(to_numpy(dense(a))) for a in (coef, intercept))
+    return Params(w.T.astype(np.float64), b.astype(np.float64))
 
 
 def warn_unless_certified(tol: float, *solutions: Solution) -> None:

@@ -1,7 +1,5 @@
 """Features, weights and biases of a head, checked."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +22,7 @@ def checked_operands(
     d, q = w.shape
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(f"x of shape {x.shape} needs a last axis of the {d} features of w")
-    bias: Any = np.zeros(q) if b is None else as_array(b, "b")
+    bias = np.zeros(q) if b is None else as_array(b, "b")
     if bias.shape != (q,):
         raise ValueError(f"b of shape {bias.shape} for the {q} classes of w")
     given = Params(w, bias)
