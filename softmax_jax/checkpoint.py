@@ -29,6 +29,11 @@ from softmax_jax._annotations import Scalar
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
 MARGIN = 2**20
 
+KEEP_LAST = 2
+"""Latest checkpoints that stay by default: one of them may be damaged."""
+KEEP_BEST = 1
+"""Checkpoints with the lowest scores that stay by default."""
+
 # Seconds that a save may take. Orbax measures them by the time of day, which may jump by years.
 _FOREVER = 2**32
 
@@ -51,7 +56,7 @@ class Restored(NamedTuple):
 
 @contextlib.contextmanager
 def open_folder(
-    path: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1
+    path: str | os.PathLike[str], *, keep_last: int = KEEP_LAST, keep_best: int = KEEP_BEST
 ) -> Iterator[Folder]:
     """Opens the checkpoints in a folder, which is made if it is not there.
 

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runs import durations, hints, optimizers, validation
+from softmax_jax import checkpoint
 from softmax_jax.codelength import online
+from softmax_jax.data import npz
 from softmax_jax.solvers import jobs
 
 
@@ -29,7 +31,7 @@ class Data:
     validation: str = ""
     """Training examples that are held out: a share like ``10%``, or a number like ``500 rows``.
     They are drawn by the seed of the run; see ``patience``. Only `Train` knows it."""
-    memory: float = 4.0
+    memory: float = npz.MAX_BYTES / 2**30
     """GiB that a compressed file may unpack to; one that is not may always be read."""
 
     def __post_init__(self):
@@ -111,8 +113,8 @@ class Train(OnData):
     evaluate_every: str = "1 epoch"
     save_every: str = "30 seconds"
     """Time between checkpoints, from which a run that is killed goes on."""
-    keep_last: int = 2
-    keep_best: int = 1
+    keep_last: int = checkpoint.KEEP_LAST
+    keep_best: int = checkpoint.KEEP_BEST
     """Number of checkpoints with the lowest validation loss that stay beside the ``keep_last``
     latest; test loss counts if nothing is held out."""
     patience: int = 0
@@ -170,6 +172,14 @@ def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
     return [Member(*values) for values in zip(*filled, strict=True)]
 
 
+_STRENGTH = "0 or more, and below 1e30"
+
+
+def _is_strength(value: float) -> bool:
+    """Returns whether float32 holds a strength and its products with weights."""
+    return 0 <= value < 1e30
+
+
 def _check_member(member: Member, prefix: str = "") -> None:
     for key in ("init_seed", "order_seed"):
         seed = getattr(member, key)
@@ -180,7 +190,7 @@ def _check_member(member: Member, prefix: str = "") -> None:
         as_float32 = float(np.float32(rate))
     in_range = 0 < as_float32 < math.inf
     _require(in_range, f"{prefix}learning_rate", rate, "positive and finite as a float32")
-    _require(0 <= member.l2 < 1e30, f"{prefix}l2", member.l2, "0 or more, and below 1e30")
+    _require(_is_strength(member.l2), f"{prefix}l2", member.l2, _STRENGTH)
     smoothing = member.label_smoothing
     _require(0 <= smoothing <= 1, f"{prefix}label_smoothing", smoothing, "in [0, 1]")
 
@@ -204,8 +214,8 @@ class Fit(OnData):
             values = getattr(self, key)
             some = isinstance(values, tuple) and len(values) > 0
             _require(some, key, values, "a tuple of one number or more")
-            in_range = all(0 <= value < 1e30 for value in values)
-            _require(in_range, key, values, "of numbers that are 0 or more, and below 1e30")
+            in_range = all(map(_is_strength, values))
+            _require(in_range, key, values, f"of numbers that are {_STRENGTH}")
             _require(len(set(values)) == len(values), key, values, "of numbers that differ")
         acts = max(self.l1) > 0
         _require(acts or not self.grouped, "grouped", self.grouped, "False, as there is no l1")
