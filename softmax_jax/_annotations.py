@@ -15,6 +15,9 @@ from numpy import ndarray as NDArray
 AnyArray: TypeAlias = Any
 """Whatever a user has that can be read as an array: JAX, NumPy, lists, frames, SciPy sparse."""
 
+PyTree: TypeAlias = Any
+"""Arrays nested in tuples, dicts and the like, as `jax.tree` walks them; the caller knows how."""
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Integer, Num, Real, Shaped
 else:
@@ -45,6 +48,7 @@ __all__ = [
     "NDArray",
     "Num",
     "OverGrid",
+    "PyTree",
     "Real",
     "Scalar",
     "Shaped",

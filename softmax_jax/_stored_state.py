@@ -1,25 +1,28 @@
 """States as they are stored: arrays of NumPy, with keys of random numbers as integers."""
 
-from typing import Any
+from collections.abc import Hashable
+from typing import TypeGuard
 
 import jax
 import numpy as np
 
+from softmax_jax._annotations import AnyArray, NDArray, PyTree
 
-def kind(array: Any) -> tuple[tuple[int, ...], str]:
+
+def kind(array: NDArray | jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], str]:
     """Returns the shape and the name of the type."""
     return array.shape, str(array.dtype)
 
 
-def _is_of_jax(leaf: Any) -> bool:
+def _is_of_jax(leaf: object) -> TypeGuard[jax.Array | jax.ShapeDtypeStruct]:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: object) -> bool:
     return _is_of_jax(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
+def as_stored(leaf: AnyArray) -> jax.ShapeDtypeStruct:
     """Returns shape and type of a leaf, `jax.ShapeDtypeStruct` included, as `on_host` makes it."""
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
@@ -28,20 +31,20 @@ def as_stored(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _key_impl(leaf: Any) -> Any:
+def _key_impl(leaf: jax.Array | jax.ShapeDtypeStruct) -> Hashable:
     """Returns the generator of a key, or of a `jax.ShapeDtypeStruct` of one."""
-    found: list[Any] = []
+    found: list[Hashable] = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
     return found[0]
 
 
-def on_host(state: Any) -> Any:
+def on_host(state: PyTree) -> PyTree:
     """Returns NumPy arrays, keys of random numbers as the integers that they are made of."""
     plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
     return jax.tree.map(np.asarray, jax.device_get(plain))
 
 
-def with_keys(arrays: Any, like: Any) -> Any:
+def with_keys(arrays: PyTree, like: PyTree) -> PyTree:
     """Returns stored arrays as the leaves of ``like`` are: on the device, or keys."""
 
     def restored(array, leaf):

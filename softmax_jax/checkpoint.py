@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from softmax_jax import _provenance as provenance
 from softmax_jax import _stored_state as stored_state
 from softmax_jax import checks
-from softmax_jax._annotations import Scalar
+from softmax_jax._annotations import PyTree, Scalar
 
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
 MARGIN = 2**20
@@ -36,6 +36,12 @@ KEEP_BEST = 1
 
 # Seconds that a save may take. Orbax measures them by the time of day, which may jump by years.
 _FOREVER = 2**32
+
+
+class _Numbered(Protocol):
+    """A checkpoint as orbax asks about it."""
+
+    step: int
 
 
 class Folder(NamedTuple):
@@ -50,7 +56,7 @@ class Restored(NamedTuple):
     """A checkpoint as it was given to `save`."""
 
     step: int
-    state: Any
+    state: PyTree
     extra: dict[str, Any]
 
 
@@ -87,7 +93,9 @@ def open_folder(
     scores: dict[int, float] = {}
 
     class Policy:
-        def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        def should_preserve(
+            self, checkpoints: Sequence[_Numbered], *, context: object
+        ) -> list[bool]:
             steps = [checkpoint.step for checkpoint in checkpoints]
             finite = [step for step in steps if math.isfinite(scores.get(step, math.inf))]
             best = sorted(finite, key=lambda step: (scores[step], -step))[:keep_best]
@@ -117,7 +125,7 @@ def open_folder(
 
 
 def save(
-    folder: Folder, step: SupportsIndex, state: Any, *, extra: Mapping[Any, Any], score: Scalar
+    folder: Folder, step: SupportsIndex, state: PyTree, *, extra: Mapping[Any, Any], score: Scalar
 ) -> None:
     """Copies the state to the host, and writes it in the background.
 
@@ -237,7 +245,7 @@ def finish(folder: Folder) -> None:
         folder.manager.wait_until_finished()
 
 
-def restore(folder: Folder, like: Any, *, best: bool = False) -> Restored | None:
+def restore(folder: Folder, like: PyTree, *, best: bool = False) -> Restored | None:
     """Reads the latest checkpoint that is whole, or the best; None if there is none at all.
 
     Damaged ones that come before it are put aside under the name ``damaged-STEP``, with a warning;
@@ -317,7 +325,9 @@ def _in_order(steps: Sequence[int], scores: Mapping[int, float], *, best: bool) 
     return sorted(scored, key=lambda step: (scores.get(step, -math.inf), -step))
 
 
-def _arrays(manager: ocp.CheckpointManager, step: int, abstract: Any, known: Any) -> Any:
+def _arrays(
+    manager: ocp.CheckpointManager, step: int, abstract: PyTree, known: Mapping[str, Any]
+) -> PyTree:
     """Reads the arrays of a checkpoint.
 
     Raises:
@@ -367,7 +377,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _digest(arrays: Any, known: Mapping[str, Any]) -> str:
+def _digest(arrays: PyTree, known: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -5,19 +5,19 @@ import numbers
 import operator
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import AnyArray
+from softmax_jax._annotations import AnyArray, Scalar
 
 # float32 probabilities of a million classes still sum to one this well.
 SUM_TOLERANCE = 1e-3
 
 
-def as_array(a: Any, where: str) -> Any:
+def as_array(a: AnyArray, where: str) -> AnyArray:
     """Returns an array as JAX can take it, of the same numbers.
 
     JAX arrays and tracers stay what they are. Lists, data frames and `np.matrix` become plain
@@ -48,7 +48,7 @@ def as_array(a: Any, where: str) -> Any:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def as_real(a: Any, where: str) -> jax.Array:
+def as_real(a: AnyArray, where: str) -> jax.Array:
     """Returns real numbers as a JAX array, converted on the host before JAX would cut them.
 
     The door of features, parameters, logits and weights. What JAX has already, traced values
@@ -62,7 +62,7 @@ def as_real(a: Any, where: str) -> jax.Array:
     return _put(checked_real(a, where))
 
 
-def checked_real(a: Any, where: str) -> Any:
+def checked_real(a: AnyArray, where: str) -> AnyArray:
     """`as_real` for arguments of a jitted function: host arrays stay there, as it is quicker."""
     array = as_array(a, where)
     if not (
@@ -74,7 +74,7 @@ def checked_real(a: Any, where: str) -> Any:
     return array if isinstance(array, jax.Array) else _of_float_width(array)
 
 
-def _put(a: Any) -> jax.Array:
+def _put(a: AnyArray) -> jax.Array:
     """Puts an array on the device by an explicit transfer, which a guard may demand."""
     return a if isinstance(a, jax.Array) else jax.device_put(a)
 
@@ -92,14 +92,14 @@ def is_sparse(a: AnyArray) -> bool:
     return hasattr(a, "tocsr")
 
 
-def is_known(a: Any) -> bool:
+def is_known(a: AnyArray) -> bool:
     """Returns whether values can be looked at: no, if traced or if on other hosts too."""
     if isinstance(a, jax.core.Tracer):
         return False
     return not isinstance(a, jax.Array) or a.is_fully_addressable
 
 
-def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
+def as_ids(labels: AnyArray, num_classes: int, where: str) -> jax.Array:
     """Returns class ids of any integer type and shape as a JAX array, each in [0, num_classes).
 
     The door of class ids. Host arrays become int32 after the check. JAX arrays are looked at on
@@ -113,7 +113,7 @@ def as_ids(labels: Any, num_classes: int, where: str) -> jax.Array:
     return _put(checked_ids(labels, num_classes, where))
 
 
-def checked_ids(labels: Any, num_classes: int | None, where: str) -> Any:
+def checked_ids(labels: AnyArray, num_classes: int | None, where: str) -> AnyArray:
     """Does as `as_ids` for arguments of a jitted function: host arrays stay there, as is quicker.
 
     Without ``num_classes`` an id may be any that int32 holds.
@@ -177,7 +177,7 @@ def exceeds_jax(dtype: np.dtype) -> bool:
     return is_wide(dtype) and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
 
 
-def checked_count(value: Any, name: str, at_least: int = 1) -> int:
+def checked_count(value: SupportsIndex, name: str, at_least: int = 1) -> int:
     """Returns an integer of any type as int.
 
     Raises:
@@ -217,7 +217,7 @@ def refuse_not_finite(x: AnyArray, where: str) -> None:
     )
 
 
-def checked_features(x: Any, where: str = "x") -> Any:
+def checked_features(x: AnyArray, where: str = "x") -> AnyArray:
     """Finite real numbers ``[n, d]``, as they are, in NumPy; sparse ones as CSR of its own entries.
 
     `dense_rows` takes blocks of either.
@@ -232,7 +232,7 @@ def checked_features(x: Any, where: str = "x") -> Any:
     return x
 
 
-def as_rows(x: Any, where: str = "x") -> Any:
+def as_rows(x: AnyArray, where: str = "x") -> AnyArray:
     """Returns real numbers ``[n, d]`` as CSR, as a JAX array where they are one, or as NumPy's.
 
     Raises:
@@ -251,7 +251,7 @@ def as_rows(x: Any, where: str = "x") -> Any:
     return x
 
 
-def dense_rows(x: Any, rows: slice) -> np.ndarray:
+def dense_rows(x: AnyArray, rows: slice) -> np.ndarray:
     """Returns some rows of `checked_features`, dense."""
     return dense(x[rows])
 
@@ -288,14 +288,14 @@ def refuse_other_than_probabilities(
         )
 
 
-def rounding_of_probabilities(dtype: Any) -> float:
+def rounding_of_probabilities(dtype: jax.typing.DTypeLike) -> float:
     """Returns by how much probabilities or their sum may be off: an ulp, or `SUM_TOLERANCE`."""
     is_floating = jnp.issubdtype(dtype, jnp.floating)
     return max(SUM_TOLERANCE, float(jnp.finfo(dtype).eps) if is_floating else 0.0)
 
 
 def checked_weights(
-    weights: Any, rows: int, name: str = "weights", *, several: bool = False
+    weights: AnyArray, rows: int, name: str = "weights", *, several: bool = False
 ) -> np.ndarray:
     """Returns finite float64 weights, 0 or more; 1 where they are None: ``[rows]``.
 
@@ -337,7 +337,7 @@ def refuse_no_weight(weights: np.ndarray, name: str = "weights") -> None:
         raise ValueError(f"{name}: the total weight is infinite; give smaller ones")
 
 
-def checked_strength(value: Any, name: str) -> float:
+def checked_strength(value: Scalar, name: str) -> float:
     """Returns the strength of a penalty as a float.
 
     Raises:
@@ -349,7 +349,7 @@ def checked_strength(value: Any, name: str) -> float:
     return strength
 
 
-def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
+def per_feature(value: AnyArray, default: float, d: int, name: str) -> np.ndarray:
     """``[d]`` finite float64, of one number or of one a feature."""
     value = np.asarray(default if value is None else value, np.float64)
     if value.shape not in ((), (d,)) or not np.isfinite(value).all():
@@ -357,7 +357,7 @@ def per_feature(value: Any, default: float, d: int, name: str) -> np.ndarray:
     return np.array(np.broadcast_to(value, (d,)))
 
 
-def checked_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
+def checked_names(names: Iterable[object], where: str) -> tuple[str, ...]:
     """Returns names as text; bytes, as NumPy's type S and HDF5 have them, are read as UTF-8.
 
     Raises:

@@ -8,7 +8,7 @@ and must count nothing.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ Index: TypeAlias = int | Integer[Array, ""]
 
 Carry = TypeVar("Carry")
 Sums = TypeVar("Sums")
+Tree = TypeVar("Tree")
 
 
 def rows_within(numbers_a_row: int, *, numbers: int = NUMBERS) -> int:
@@ -72,11 +73,11 @@ def balanced(n: int, most: int) -> tuple[int, int]:
 
 
 def scan(
-    visit: Callable[[Carry, Index, Bool[Array, " rows"]], tuple[Carry, Any]],
+    visit: Callable[[Carry, Index, Bool[Array, " rows"]], tuple[Carry, Tree]],
     carry: Carry,
     n: int,
     most: int,
-) -> tuple[Carry, Any]:
+) -> tuple[Carry, Tree]:
     """Calls ``visit(carry, start, is_new) -> (carry, output)`` for blocks of one size.
 
     Args:
@@ -94,7 +95,7 @@ def scan(
         carry, output = visit(carry, 0, jnp.ones(n, bool))
         return carry, jax.tree.map(lambda a: a[None], output)
 
-    def step(carry: Carry, i: Integer[Array, ""]) -> tuple[Carry, Any]:
+    def step(carry: Carry, i: Integer[Array, ""]) -> tuple[Carry, Tree]:
         start = jnp.minimum(i * rows, n - rows)
         return visit(carry, start, start + jnp.arange(rows, dtype=jnp.int32) >= i * rows)
 
@@ -130,14 +131,14 @@ def total(
     return sums if axis is None else jax.lax.psum(sums, axis)
 
 
-def rows_of(arrays: Any, start: Index, rows: int) -> Any:
+def rows_of(arrays: Tree, start: Index, rows: int) -> Tree:
     """Returns ``rows`` rows of each array of a pytree, from ``start`` on."""
     return jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a, arrays
     )
 
 
-def joined(outputs: Any, n: int) -> Any:
+def joined(outputs: Tree, n: int) -> Tree:
     """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``."""
 
     def one(a: Shaped[Array, "blocks rows *each"]) -> Shaped[Array, " n *each"]:
