@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -19,7 +18,7 @@ _SETTINGS = (
 _PACKAGES = ("jax", "jaxlib", "optax")
 
 
-def settings() -> dict[str, Any]:
+def settings() -> dict[str, object]:
     """Returns the settings of JAX that change numbers."""
     return {name: getattr(jax.config, name, None) for name in _SETTINGS}
 
@@ -31,7 +30,7 @@ def versions() -> dict[str, str]:
     return versions | {"device": jax.devices()[0].device_kind, "XLA_FLAGS": repr(flags)}
 
 
-def refuse_other_settings(saved: Mapping[str, Any], step: int, folder: Any) -> None:
+def refuse_other_settings(saved: Mapping[str, object], step: int, folder: os.PathLike[str]) -> None:
     """Raises a ValueError if a checkpoint was saved under other settings."""
     here = settings()
     other = [name for name in here if here[name] != saved.get(name)]
@@ -44,7 +43,7 @@ def refuse_other_settings(saved: Mapping[str, Any], step: int, folder: Any) -> N
         )
 
 
-def warn_of_other_versions(saved: Mapping[str, str], step: int, folder: Any) -> None:
+def warn_of_other_versions(saved: Mapping[str, str], step: int, folder: os.PathLike[str]) -> None:
     """Warns if a checkpoint was saved with other versions."""
     here = versions()
     other = [

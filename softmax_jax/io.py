@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from softmax_jax import checks, model
 from softmax_jax._annotations import (
@@ -58,7 +59,7 @@ def save(
     scale: AnyArray = 1.0,
     shift: AnyArray = 0.0,
     class_names: Sequence[str | bytes] | Shaped[NDArray, " q"] | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     best: int | None = None,
     about: Mapping[str, AnyArray] | None = None,
 ) -> None:
@@ -89,7 +90,7 @@ def save(
       [1]
     """
     w, b = (_in_numpy(a) for a in params)
-    arrays: dict[str, Any] = {
+    arrays: dict[str, AnyArray] = {
         "w": w,
         "b": b,
         "scale": np.asarray(scale),
@@ -319,7 +320,7 @@ def _is_type(name: str) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
 
 
-def _is_floating(dtype: Any) -> bool:
+def _is_floating(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
 
 

@@ -8,14 +8,14 @@ once.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from softmax_jax import head, losses, metrics, model
-from softmax_jax._annotations import AnyArray, Array, Float, Integer, Scalar, Shaped
+from softmax_jax._annotations import AnyArray, Array, Float, Integer, PyTree, Scalar, Shaped
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
 from softmax_jax.checks import as_real, checked_count, checked_strength
@@ -138,7 +138,7 @@ class Program:
         num_classes = jnp.shape(state.params.w)[-1]
         return self._jitted(state, admitted(batch, num_classes, look=False), *stop)
 
-    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+    def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
         """See `jax.jit`."""
         return self._jitted.lower(*arguments)
 

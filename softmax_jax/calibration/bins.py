@@ -1,7 +1,7 @@
 """Bins of similar confidence, and the sums over their examples that all errors are made of."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def check_values(confidence: jax.Array, outcome: jax.Array, weights: jax.Array) 
             refuse_other_than_probabilities(np.asarray(a), where, counts)
 
 
-def checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
+def checked_edges(edges: AnyArray, confidence: jax.Array) -> jax.Array:
     """Returns edges in the type of the confidences; raises a ValueError as `reliability`."""
     edges = as_real(edges, "edges")
     shape = edges.shape
@@ -168,7 +168,9 @@ def checked_edges(edges: Any, confidence: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _reliability(confidence: Any, outcome: Any, edges: Any, weights: Any) -> Bins:
+def _reliability(
+    confidence: jax.Array, outcome: jax.Array, edges: jax.Array, weights: jax.Array
+) -> Bins:
     one = partial(sums_of_bins, weights)
     if confidence.ndim == 1:
         return one(confidence, outcome, edges)

@@ -1,12 +1,13 @@
 """Held-out logits with their labels, and sums over their rows in float64."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from softmax_jax import checks
+from softmax_jax._annotations import AnyArray
 from softmax_jax.data import blocks
 from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, checked_targets
 
@@ -23,7 +24,13 @@ class HeldOut(NamedTuple):
     """Rows at a time."""
 
     @classmethod
-    def of(cls, logits: Any, targets: Any, weights: Any, block_size: int | None) -> "HeldOut":
+    def of(
+        cls,
+        logits: AnyArray,
+        targets: AnyArray,
+        weights: AnyArray,
+        block_size: int | None,
+    ) -> "HeldOut":
         """Checks what `fit_temperature` is given; see there for the arguments and errors."""
         logits = np.asarray(checks.as_array(logits, "logits"))
         targets = np.asarray(checks.as_array(targets, "targets"))
@@ -36,14 +43,15 @@ class HeldOut(NamedTuple):
         weights = checks.checked_weights(weights, len(logits))
         checks.refuse_no_weight(weights)
         # Rows without weight take no part, whatever they hold.
-        logits, targets, weights = (a[weights > 0] for a in (logits, targets, weights))
+        counts = weights > 0
+        logits, targets, weights = logits[counts], targets[counts], weights[counts]
         targets = checked_targets(targets, len(logits), "targets", np.float64)
         parsed = checked(targets, logits.shape)
         assert not isinstance(parsed, SparseTargets)
         if isinstance(parsed, Dense):
-            y: Any = targets / targets.sum(axis=1, keepdims=True)
+            y: AnyArray = targets / targets.sum(axis=1, keepdims=True)
             parsed = Dense(y)
-        impossible = np.isneginf(logits)
+        impossible = logits == -np.inf
         if not (np.isfinite(logits) | impossible).all() or impossible.all(axis=1).any():
             raise ValueError(
                 "logits: NaN, +inf, or a row of -inf only, of which there is no softmax"
@@ -69,7 +77,7 @@ class HeldOut(NamedTuple):
                 y = np.asarray(self.targets.probabilities[at])
             yield self.logits[at].astype(np.float64), y, self.weights[at]
 
-    def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: Any) -> Any:
+    def mean(self, function: Callable[..., tuple[jax.Array, ...]], *args: AnyArray) -> AnyArray:
         """Returns the means over the rows, of what a function sums for a block."""
         with jax.enable_x64(True):
             sums = [function(*block, *args) for block in self.blocks()]

@@ -1,7 +1,5 @@
 """Pairs of a confidence and its outcome, from the logits of a classifier."""
 
-from typing import Any
-
 import jax
 
 from softmax_jax import metrics, model
@@ -76,7 +74,7 @@ def of_class(
     return p[:, j], y[:, j]
 
 
-def _checked(logits: Any, targets: Any) -> tuple[jax.Array, Targets]:
+def _checked(logits: AnyArray, targets: AnyArray) -> tuple[jax.Array, Targets]:
     logits = at_least_float32(as_real(logits, "logits"))
     if logits.ndim != 2:
         raise ValueError(f"logits of shape {logits.shape}; expected [n, q]")

@@ -1,7 +1,7 @@
 """Resampling: a test of calibration, and bands of what chance alone would do to bins."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,9 @@ class _Examples(NamedTuple):
     weights: jax.Array
 
 
-def _checked_examples(confidence: Any, outcome: Any, edges: Any, weights: Any) -> _Examples:
+def _checked_examples(
+    confidence: AnyArray, outcome: AnyArray, edges: AnyArray, weights: AnyArray
+) -> _Examples:
     c, y = as_real(confidence, "confidence"), as_real(outcome, "outcome")
     if c.ndim != 1 or c.shape != y.shape:
         raise ValueError(

@@ -20,7 +20,7 @@ or features other than those that it was made with are, too.
 import hashlib
 import math
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import constriction
 import numpy as np
@@ -181,12 +181,14 @@ def _checked_labels(labels: AnyArray, rows: int, num_classes: int) -> np.ndarray
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
 
-def _encode(encoder: Any, labels: np.ndarray, table: np.ndarray) -> None:
+def _encode(
+    encoder: constriction.stream.queue.RangeEncoder, labels: np.ndarray, table: np.ndarray
+) -> None:
     if table.shape[1] > 1:
         encoder.encode(labels, _FAMILY, (table - 1).astype(np.float64))
 
 
-def _decode(decoder: Any, table: np.ndarray) -> np.ndarray:
+def _decode(decoder: constriction.stream.queue.RangeDecoder, table: np.ndarray) -> np.ndarray:
     if table.shape[1] == 1:
         return np.zeros(len(table), np.int32)
     return decoder.decode(_FAMILY, (table - 1).astype(np.float64))

@@ -6,7 +6,7 @@ integers in float64 is then exact, in whatever order it is summed.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Quantized(NamedTuple):
     @classmethod
     def of(
         cls, params: Params, x: AnyArray, scale: AnyArray, shift: AnyArray, power: int | None = None
-    ) -> "tuple[Quantized, Any]":
+    ) -> "tuple[Quantized, AnyArray]":
         """Returns the model with that power, or the largest possible one, and the checked features.
 
         Raises:
@@ -113,7 +113,7 @@ class Quantized(NamedTuple):
         return frequencies(logits)
 
 
-def _largest(x: Any) -> np.ndarray:
+def _largest(x: AnyArray) -> np.ndarray:
     """Returns the largest number of each feature in size: ``[d]`` float64."""
     if is_sparse(x):
         largest = np.zeros(x.shape[1])

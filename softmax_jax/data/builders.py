@@ -10,7 +10,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -61,7 +61,7 @@ class _GreyImages(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(
         self, images: Integer[NDArray, "n height width"], labels: Integer[NDArray, " n"]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    ) -> Iterator[tuple[int, dict[str, NDArray | int]]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield i, {"image": image, "label": int(label)}
 

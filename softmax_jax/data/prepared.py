@@ -128,7 +128,7 @@ def refuse_other_features(path: pathlib.Path) -> None:
     """Raises a ValueError unless features.json has classes of `_FEATURES` only."""
     with _naming(path):
         description = json.loads(path.read_bytes())
-        todo = [description]
+        todo: list[object] = [description]
         while todo:
             node = todo.pop()
             if isinstance(node, dict):
@@ -143,7 +143,7 @@ def refuse_other_features(path: pathlib.Path) -> None:
             todo += _children(node)
 
 
-def _children(node: Any) -> list[Any]:
+def _children(node: object) -> list[object]:
     return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
 
 

@@ -11,6 +11,7 @@ Whole data sets on the host are looked at row by row, by `checked_targets`. They
 """
 
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import jax
@@ -141,7 +142,7 @@ def parse_counted(
     ids, rank = as_array(targets, "targets"), len(shape) - 1
     if ids.ndim > rank and not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError("ignore_id is a class id; these targets are probabilities")
-    numpy: Any = jnp
+    numpy: ModuleType = jnp
     if is_known(ids):
         # By NumPy: under a transformation of something else, jnp would trace them.
         numpy, ids = np, np.asarray(ids)

@@ -83,7 +83,7 @@ class SoftmaxRegressionCV(LinearClassifier):
         l2: AnyArray = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         l1: AnyArray = 0.0,
         cv: Any = 5,
-        scoring: Any = None,
+        scoring: str | Callable[..., float] | None = None,
         choice: str = "best",
         refit: bool = True,
         random_state: int = 0,

@@ -1,12 +1,13 @@
 """Linear classifier: input, predictions and weights, as both estimators have them."""
 
 import warnings
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -43,7 +44,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     coef_: AnyArray
     intercept_: AnyArray
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.array_api_support = True
@@ -93,7 +94,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = place_of(y).put(classes)
         return X, ids
 
-    def _weights(self, ids: np.ndarray, sample_weight: AnyArray) -> dict[str, Any]:
+    def _weights(self, ids: np.ndarray, sample_weight: AnyArray) -> dict[str, AnyArray]:
         """Both kinds of weights as the solvers take them."""
         if sample_weight is not None:
             sample_weight = _check_sample_weight(to_numpy(sample_weight), ids, dtype=np.float64)
@@ -116,7 +117,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         l1: float,
         X: AnyArray,
         ids: np.ndarray,
-        weights: dict[str, Any],
+        weights: dict[str, AnyArray],
     ) -> Solution:
         """Takes the weights over; returns the solution with the objective of these.
 
@@ -143,7 +144,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return solution
 
     def _objective(
-        self, l2: float, l1: float, X: AnyArray, ids: np.ndarray, weights: dict[str, Any]
+        self, l2: float, l1: float, X: AnyArray, ids: np.ndarray, weights: dict[str, AnyArray]
     ) -> float:
         """F of the weights as they are, in float64."""
         w, b = model_params(self.coef_, self.intercept_)

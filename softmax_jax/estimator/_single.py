@@ -259,8 +259,7 @@ class SoftmaxRegression(LinearClassifier):
 @functools.cache
 def _optimizer(fit_intercept: bool) -> optax.GradientTransformation:
     """Its learning rate is that of `training.init`, so that all share one program."""
-    is_bias: Any = Params._make((False, True))
-    held = optax.masked(optax.set_to_zero(), is_bias)
+    held = optax.masked(optax.set_to_zero(), Params._make((False, True)))
     return optax.adam(1.0) if fit_intercept else optax.chain(optax.adam(1.0), held)
 
 

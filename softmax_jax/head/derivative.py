@@ -15,12 +15,12 @@ Two strategies give the same numbers up to rounding:
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from softmax_jax._annotations import Array, Bool, Float
+from softmax_jax._annotations import Array, Bool, Float, PyTree
 from softmax_jax._dtypes import accumulation_type
 from softmax_jax.data.blocks import Index, joined, rows_of, scan
 from softmax_jax.head import tiles
@@ -131,14 +131,15 @@ class _Saved(NamedTuple):
     """Gradients of the fused strategy."""
 
 
-def _forward(plan: Plan, operands: Any, *others: Any) -> tuple[Out, _Saved]:
+def _forward(plan: Plan, operands: PyTree, *others: PyTree) -> tuple[Out, _Saved]:
     """Evaluates `_loss_and_values`, and keeps what `_backward` needs."""
 
     def is_primal(leaf):
         return hasattr(leaf, "perturbed")
 
-    wanted: Any = (() if leaf is not None and leaf.perturbed else None for leaf in operands)
-    wanted = Gradients(*wanted)
+    wanted = Gradients._make(
+        () if leaf is not None and leaf.perturbed else None for leaf in operands
+    )
     operands, targets, expected_cotangent, smoothing = jax.tree.map(
         lambda leaf: leaf.value, (operands, *others), is_leaf=is_primal
     )
@@ -202,11 +203,10 @@ def _recomputed(
 def _zeros(operands: Operands, wanted: Gradients) -> Gradients:
     """Returns zeros for the gradients that are wanted."""
     kind = accumulation_type(operands.x, operands.w)
-    zeros: Any = (
+    return Gradients._make(
         None if want is None or leaf is None else jnp.zeros(leaf.shape, kind)
         for want, leaf in zip(wanted, operands, strict=True)
     )
-    return Gradients(*zeros)
 
 
 def _plus_block(
@@ -288,13 +288,12 @@ loss_and_values = jax.jit(_loss_and_values, static_argnums=0)
 measured = jax.jit(_measured, static_argnums=0)
 
 
-def _is_zero_cotangent(ct: Any) -> bool:
+def _is_zero_cotangent(ct: object) -> bool:
     return ct is None or isinstance(ct, jax.custom_derivatives.SymbolicZero)
 
 
 def _in_types_of(operands: Operands, gradients: Gradients) -> Operands:
-    rounded: Any = (
+    return Operands._make(
         None if gradient is None or leaf is None else gradient.astype(leaf.dtype)
         for leaf, gradient in zip(operands, gradients, strict=True)
     )
-    return Operands(*rounded)

@@ -12,17 +12,17 @@ nor a confident prediction costs a digit.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, Float, Integer
+from softmax_jax._annotations import Array, Float, Integer, PyTree
 from softmax_jax.data.blocks import Index
 from softmax_jax.head.targets import TargetWeights
 
-State = Any
-"""Pytree of arrays; each statistic defines its own."""
+State: TypeAlias = PyTree
+"""Arrays of the rows; each statistic defines its own."""
 
 
 class Tile(NamedTuple):

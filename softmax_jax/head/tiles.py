@@ -9,15 +9,15 @@ where it can, and what concerns a few entries is gathered and scattered.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax._annotations import Array, Float, Num
+from softmax_jax._annotations import Array, Float, Num, PyTree
 from softmax_jax._dtypes import accumulation_type
-from softmax_jax.data.blocks import Index, balanced
+from softmax_jax.data.blocks import Carry, Index, balanced
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
 from softmax_jax.head.targets import TargetWeights, columns
@@ -72,8 +72,12 @@ class _Seen(NamedTuple):
 
 
 def _scan_classes(
-    q: int, most: int, visit: Callable[..., tuple[Any, Any]], carry: Any, kept: Kept = NOTHING_KEPT
-) -> tuple[Any, Any]:
+    q: int,
+    most: int,
+    visit: Callable[..., tuple[Carry, PyTree]],
+    carry: Carry,
+    kept: Kept = NOTHING_KEPT,
+) -> tuple[Carry, tuple[PyTree, PyTree]]:
     """Calls ``visit(carry, start, width, kept)`` for blocks of classes, the last one smaller.
 
     The other results of ``visit`` are handed to the same block by a second call as ``kept``.
