@@ -368,7 +368,7 @@ def objective_gradient(
     error = cross_entropy_gradient(scores, targets, label_smoothing=label_smoothing)
     weights, total = _weights_and_total(error[:, 0], weights)
     residual = (weights / total)[:, None] * error
-    # X^T R as the transpose of R^T X, which XLA's CPU backend computes in half the time; without
+    # X^T R as the transpose of R^T X, which XLA's CPU backend computes faster; without
     # the barrier its simplifier turns the one into the other.
     data_part = jax.lax.optimization_barrier(residual.T @ x.astype(error.dtype)).T
     w, b = as_real(params.w, "params.w"), as_real(params.b, "params.b")

@@ -85,7 +85,7 @@ def prepare(*, cache: bool) -> None:
     if cache:
         compilation.use_cache()
     # What was imported stays, and tracing makes many objects. To look through all of them for
-    # garbage, again and again, takes half of the time in which programs are traced.
+    # garbage, again and again, takes much of the time in which programs are traced.
     gc.freeze()
     gc.set_threshold(50_000)
 

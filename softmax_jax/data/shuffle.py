@@ -15,8 +15,8 @@ _ROUNDS = 4
 def permutation(key: Shaped[Array, "..."], n: int) -> Integer[Array, " {n}"]:
     """Returns a pseudo-random permutation of ``0, ..., n - 1``: int32 ``[n]``.
 
-    `jax.random.permutation` sorts twice, which at n = 60,000 costs a third of an epoch of softmax
-    regression on a CPU. From 4096 on, this lays the indices on a grid of about √n rows and
+    `jax.random.permutation` sorts twice, which costs a good part of an epoch of softmax regression
+    on a CPU. From 4096 on, this lays the indices on a grid of about √n rows and
     columns and alternately shifts each row by a random amount and each column by another, eight
     times: a Feistel network whose round functions are tables of true random numbers. Four such
     shifts already make a permutation that looks random to anyone who sees fewer than about n^¼

@@ -171,7 +171,7 @@ def _prepare(cls: Any, final: pathlib.Path, source: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{cls.name}.incomplete.", dir=root) as temporary:
         builder = cls(data_dir=temporary, file_format="array_record", **source)
         # What TFDS prints speaks of a download whether there is one or not; its bars tell enough.
-        show_bars = cls.name != "softmax_jax_digits"  # which take a tenth of a second
+        show_bars = cls.name != "softmax_jax_digits"  # which take longer than the work
         with contextlib.redirect_stdout(io.StringIO()), _progress_bars(show_bars):
             builder.download_and_prepare(download_dir=root / "downloads")
         final.parent.mkdir(exist_ok=True)
