@@ -62,13 +62,25 @@ def checked_options(options: LossOptions, num_classes: int, dtype: jnp.dtype) ->
 
 
 def check_label_smoothing(label_smoothing: Scalar) -> None:
-    """Raises a ValueError for a value, not under a transformation, outside [0, 1]."""
+    """Raises a ValueError for a value, not under a transformation, outside [0, 1].
+
+    Example:
+      >>> check_label_smoothing(1.5)
+      Traceback (most recent call last):
+      ValueError: label_smoothing must lie in [0, 1], got 1.5
+    """
     if not isinstance(label_smoothing, jax.core.Tracer) and not 0 <= float(label_smoothing) <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
 
 
 def check_reduction(reduction: str) -> None:
-    """Raises a ValueError for a name that is not in `REDUCTIONS`."""
+    """Raises a ValueError for a name that is not in `REDUCTIONS`.
+
+    Example:
+      >>> check_reduction("median")
+      Traceback (most recent call last):
+      ValueError: reduction: choose one of none, sum, mean, got 'median'
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: choose one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 

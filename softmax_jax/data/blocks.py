@@ -89,6 +89,15 @@ def scan(
 
     Returns:
       The last carry, and the outputs with an axis of blocks in front.
+
+    Example:
+      >>> x = jnp.arange(5.0)
+      >>> def visit(carry, start, is_new):
+      ...     block = rows_of(x, start, len(is_new))
+      ...     return carry + jnp.sum(jnp.where(is_new, block, 0)), 2 * block
+      >>> carry, doubled = scan(visit, jnp.zeros(()), n=5, most=2)
+      >>> float(carry), joined(doubled, 5).tolist()
+      (10.0, [0.0, 2.0, 4.0, 6.0, 8.0])
     """
     number, rows = balanced(n, most)
     if number == 1:
@@ -117,6 +126,13 @@ def total(
       most: rows of a block.
       axis: a mesh axis, inside `jax.shard_map`, over which rows are spread; the sum is then that
         of all devices.
+
+    Example:
+      >>> x = jnp.arange(5.0)
+      >>> def f(start, is_new):
+      ...     return jnp.sum(jnp.where(is_new, rows_of(x, start, len(is_new)), 0))
+      >>> float(total(f, n=5, most=2))
+      10.0
     """
 
     def add(sums: Sums, start: Index, is_new: Bool[Array, " rows"]) -> tuple[Sums, None]:
@@ -132,14 +148,24 @@ def total(
 
 
 def rows_of(arrays: Tree, start: Index, rows: int) -> Tree:
-    """Returns ``rows`` rows of each array of a pytree, from ``start`` on."""
+    """Returns ``rows`` rows of each array of a pytree, from ``start`` on.
+
+    Example:
+      >>> rows_of(jnp.arange(5), 1, 2).tolist()
+      [1, 2]
+    """
     return jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a, arrays
     )
 
 
 def joined(outputs: Tree, n: int) -> Tree:
-    """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``."""
+    """Returns the rows of outputs ``[blocks, rows, ...]`` of `scan` once each: ``[n, ...]``.
+
+    Example:
+      >>> joined(jnp.array([[0, 1], [2, 3], [3, 4]]), 5).tolist()  # the last block was moved back
+      [0, 1, 2, 3, 4]
+    """
 
     def one(a: Shaped[Array, "blocks rows *each"]) -> Shaped[Array, " n *each"]:
         if len(a) == 1:
@@ -151,7 +177,14 @@ def joined(outputs: Tree, n: int) -> Tree:
 
 
 def block_of(data: Data, start: Index, is_new: Bool[Array, " rows"]) -> Data:
-    """Returns a block of examples, in which those that are not new have weight zero; see `scan`."""
+    """Returns a block of examples, in which those that are not new have weight zero; see `scan`.
+
+    Example:
+      >>> data = Data(x=jnp.eye(3), targets=jnp.array([0, 1, 2]))
+      >>> block = block_of(data, 1, jnp.array([False, True]))
+      >>> block.targets.tolist(), block.weights.tolist()
+      ([1, 2], [0.0, 1.0])
+    """
     rows = len(is_new)
     weights = is_new.astype(jnp.float32)
     if data.weights is not None:
@@ -169,6 +202,12 @@ def take(
       data: the examples.
       rows: their numbers, all of them valid.
       is_real: where they are no filling; None for everywhere.
+
+    Example:
+      >>> data = Data(x=jnp.eye(3), targets=jnp.array([0, 1, 2]))
+      >>> batch = take(data, jnp.array([2, 0]), jnp.array([True, False]))
+      >>> batch.targets.tolist(), batch.weights.tolist()
+      ([2, 0], [1.0, 0.0])
     """
 
     def at(a: Shaped[Array, " n *each"]) -> Shaped[Array, " rows *each"]:

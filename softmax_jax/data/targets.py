@@ -27,6 +27,7 @@ from softmax_jax.checks import (
     is_known,
     is_real,
     known_ids,
+    on_device,
     refuse_ids_out_of_range,
     rounding_of_probabilities,
 )
@@ -78,13 +79,16 @@ def parse(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
       >>> parse(np.array([2, 0]), (2, 3))
       Ids(ids=Array([2, 0], dtype=int32))
     """
-    return jax.tree.map(
-        lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), checked(targets, shape)
-    )
+    return jax.tree.map(on_device, checked(targets, shape))
 
 
 def checked(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
-    """Does as `parse` for arguments of a jitted function: host arrays stay there, as is quicker."""
+    """Does as `parse` for arguments of a jitted function: host arrays stay there, as is quicker.
+
+    Example:
+      >>> checked([2, 0], (2, 3))
+      Ids(ids=array([2, 0], dtype=int32))
+    """
     if isinstance(targets, Ids | Dense):
         return targets
     if not shape or shape[-1] == 0:
@@ -106,7 +110,12 @@ def checked(targets: AnyArray | Targets, shape: tuple[int, ...]) -> Targets:
 
 
 def raw(targets: Targets) -> AnyArray:
-    """Returns the arrays of targets as users give them, the inverse of `parse`."""
+    """Returns the arrays of targets as users give them, the inverse of `parse`.
+
+    Example:
+      >>> raw(parse([2, 0], (2, 3))).tolist()
+      [2, 0]
+    """
     return targets if isinstance(targets, SparseTargets) else targets[0]
 
 
@@ -132,6 +141,11 @@ def parse_counted(
 
     Raises:
       ValueError: as `parse`; or if an id is to be ignored and the targets are no class ids.
+
+    Example:
+      >>> parsed, counts = parse_counted([2, -1], (2, 3), ignore_id=-1)
+      >>> parsed.ids.tolist(), counts.tolist()
+      ([2, 0], [True, False])
     """
     if ignore_id is None:
         return parse(targets, shape), None
@@ -187,6 +201,10 @@ def hits(chosen: Integer[Array, "*batch k"], targets: Targets) -> Float[Array, "
     Args:
       chosen: ``[..., k]`` class ids; a negative one, such as `model.ABSTAIN`, hits nothing.
       targets: parsed.
+
+    Example:
+      >>> hits(jnp.array([[2, 1], [2, 1]]), parse([1, 0], (2, 3))).tolist()
+      [1.0, 0.0]
     """
     if isinstance(targets, Dense):
         given = jnp.take_along_axis(targets.probabilities, jnp.maximum(chosen, 0), axis=-1)
@@ -212,6 +230,10 @@ def checked_targets(
     """Returns class ids ``[rows]`` as int32, or probabilities ``[rows, q]`` as ``dtype``.
 
     One column, ``[rows, 1]``, are class ids too, as Keras ships them.
+
+    Example:
+      >>> checked_targets([[2], [0]], 2, "y")
+      array([2, 0], dtype=int32)
     """
     targets = np.asarray(as_array(targets, where))
     if targets.shape == (rows, 1):
@@ -253,6 +275,10 @@ def number_of_classes(y: HostTargets, num_classes: SupportsIndex | None, where: 
     Raises:
       ValueError: if ids go beyond ``num_classes``; or if it is not given and the largest id is not
         below the number of rows, as an id by mistake would cost memory and time for q classes.
+
+    Example:
+      >>> number_of_classes(np.array([2, 0, 1]), None, "y")
+      3
     """
     rows = len(y)
     num_classes = None if num_classes is None else checked_count(num_classes, "num_classes")
@@ -281,7 +307,12 @@ def number_of_classes(y: HostTargets, num_classes: SupportsIndex | None, where: 
 def checked_labels(
     labels: AnyArray, rows: int, num_classes: int, where: str = "labels"
 ) -> Integer[NDArray, " {rows}"]:
-    """Returns class ids as int32, all of them below ``num_classes``."""
+    """Returns class ids as int32, all of them below ``num_classes``.
+
+    Example:
+      >>> checked_labels([2, 0], rows=2, num_classes=3)
+      array([2, 0], dtype=int32)
+    """
     labels = np.asarray(as_array(labels, where))
     if labels.ndim != 1 and labels.shape != (rows, 1):
         raise ValueError(f"{where}: shape {labels.shape}; expected class ids [{rows}]")
@@ -293,7 +324,13 @@ def checked_labels(
 def refuse_single_class(
     mass: Real[NDArray, " q"], where: str, remedy: str = "give rows of two classes at least"
 ) -> None:
-    """Raises a ValueError if no two classes of ``mass: [q]`` have any."""
+    """Raises a ValueError if no two classes of ``mass: [q]`` have any.
+
+    Example:
+      >>> refuse_single_class(np.array([0, 3]), "y")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: y: all of the weight is on a single class, 1; there is nothing to tell apart: ...
+    """
     present = np.flatnonzero(mass > 0)
     if present.size < 2:
         classes = f"a single class, {present[0]}" if present.size else "no class"
@@ -305,7 +342,12 @@ def refuse_single_class(
 def mass_of_classes(
     y: HostTargets, weights: Float[NDArray, " n"] | None, q: int
 ) -> Real[NDArray, " {q}"]:
-    """Returns the weight of each class: ``[q]``."""
+    """Returns the weight of each class in `checked_targets`: ``[q]``.
+
+    Example:
+      >>> mass_of_classes(np.array([2, 0, 2]), None, 3)
+      array([1, 0, 2])
+    """
     if are_ids(y):
         return np.bincount(y, weights, minlength=q)
     return y.sum(axis=0) if weights is None else weights @ y
