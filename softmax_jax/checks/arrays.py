@@ -74,7 +74,7 @@ def as_real(a: AnyArray, where: str) -> jax.Array:
 
 
 def checked_real(a: AnyArray, where: str) -> AnyArray:
-    """`as_real` for arguments of a jitted function: host arrays stay there, as it is quicker.
+    """Does as `as_real` for arguments of a jitted function: host arrays stay there, as is quicker.
 
     Example:
       >>> checked_real(np.array([0.5]), "x")
@@ -101,7 +101,7 @@ def on_device(a: AnyArray) -> jax.Array:
 
 
 def _of_float_width(a: np.ndarray) -> np.ndarray:
-    """64-bit numbers as the widest floating-point type that JAX is set to."""
+    """Returns 64-bit numbers as the widest floating-point type that JAX is set to."""
     if a.dtype.kind not in "uif" or a.dtype.itemsize < 8:
         return a
     with np.errstate(over="ignore"):
@@ -143,7 +143,7 @@ def is_known(a: AnyArray) -> bool:
 
 
 def is_real(a: AnyArray) -> bool:
-    """Booleans, integers and floating-point numbers of up to 64 bits.
+    """Returns whether numbers are booleans, integers or floating point of up to 64 bits.
 
     Example:
       >>> is_real(np.array([1, 2])), is_real(np.array(["a"]))

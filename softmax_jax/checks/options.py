@@ -43,7 +43,7 @@ def checked_strength(value: Scalar, name: str) -> float:
 
 
 def per_feature(value: AnyArray, default: float, d: int, name: str) -> np.ndarray:
-    """``[d]`` finite float64, of one number or of one a feature.
+    """Returns ``[d]`` finite float64, of one number or of one a feature.
 
     Example:
       >>> per_feature(2, 1.0, 3, "scale"), per_feature(None, 1.0, 2, "scale")

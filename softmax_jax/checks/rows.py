@@ -40,7 +40,7 @@ def refuse_not_finite(x: AnyArray, where: str) -> None:
 
 
 def checked_features(x: AnyArray, where: str = "x") -> AnyArray:
-    """Finite real numbers ``[n, d]``, as they are, in NumPy; sparse ones as CSR of its own entries.
+    """Returns finite real ``[n, d]`` as they are, in NumPy; sparse ones as CSR, one entry a number.
 
     `dense_rows` takes blocks of either.
 
