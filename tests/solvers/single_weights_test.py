@@ -324,23 +324,40 @@ def test_a_path_ends_where_nothing_is_gained():
         solvers.fit_path(x, y, l2=0.0, l1=[0.1], least_gain=1e-2)
 
 
-def random_problem(seed):
+# Rows, features, classes, what is given, and for what. Problems of one kind share their programs.
+KINDS = [
+    (70, 20, 3, "nothing", "features"),
+    (110, 3, 2, "factors", "features"),
+    (40, 39, 4, "factors", "features"),
+    (80, 5, 5, "factors", "weights"),
+    (35, 25, 3, "factors", "weights"),
+    (60, 2, 5, "limits", "features"),
+    (50, 30, 5, "limits", "features"),
+    (25, 38, 2, "limits", "weights"),
+    (90, 4, 2, "both", "features"),
+    (20, 10, 2, "both", "features"),
+    (115, 15, 4, "both", "weights"),
+    (30, 35, 3, "both", "weights"),
+]
+
+
+def random_problem(kind, seed):
     """Few rows or many, near copies of columns, units, weights of zero, factors and limits."""
+    n, d, q, what, of = kind
     rng = np.random.default_rng(seed)
-    n, d, q = int(rng.integers(20, 120)), int(rng.integers(2, 40)), int(rng.integers(2, 6))
     x, y = problem(seed, n, d, q)
     if d > 3:
         x[:, -1] = x[:, 0] + 1e-3 * rng.normal(size=n)
     x = x * 10.0 ** rng.integers(-1, 2, size=d)
     weights = rng.integers(0, 3, size=n) / 2
     weights[:q] = 1
-    shape = (d, q) if rng.random() < 0.5 else (d,)
+    shape = (d, q) if of == "weights" else (d,)
     given = {}
-    if rng.random() < 0.7:
+    if what in ("factors", "both"):
         given["factor"] = rng.choice([0.3, 1.0, 3.0], size=shape)
         given["factor"][: 1 + d // 4] = 0.0 if n > 6 * d else 1.0
         given["factor"][-2:] = np.inf if d > 4 else 1.0
-    if rng.random() < 0.7:
+    if what in ("limits", "both"):
         given["lower"] = -rng.choice([0.0, 0.1, np.inf], size=shape)
         given["upper"] = rng.choice([0.05, 0.5, np.inf], size=shape)
     l2, l1 = rng.choice([0.0, 1e-3, 1e-2]), rng.choice([1e-3, 1e-2, 5e-2])
@@ -348,13 +365,15 @@ def random_problem(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(60))
-def test_random_problems_are_never_falsely_certified(seed):
-    x, y, l2, l1, given, weights = random_problem(seed)
-    solution = solvers.fit(
-        x, y, l2=l2, l1=l1, sample_weight=weights, tol=1e-8, max_passes=5000, **options(**given)
-    )
-    least, _ = reference(x, y, l2, l1, weights=weights, **given)
-    assert solution.status == CERTIFIED
-    assert solution.objective - solution.gap <= least + 1e-13
-    assert solution.objective <= least + 1e-9
+@pytest.mark.exact
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_random_problems_are_never_falsely_certified(kind):
+    for seed in range(6):
+        x, y, l2, l1, given, weights = random_problem(kind, seed)
+        solution = solvers.fit(
+            x, y, l2=l2, l1=l1, sample_weight=weights, tol=1e-8, max_passes=5000, **options(**given)
+        )
+        least, _ = reference(x, y, l2, l1, weights=weights, **given)
+        assert solution.status == CERTIFIED, seed
+        assert solution.objective - solution.gap <= least + 1e-13, seed
+        assert solution.objective <= least + 1e-9, seed
