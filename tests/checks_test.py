@@ -14,7 +14,7 @@ import scipy.special
 
 from softmax_jax import checks, evaluation, head, losses, metrics, model, training
 from softmax_jax.codelength import coding, online
-from softmax_jax.data import Data, features, targets
+from softmax_jax.data import Data, features, host_targets
 from softmax_jax.model import Params
 
 # Milliseconds since 1970: beyond 32 bits.
@@ -370,12 +370,12 @@ def test_there_may_be_several_weightings():
 
 
 def test_a_single_class_is_nothing_to_tell_apart():
-    targets.refuse_single_class(np.array([1.0, 0, 2]), "y")
+    host_targets.refuse_single_class(np.array([1.0, 0, 2]), "y")
     for y in (np.array([1, 1, 0]), np.array([[0.5, 0.5], [0, 1], [1, 0]])):
-        mass = targets.mass_of_classes(y, np.array([0.0, 2.0, 0.0]), 2)
+        mass = host_targets.mass_of_classes(y, np.array([0.0, 2.0, 0.0]), 2)
         np.testing.assert_array_equal(mass, [0, 2])
         with pytest.raises(ValueError, match="y: all of the weight is on a single class, 1; there"):
-            targets.refuse_single_class(mass, "y")
+            host_targets.refuse_single_class(mass, "y")
 
 
 @pytest.mark.parametrize("value", [-1e-9, np.inf, np.nan])

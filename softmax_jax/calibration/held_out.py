@@ -9,7 +9,8 @@ import numpy as np
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.data import blocks
-from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked, checked_targets
+from softmax_jax.data.host_targets import checked_targets
+from softmax_jax.data.targets import Dense, Ids, SparseTargets, checked
 
 
 class HeldOut(NamedTuple):

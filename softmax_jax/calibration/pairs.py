@@ -6,7 +6,8 @@ from softmax_jax import metrics, model
 from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_real, checked_count, is_known
-from softmax_jax.data.targets import Dense, Targets, checked_targets, distribution, parse
+from softmax_jax.data.host_targets import checked_targets
+from softmax_jax.data.targets import Dense, Targets, distribution, parse
 from softmax_jax.normalizer import softmax
 
 

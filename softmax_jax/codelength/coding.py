@@ -31,7 +31,7 @@ from softmax_jax.codelength.integer_softmax import FRACTION, PRECISION
 from softmax_jax.codelength.integer_softmax import frequencies as frequencies
 from softmax_jax.codelength.quantized import FEATURE_BITS, Quantized
 from softmax_jax.codelength.quantized import MOST_CLASSES as MOST_CLASSES
-from softmax_jax.data.targets import checked_labels
+from softmax_jax.data.host_targets import checked_labels
 from softmax_jax.model import Params
 
 MAGIC = b"SMXL"

@@ -33,7 +33,7 @@ from softmax_jax.checks import (
 )
 from softmax_jax.data import Data, blocks
 from softmax_jax.data.dataset import stored_features
-from softmax_jax.data.targets import checked_labels
+from softmax_jax.data.host_targets import checked_labels
 from softmax_jax.data.types import for_stored
 from softmax_jax.information import NATS_PER_BIT
 from softmax_jax.model import Params

@@ -7,7 +7,7 @@ import numpy as np
 
 from softmax_jax._annotations import AnyArray, Float, NDArray, Real, Shaped
 from softmax_jax.checks import as_array, checked_names, is_real, refuse_not_finite
-from softmax_jax.data.targets import (
+from softmax_jax.data.host_targets import (
     checked_targets,
     mass_of_classes,
     number_of_classes,

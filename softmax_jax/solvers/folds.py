@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from softmax_jax._annotations import AnyArray, NDArray
-from softmax_jax.data.targets import (
+from softmax_jax.data.host_targets import (
     are_ids,
     expected,
     mass_of_classes,

@@ -10,7 +10,7 @@ from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import CACHED, rows_within
-from softmax_jax.data.targets import is_one_hot, mean_entropy, rows_last
+from softmax_jax.data.host_targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import buckets, cost, sparse, spread
 from softmax_jax.solvers.buckets import rounded_up

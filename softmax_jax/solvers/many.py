@@ -20,7 +20,12 @@ from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
 from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import NUMBERS
-from softmax_jax.data.targets import mass_of_classes, mean_entropy, refuse_single_class, rows_last
+from softmax_jax.data.host_targets import (
+    mass_of_classes,
+    mean_entropy,
+    refuse_single_class,
+    rows_last,
+)
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import cost, jax_settings, spread
 from softmax_jax.solvers import strengths as checked_strengths

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
 from softmax_jax.checks import is_wide
-from softmax_jax.data.targets import by_class
+from softmax_jax.data.host_targets import by_class
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put

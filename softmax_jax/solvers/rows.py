@@ -11,7 +11,7 @@ import numpy as np
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse, per_feature, refuse_not_finite
-from softmax_jax.data.targets import (
+from softmax_jax.data.host_targets import (
     checked_targets,
     expected,
     mass_of_classes,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from softmax_jax import losses
-from softmax_jax.data import SparseTargets, targets
+from softmax_jax.data import SparseTargets, host_targets, targets
 from softmax_jax.data.targets import Dense, Ids
 
 PROBABILITIES = np.array([[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]], np.float32)
@@ -96,26 +96,26 @@ def test_targets_of_data_sets_are_the_same_as_ids_or_as_probabilities():
     values, kept = np.arange(6.0).reshape(2, 3), np.array([0, 2])
     both = ids, one_hot
     for y in both:
-        np.testing.assert_array_equal(targets.expected(values, y), values[:, ids])
-        np.testing.assert_array_equal(targets.mass_of_classes(y, weights[0], q), [2, 1, 1])
-        np.testing.assert_array_equal(targets.mean_entropy(y, weights), [0, 0])
-        np.testing.assert_array_equal(targets.most_probable(y), ids)
-        assert targets.is_one_hot(y)
-        assert targets.number_of_classes(y, None, "y") == q
+        np.testing.assert_array_equal(host_targets.expected(values, y), values[:, ids])
+        np.testing.assert_array_equal(host_targets.mass_of_classes(y, weights[0], q), [2, 1, 1])
+        np.testing.assert_array_equal(host_targets.mean_entropy(y, weights), [0, 0])
+        np.testing.assert_array_equal(host_targets.most_probable(y), ids)
+        assert host_targets.is_one_hot(y)
+        assert host_targets.number_of_classes(y, None, "y") == q
     is_kept = np.isin(ids, kept)
-    found = [targets.renumbered(y, kept, q)[is_kept] for y in both]
+    found = [host_targets.renumbered(y, kept, q)[is_kept] for y in both]
     np.testing.assert_array_equal(found[1], np.eye(2)[found[0]])
-    np.testing.assert_array_equal(targets.with_more_classes(one_hot, 2), np.eye(5)[ids])
-    assert targets.with_more_classes(ids, 2) is ids
-    blocks = [targets.rows_last(y.reshape(2, 2, *y.shape[1:])) for y in both]
+    np.testing.assert_array_equal(host_targets.with_more_classes(one_hot, 2), np.eye(5)[ids])
+    assert host_targets.with_more_classes(ids, 2) is ids
+    blocks = [host_targets.rows_last(y.reshape(2, 2, *y.shape[1:])) for y in both]
     for last in zip(*blocks, strict=True):
-        found = [targets.by_class(jnp.asarray(y), q, jnp.float32) for y in last]
+        found = [host_targets.by_class(jnp.asarray(y), q, jnp.float32) for y in last]
         np.testing.assert_array_equal(*found)
 
 
 def test_the_entropy_of_targets_is_that_of_their_rows_that_have_weight():
     halves = np.array([[0.5, 0.5, 0], [0.0, 0.0, 1.0]])
-    found = targets.mean_entropy(halves, np.array([[1.0, 0.0], [1.0, 3.0]]))
+    found = host_targets.mean_entropy(halves, np.array([[1.0, 0.0], [1.0, 3.0]]))
     np.testing.assert_allclose(found, [np.log(2), np.log(2) / 4], rtol=1e-15)
-    assert not targets.is_one_hot(halves)
-    np.testing.assert_array_equal(targets.normalized(3 * halves), halves)
+    assert not host_targets.is_one_hot(halves)
+    np.testing.assert_array_equal(host_targets.normalized(3 * halves), halves)
