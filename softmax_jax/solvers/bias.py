@@ -1,5 +1,6 @@
 """The bias that minimises the loss for given weights."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,8 +12,32 @@ from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
 
 
+class Root(NamedTuple):
+    """``L, a`` such that ``diag(a) L^-T L^-1 diag(a)`` is all but the inverse Hessian in b."""
+
+    lower: Float[Array, "k q q"]
+    scale: Float[Array, "k q"]
+
+
+def no_root(logits: Float[Array, "blocks k q rows"]) -> Root:
+    """Returns one of zeros, which stands for none."""
+    _, k, q, _ = logits.shape
+    return Root(jnp.zeros((k, q, q), logits.dtype), jnp.zeros((k, q), logits.dtype))
+
+
 def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Float[Array, "k q"]:
-    """Returns numbers to add to the bias, by damped Newton on the loss in b alone, to rounding.
+    """Returns numbers to add to the bias; see `best_bias_and_root`."""
+    return best_bias_and_root(problem, logits, no_root(logits), has_root=False)[0]
+
+
+def best_bias_and_root(
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    root: Root,
+    *,
+    has_root: Bool[Array, ""] | bool,
+) -> tuple[Float[Array, "k q"], Root]:
+    """Finds numbers to add to the bias, by damped Newton on the loss in b alone, to rounding.
 
     Where the mean probability of a class is far from its share of the targets, the first step is
     one of iterative scaling (Darroch and Ratcliff 1972), to b + log(mean y / mean p), which never
@@ -22,18 +47,27 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
 
     The Hessian takes n q² multiplications and q³ for its inverse, where a gradient takes n q. It
     serves for as long as steps with it divide the gradient by ten (the chord method).
+
+    Args:
+      problem: the rows.
+      logits: with the bias to begin with.
+      root: that of a Hessian which may serve, of other logits.
+      has_root: whether there is one.
+
+    Returns:
+      The numbers, and the root of the last Hessian.
     """
     _, k, q, _ = logits.shape
-    unknown, zero = jnp.full(k, jnp.inf, logits.dtype), jnp.zeros((k, q), logits.dtype)
+    unknown = jnp.full(k, jnp.inf, logits.dtype)
     start = _Search(
-        b=zero,
+        b=jnp.zeros((k, q), logits.dtype),
         heat=jnp.ones(k, logits.dtype),
         size=unknown,
         rest=unknown,
         away=jnp.zeros(k, logits.dtype),
         goes_on=jnp.ones(k, bool),
-        is_stale=jnp.bool_(True),
-        inverse=_Inverse(jnp.zeros((k, q, q), logits.dtype), zero),
+        is_stale=~jnp.bool_(has_root),
+        root=root,
         i=jnp.int32(0),
     )
 
@@ -41,24 +75,18 @@ def best_bias(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Floa
         return (at.i < 300) & jnp.any((at.rest > 1e-14) & at.goes_on)
 
     def newton(at):
-        g, inverse = jax.lax.cond(
+        g, root = jax.lax.cond(
             at.is_stale,
             lambda: _derivatives(problem, logits, at.b, at.heat),
-            lambda: (_gradient(problem, logits, at.b, at.heat), at.inverse),
+            lambda: (_gradient(problem, logits, at.b, at.heat), at.root),
         )
         is_far = (at.i == 0) & ~_is_near(problem, g)
         return jax.lax.cond(
-            is_far, lambda: _from_afar(problem, logits, at), lambda: _step(at, g, inverse)
+            is_far, lambda: _from_afar(problem, logits, at), lambda: _step(at, g, root)
         )
 
-    return jax.lax.while_loop(go_on, newton, start).b
-
-
-class _Inverse(NamedTuple):
-    """``V, a`` such that ``V diag(a) V^T`` is the inverse of the Hessian in b."""
-
-    vectors: Float[Array, "k q q"]
-    values: Float[Array, "k q"]
+    end = jax.lax.while_loop(go_on, newton, start)
+    return end.b, end.root
 
 
 class _Search(NamedTuple):
@@ -74,14 +102,14 @@ class _Search(NamedTuple):
     goes_on: Bool[Array, " k"]
     is_stale: Bool[Array, ""]
     """Whether the Hessian has to be formed anew."""
-    inverse: _Inverse
+    root: Root
     i: Int[Array, ""]
 
 
-def _step(at: _Search, g: Float[Array, "k q"], inverse: _Inverse) -> _Search:
+def _step(at: _Search, g: Float[Array, "k q"], root: Root) -> _Search:
     size = jnp.sum(jnp.abs(g), axis=-1)
-    turned = jnp.einsum("kab,ka->kb", inverse.vectors, g)
-    step = -jnp.einsum("kab,kb->ka", inverse.vectors, inverse.values * turned)
+    scaled = (root.scale * g)[:, :, None]
+    step = -root.scale * jax.scipy.linalg.cho_solve((root.lower, True), scaled)[..., 0]
     # Within a change of the logits by one the loss stays close to its quadratic model.
     length = jnp.max(jnp.abs(step), axis=-1)
     step = at.heat[:, None] * step / jnp.maximum(1, length)[:, None]
@@ -98,7 +126,7 @@ def _step(at: _Search, g: Float[Array, "k q"], inverse: _Inverse) -> _Search:
         away=away,
         goes_on=is_far | (at.heat > 1) | ~serves | (size < 0.5 * at.size),
         is_stale=jnp.any(is_far | (at.heat > 1)) | ~serves,
-        inverse=inverse,
+        root=root,
         i=at.i + 1,
     )
 
@@ -149,8 +177,8 @@ def _derivatives(
     logits: Float[Array, "blocks k q rows"],
     b: Float[Array, "k q"],
     heat: Float[Array, " k"],
-) -> tuple[Float[Array, "k q"], _Inverse]:
-    """Returns `_gradient`, and the inverse of the Hessian in b."""
+) -> tuple[Float[Array, "k q"], Root]:
+    """Returns `_gradient`, and the root of the Hessian in b."""
     k, q = b.shape
     eye = jnp.eye(q, dtype=b.dtype)
 
@@ -163,12 +191,20 @@ def _derivatives(
 
     g, h = over_blocks(problem, add, (jnp.zeros_like(b), jnp.zeros((k, q, q), b.dtype)))
     # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat along
-    # adding one number to all classes, or to some that are never confused with others.
+    # adding one number to all classes, which changes nothing, and so is some curvature put there;
+    # and along adding one to classes that are never confused with others, where it gets a little.
     diagonal = jnp.einsum("kaa->ka", h)
-    scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
-    values, vectors = jnp.linalg.eigh(scale[:, :, None] * h * scale[:, None, :])
-    inverse = jnp.where(values > 1e-14, 1 / jnp.where(values > 1e-14, values, 1), 0)
-    return g, _Inverse(scale[:, :, None] * vectors, inverse)
+    is_met = diagonal > 0
+    size = jnp.sqrt(jnp.where(is_met, diagonal, 1))
+    scale = jnp.where(is_met, 1 / size, 0)
+    flat = jnp.where(is_met, size, 0)
+    flat = flat / jnp.sqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + jnp.finfo(h.dtype).tiny)
+    scaled = scale[:, :, None] * h * scale[:, None, :] + flat[:, :, None] * flat[:, None, :]
+    some = jnp.where(is_met, 4 * q * jnp.finfo(h.dtype).eps, 1)
+    lower = jnp.linalg.cholesky(scaled + some[:, :, None] * eye[None])
+    # The Hessian is the Laplacian of a graph, which is at most twice its diagonal.
+    is_definite = jnp.all(jnp.isfinite(lower), axis=(1, 2), keepdims=True)
+    return g, Root(jnp.where(is_definite, lower, math.sqrt(2) * eye[None]), scale)
 
 
 def _shares_of_classes(problem: Problem, q: int) -> Float[Array, "m q"]:

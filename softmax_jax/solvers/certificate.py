@@ -29,7 +29,7 @@ import numpy as np
 
 from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.bias import best_bias
+from softmax_jax.solvers.bias import Root, best_bias_and_root, no_root
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.passes import over_classes, per_problem
 from softmax_jax.solvers.problem import (
@@ -82,10 +82,7 @@ def certify(
     theta = within_limits(problem, theta)
     penalty = problem.penalty
     logits = passes.logits(problem, theta)
-    if dual is None:
-        best = _at_best_bias(problem, logits, is_best_bias)
-    else:
-        best = _of_both(problem, logits, dual, is_needed, is_best_bias)
+    best = _of_both(problem, logits, dual, is_needed, is_best=is_best_bias)
     theta, logits = theta.at[..., 0].add(best.bias), logits + best.bias[None, :, :, None]
     w, loss, p = theta[..., 1:], best.loss, best.probabilities
     r = passes.gradient(problem, p)
@@ -125,40 +122,53 @@ class _Best(NamedTuple):
 
 
 def _at_best_bias(
-    problem: Problem, logits: Float[Array, "blocks k q rows"], is_best: bool
-) -> _Best:
+    problem: Problem,
+    logits: Float[Array, "blocks k q rows"],
+    root: Root,
+    *,
+    has_root: Bool[Array, ""] | bool,
+    is_best: bool,
+) -> tuple[_Best, Root]:
     bias = jnp.zeros(logits.shape[1:3], logits.dtype)
     if not is_best:
-        bias = jax.lax.cond(problem.intercept > 0, lambda: best_bias(problem, logits), lambda: bias)
-    return _Best(bias, *passes.loss_and_probabilities(problem, logits + bias[None, :, :, None]))
+        bias, root = jax.lax.cond(
+            problem.intercept > 0,
+            lambda: best_bias_and_root(problem, logits, root, has_root=has_root),
+            lambda: (bias, root),
+        )
+    loss, p = passes.loss_and_probabilities(problem, logits + bias[None, :, :, None])
+    return _Best(bias, loss, p), root
 
 
 def _of_both(
     problem: Problem,
     logits: Float[Array, "blocks k q rows"],
-    dual: Float[Array, "blocks k q rows"],
+    dual: Float[Array, "blocks k q rows"] | None,
     is_needed: Bool[Array, ""] | bool,
+    *,
     is_best: bool,
 ) -> _Best:
-    """Returns bias and loss of the logits, and probabilities of the dual if it is needed.
+    """Returns bias and loss of the logits, and probabilities of the dual if it is needed."""
+    root = no_root(logits)
+    if dual is None:
+        return _at_best_bias(problem, logits, root, has_root=False, is_best=is_best)[0]
 
-    In a loop, which is compiled once for both.
-    """
-
-    def one(i, first):
+    # A loop, as it is compiled once for both.
+    def one(i, carry):
+        first, root = carry
         # What is zero is taken for next to nothing, so that tilting can raise it.
         o = jax.lax.cond(i == 0, lambda: logits, lambda: jnp.log(jnp.maximum(dual, 1e-300)))
-        found = _at_best_bias(problem, o, is_best)
-        return jax.tree.map(lambda new, old: jnp.where(i == 0, new, old), found, first)._replace(
-            probabilities=found.probabilities
+        found, root = _at_best_bias(problem, o, root, has_root=i > 0, is_best=is_best)
+        bias, loss = (
+            jnp.where(i == 0, new, old) for new, old in zip(found[:2], first[:2], strict=True)
         )
+        return _Best(bias, loss, found.probabilities), root
 
+    _, k, q, _ = logits.shape
     blank = _Best(
-        jnp.zeros(logits.shape[1:3], logits.dtype),
-        jnp.zeros(logits.shape[1], logits.dtype),
-        jnp.zeros_like(logits),
+        jnp.zeros((k, q), logits.dtype), jnp.zeros(k, logits.dtype), jnp.zeros_like(logits)
     )
-    return jax.lax.fori_loop(0, jnp.where(is_needed, 2, 1), one, blank)
+    return jax.lax.fori_loop(0, jnp.where(is_needed, 2, 1), one, (blank, root))[0]
 
 
 class _Unfinished(NamedTuple):
