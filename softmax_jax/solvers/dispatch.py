@@ -10,14 +10,11 @@ from softmax_jax._annotations import Float, NDArray
 from softmax_jax.model import Params
 from softmax_jax.solvers import cost, row_space, schedule, walks
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.jobs import Job, Stop
+from softmax_jax.solvers.jobs import MARGIN, Job, Stop
 from softmax_jax.solvers.methods.method import IterativeMethod, Method, PathMethod
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.solution import Solution
 from softmax_jax.status import Status
-
-# Gaps in working precision have to be this much below the tolerance, for rounding.
-MARGIN = 0.7
 
 Solved: TypeAlias = dict[tuple[int, ...], tuple[Solution, Job]]
 """Solutions by place, and the jobs as they ended."""

@@ -14,7 +14,7 @@ from softmax_jax.model import Params
 from softmax_jax.solvers import dispatch, jax_settings, refits
 from softmax_jax.solvers import strengths as of_path
 from softmax_jax.solvers.inputs import Inputs, arrange
-from softmax_jax.solvers.jobs import MAX_PASSES, TOL, Job, Stop
+from softmax_jax.solvers.jobs import MARGIN, MAX_PASSES, TOL, Job, Stop
 from softmax_jax.solvers.methods import DEFAULT, DEFAULT_L1, SHARP, SMOOTH, Method, method_of
 from softmax_jax.solvers.report import Report
 from softmax_jax.solvers.rows import checked_rows
@@ -310,7 +310,7 @@ def fit_path(
         l2, l1 = of_path.grid(l2, l1, inputs, number, weakest, alone)
         several = sample_weight is not None and np.ndim(sample_weight) == 2
         jobs = [
-            Job((m,) * several + at, m, float(l2[at]), float(l1[at]), dispatch.MARGIN * tol)
+            Job((m,) * several + at, m, float(l2[at]), float(l1[at]), MARGIN * tol)
             for m in range(len(inputs.absent))
             for at in np.ndindex(l2.shape)
         ]

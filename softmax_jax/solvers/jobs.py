@@ -9,6 +9,8 @@ from softmax_jax.status import EXHAUSTED, SEPARATED, Status, unbounded, used_up
 # A gap falls if it is below this share of the lowest one; a value, if it is less by such a share.
 GAP_FALLS = 0.9
 VALUE_FALLS = 1e-5
+# Gaps in working precision have to be this much below the tolerance, for rounding.
+MARGIN = 0.7
 # What the doors stop at by default.
 TOL = 1e-4
 MAX_PASSES = 2000

@@ -6,9 +6,9 @@ import time
 import numpy as np
 
 from softmax_jax._annotations import Float, NDArray
-from softmax_jax.solvers.dispatch import MARGIN, Solved, as_initial, solved
+from softmax_jax.solvers.dispatch import Solved, as_initial, solved
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.jobs import MAX_PASSES, Job, Stop
+from softmax_jax.solvers.jobs import MARGIN, MAX_PASSES, Job, Stop
 from softmax_jax.solvers.methods import Method
 from softmax_jax.solvers.problem import NEVER
 from softmax_jax.solvers.report import Report

@@ -19,7 +19,7 @@ from softmax_jax.solvers import offsets, separation, warm_up
 from softmax_jax.solvers.certificate import Certificate
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.inputs import Inputs
-from softmax_jax.solvers.jobs import OUT_OF_PRECISION, Job, Stop, Verdict, verdict
+from softmax_jax.solvers.jobs import MARGIN, OUT_OF_PRECISION, Job, Stop, Verdict, verdict
 from softmax_jax.solvers.methods.method import IterativeMethod, Method, Mixture, Setup, of_slot
 from softmax_jax.solvers.plan import plan_of
 from softmax_jax.solvers.problem import NEVER, Problem, with_strengths
@@ -275,7 +275,7 @@ def _settled(slots: Slots, i: int, done: bool) -> bool:
     if ended is None:
         # The estimate was a little too good, as the bias was not yet the best.
         excess = float(certificate.gap[0] / certificate.value[0]) / slots.stop.tol
-        by = min(max(method.tightening, excess), method.most_tightening)
+        by = min(max(method.tightening, excess / MARGIN), method.most_tightening)
         slots.jobs[i] = job.tightened(by)
         return False
     if ended == OUT_OF_PRECISION and not job.restarted:
