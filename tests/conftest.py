@@ -16,14 +16,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TESTS = itertools.count(1)
 COMPILED = "/jax/core/compile/backend_compile_duration"
+# Tests that XLA compiles without its optimisations: those of `make test`, and most slow ones.
+QUICKLY_COMPILED = ("not slow", "slow and not exact")
 
 
 def pytest_configure(config):
     """Lets all processes of the tests, scripts included, share what they compile.
 
-    Compiling is most of what the quick tests do, so XLA does not optimise there. That halves it.
+    Compiling is most of what tests do, so XLA optimises only where those marked ``exact`` are asked
+    for. That halves it.
     """
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr in QUICKLY_COMPILED:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
         if jax.__version_info__ < (0, 11, 1):  # later versions end at a flag that is gone

@@ -223,6 +223,7 @@ def test_arrays_of_any_kind_are_taken(given):
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 def test_features_of_1e8_are_fitted_under_a_precision_of_one():
     x, labels = drawn()
     options = {"labels": labels, "num_classes": 3, "ends": [40, 120]}

@@ -146,6 +146,7 @@ def examples(number):
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 @hypothesis.given(case=cases())
 @examples(4)
 def test_everything_is_what_all_the_logits_give(case):
@@ -178,6 +179,7 @@ def assert_everything(case):
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 @hypothesis.given(case=cases())
 @examples(3)
 def test_hessian_products_are_those_of_all_the_logits(case):

@@ -8,6 +8,7 @@ import scipy.special
 
 from softmax_jax import solvers
 
+pytestmark = pytest.mark.exact
 # A few shapes, as each is compiled: n, d, q; d > n among them.
 SHAPES = [(12, 3, 3), (10, 16, 2), (24, 5, 4)]
 

@@ -7,6 +7,8 @@ import pytest
 
 from softmax_jax import solvers
 
+pytestmark = pytest.mark.exact
+
 SHAPES = [(60, 3, 3), (200, 6, 4), (40, 20, 2), (300, 4, 8), (30, 40, 3)]
 
 

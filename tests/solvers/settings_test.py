@@ -57,6 +57,7 @@ def test_settings_of_the_caller_change_nothing(solver_and_reference, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 def test_jax_arrays_under_a_transfer_guard():
     x, y = problem()
     arrays = (jnp.asarray(x, jnp.float32), jnp.asarray(y))
