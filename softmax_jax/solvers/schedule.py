@@ -202,16 +202,19 @@ def _begun(
         state=None,
         patience=method.patience_with(d, q, small=is_small(inputs, method)),
     )
-    start = setup.origin if group.initial is None else group.initial
-    theta = np.zeros((len(jobs), q, 1 + d))
-    theta[:] = 0 if start is None else start
+
+    def everywhere(start: np.ndarray | None) -> NDArray:
+        theta = np.zeros((len(jobs), q, 1 + d)) + (0 if start is None else start)
+        absent = inputs.absent[[job.weighting for job in jobs]]
+        return _with_absent(theta, absent)
+
+    start = everywhere(setup.origin if group.initial is None else group.initial)
     if jobs[0].steps_left(stop, 1) < 1:
         for job in everything:
-            _certify_start(slots, theta[:1], job)
+            _certify_start(slots, start[:1], job)
         return slots
-    theta = _with_absent(theta, inputs.absent[[job.weighting for job in jobs]])
-    zero = theta.astype(group.dtype)
-    begin: Array | NDArray = zero
+    origin = everywhere(setup.origin).astype(group.dtype)
+    begin: Array | NDArray = origin if group.initial is None else start.astype(group.dtype)
     if group.initial is None:
         begin, slots.jobs = warm_up.on_samples(
             method, slots.problem, setup.aids, begin, jobs, stop, report
@@ -219,9 +222,10 @@ def _begun(
     slots.state = method.init(slots.problem, setup.aids, begin)
     slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
     may_begin_anew = slots.jobs[0].steps_left(stop, 1) >= 1
-    if begin is not zero and may_begin_anew and _is_above_zero(slots):
-        # A sample of fewer rows than features is explained by chance.
-        slots.state = method.init(slots.problem, setup.aids, zero)
+    if begin is not origin and may_begin_anew and _is_above_zero(slots):
+        # A sample of fewer rows than features is explained by chance, and from where predictions
+        # are certain and wrong the loss is all but linear.
+        slots.state = method.init(slots.problem, setup.aids, origin)
         slots.jobs = [job.after(method.passes_to_begin) for job in slots.jobs]
     return slots
 
