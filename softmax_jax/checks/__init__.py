@@ -4,11 +4,11 @@ from softmax_jax.checks.arrays import as_array as as_array
 from softmax_jax.checks.arrays import as_real as as_real
 from softmax_jax.checks.arrays import checked_real as checked_real
 from softmax_jax.checks.arrays import dense as dense
+from softmax_jax.checks.arrays import exceeds_float32 as exceeds_float32
 from softmax_jax.checks.arrays import exceeds_jax as exceeds_jax
 from softmax_jax.checks.arrays import is_known as is_known
 from softmax_jax.checks.arrays import is_real as is_real
 from softmax_jax.checks.arrays import is_sparse as is_sparse
-from softmax_jax.checks.arrays import is_wide as is_wide
 from softmax_jax.checks.arrays import on_device as on_device
 from softmax_jax.checks.ids import as_ids as as_ids
 from softmax_jax.checks.ids import checked_ids as checked_ids

@@ -154,11 +154,11 @@ def is_real(a: AnyArray) -> bool:
     return kind in "bui" or (kind == "f" and a.dtype.itemsize <= 8) or name == "bfloat16"
 
 
-def is_wide(dtype: np.dtype) -> bool:
+def exceeds_float32(dtype: np.dtype) -> bool:
     """Returns whether float32 does not hold all numbers of a type.
 
     Example:
-      >>> is_wide(np.dtype("float64")), is_wide(np.dtype("uint8"))
+      >>> exceeds_float32(np.dtype("float64")), exceeds_float32(np.dtype("uint8"))
       (True, False)
     """
     return dtype.kind in "iuf" and dtype.itemsize >= 4 and dtype != np.float32
@@ -171,4 +171,4 @@ def exceeds_jax(dtype: np.dtype) -> bool:
       >>> exceeds_jax(np.dtype("float32"))
       False
     """
-    return is_wide(dtype) and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+    return exceeds_float32(dtype) and jax.dtypes.canonicalize_dtype(np.float64) != np.float64

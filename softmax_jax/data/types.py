@@ -11,7 +11,7 @@ import numpy as np
 
 from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import at_least_float32
-from softmax_jax.checks import as_array, as_real, is_known, is_wide, per_feature
+from softmax_jax.checks import as_array, as_real, exceeds_float32, is_known, per_feature
 from softmax_jax.model import Params
 
 
@@ -96,7 +96,7 @@ def formed_on_host(batch: Data) -> Data:
     if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
         return batch
     x = as_array(batch.x, "x")
-    if not is_wide(x.dtype) or (scale is None and shift is None):
+    if not exceeds_float32(x.dtype) or (scale is None and shift is None):
         return batch._replace(x=x)
     formed = x.astype(np.float64)
     if scale is not None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float, Int, Integer
+from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
@@ -224,7 +225,8 @@ def _iterative_scaling(
     """Returns log(mean y / mean p), a step that never overshoots."""
     target, mass = _shares_of_classes(problem, logits.shape[2]), passes.mass(problem)
     shares = problem.weights[:, :, None] / mass[None, :, None, None]
-    terms = jax.nn.log_softmax(logits, axis=2) + jnp.log(shares)
+    _, below, log_z = softmax_and_normalizer(logits, axis=2)
+    terms = below - log_z[:, :, None] + jnp.log(shares)
     reached = jax.nn.logsumexp(terms, axis=(0, 3))
     scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
     return jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
-from softmax_jax.checks import is_wide
+from softmax_jax.checks import exceeds_float32
 from softmax_jax.data.host_targets import by_class
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
@@ -21,7 +21,7 @@ def features(problem: Problem, j: Integer[Array, ""]) -> Float[Array, "rows d"]:
     dtype = problem.dtype
     # What float32 cannot hold is centered before it loses its digits.
     x = block_of(problem.x, j)
-    x = x.astype(jax.dtypes.canonicalize_dtype(float) if is_wide(x.dtype) else dtype)
+    x = x.astype(jax.dtypes.canonicalize_dtype(float) if exceeds_float32(x.dtype) else dtype)
     center, scale = (
         jnp.broadcast_to(a.astype(x.dtype), x.shape) for a in (problem.center, problem.scale)
     )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from softmax_jax._annotations import Float, NDArray
-from softmax_jax.checks import is_wide
+from softmax_jax.checks import exceeds_float32
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
 
@@ -40,7 +40,7 @@ def holds_rows(problem: Problem, largest: float) -> bool:
     """Returns whether float32 holds all numbers of dense rows; see `Rows.largest`."""
     if isinstance(problem.x, SparseRows):
         return False
-    return not is_wide(problem.x.dtype) and largest < LARGEST
+    return not exceeds_float32(problem.x.dtype) and largest < LARGEST
 
 
 def _holds_units(problem: Problem) -> bool:

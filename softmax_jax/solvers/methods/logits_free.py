@@ -225,7 +225,7 @@ def _over_rows(problem: Problem, params: Params, absent: _Absent, *, exact: bool
             passes.features(problem, j),
             params.w,
             jnp.where(absent, -jnp.inf, params.b),
-            y.T if y.ndim == 2 else y,
+            y.T,
             weights=s,
             extras=extras,
             strategy="recompute",
