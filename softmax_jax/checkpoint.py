@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -36,12 +36,6 @@ KEEP_BEST = 1
 
 # Seconds that a save may take. Orbax measures them by the time of day, which may jump by years.
 _FOREVER = 2**32
-
-
-class _Numbered(Protocol):
-    """A checkpoint as orbax asks about it."""
-
-    step: int
 
 
 class Folder(NamedTuple):
@@ -93,9 +87,7 @@ def open_folder(
     scores: dict[int, float] = {}
 
     class Policy:
-        def should_preserve(
-            self, checkpoints: Sequence[_Numbered], *, context: object
-        ) -> list[bool]:
+        def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
             steps = [checkpoint.step for checkpoint in checkpoints]
             finite = [step for step in steps if math.isfinite(scores.get(step, math.inf))]
             best = sorted(finite, key=lambda step: (scores[step], -step))[:keep_best]

@@ -19,13 +19,8 @@ import numpy as np
 from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, Array, Float, NDArray
 from softmax_jax.checks import is_sparse
+from softmax_jax.data import host_targets
 from softmax_jax.data.blocks import NUMBERS
-from softmax_jax.data.host_targets import (
-    mass_of_classes,
-    mean_entropy,
-    refuse_single_class,
-    rows_last,
-)
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import cost, jax_settings, spread
 from softmax_jax.solvers import strengths as checked_strengths
@@ -125,8 +120,9 @@ def fit_many(
         )
     own = _Problems(rows, ends, strengths, fit_intercept, standardize)
     for i in range(problems):
-        mass = mass_of_classes(rows.y[own.of(i)], rows.weights[0, own.of(i)], rows.mass.shape[1])
-        refuse_single_class(mass, f"y of problem {i}")
+        at, q = own.of(i), rows.mass.shape[1]
+        mass = host_targets.mass_of_classes(rows.y[at], rows.weights[0, at], q)
+        host_targets.refuse_single_class(mass, f"y of problem {i}")
     solutions: dict[tuple[int, ...], Solution] = {}
 
     def report(found: dict[int, Solution]) -> None:
@@ -184,7 +180,7 @@ class _Problems(NamedTuple):
     def entropy_of(self, i: int) -> float:
         """Returns the mean entropy of the targets of a problem."""
         part = self.of(i)
-        return float(mean_entropy(self.rows.y[part], self.rows.weights[:, part])[0])
+        return float(host_targets.mean_entropy(self.rows.y[part], self.rows.weights[:, part])[0])
 
 
 def _joined(
@@ -283,7 +279,8 @@ def _stack(own: _Problems, chosen: NDArray, n: int) -> tuple[_Stack, Units, NDAr
     weights = np.where(counts, rows.weights[0][at], 0)
     total = weights.sum(axis=1)
     q, x, y = rows.mass.shape[1], rows.x[at], rows.y[at]
-    mass = np.stack([mass_of_classes(*pair, q) for pair in zip(y, weights, strict=True)])
+    masses = partial(host_targets.mass_of_classes, q=q)
+    mass = np.stack(list(map(masses, y, weights)))
     shares = weights / total[:, None]
     center, units, factor = of_several(
         spread.of_rows(x, shares),
@@ -296,7 +293,7 @@ def _stack(own: _Problems, chosen: NDArray, n: int) -> tuple[_Stack, Units, NDAr
     baseline = -np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1)
     stack = _Stack(
         x=x,
-        targets=rows_last(y),
+        targets=host_targets.rows_last(y),
         weights=shares,
         center=center,
         scale=rows.scale * units.size,
