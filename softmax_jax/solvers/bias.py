@@ -65,7 +65,8 @@ def best_bias_and_root(
         heat=jnp.ones(k, logits.dtype),
         size=unknown,
         rest=unknown,
-        away=jnp.zeros(k, logits.dtype),
+        # The Hessian of other logits may be off by a factor.
+        away=jnp.full(k, jnp.where(has_root, 1, 0), logits.dtype),
         goes_on=jnp.ones(k, bool),
         is_stale=~jnp.bool_(has_root),
         root=root,
@@ -91,16 +92,19 @@ def best_bias_and_root(
 
 
 class _Search(NamedTuple):
+    """A search for the bias, and what it knows of its Hessian."""
+
     b: Float[Array, "k q"]
     heat: Float[Array, " k"]
     """Temperatures."""
     size: Float[Array, " k"]
     """Sum of the gradient's sizes, where it was last known."""
     rest: Float[Array, " k"]
-    """What is expected to be left of it."""
+    """Sum that is expected to be left after the last step."""
     away: Float[Array, " k"]
     """Way since the Hessian was formed."""
     goes_on: Bool[Array, " k"]
+    """Problems far from the end, or whose gradient falls still."""
     is_stale: Bool[Array, ""]
     """Whether the Hessian has to be formed anew."""
     root: Root

@@ -8,7 +8,7 @@ import scipy.optimize
 import scipy.special
 
 from softmax_jax.solvers import jax_settings, passes
-from softmax_jax.solvers.bias import best_bias
+from softmax_jax.solvers.bias import best_bias, best_bias_and_root, no_root
 from softmax_jax.solvers.inputs import arrange
 from softmax_jax.solvers.rows import checked_rows
 from softmax_jax.solvers.separation import margin
@@ -54,6 +54,20 @@ def test_no_other_bias_has_a_lower_loss(size):
     least = scipy.optimize.minimize(objective, np.zeros(Q - 1), method="BFGS").fun
     assert float(loss[0]) == pytest.approx(least, rel=1e-9)
     assert float(loss[0]) <= least * (1 + 1e-14)
+
+
+def test_the_hessian_of_other_logits_leaves_no_more():
+    with jax_settings.held():
+        problem = arranged(X, Y, offset=RNG.normal(size=(N, Q))).problem
+        others = 3 * problem.offset[:, None]
+        _, root = best_bias_and_root(problem, others, no_root(others), has_root=False)
+        nearly = problem.offset[:, None]
+        nearly = nearly + best_bias(problem, nearly)[None, :, :, None]
+        nearly = nearly.at[:, :, 0].add(1e-8)
+        bias, _ = best_bias_and_root(problem, nearly, root, has_root=True)
+        _, p = passes.loss_and_probabilities(problem, nearly + bias[None, :, :, None])
+        residuals = passes.gradient(problem, p)[..., 0]
+    np.testing.assert_allclose(residuals, 0, atol=1e-13)
 
 
 def test_the_margin_is_the_least_lead_of_a_rows_class():
