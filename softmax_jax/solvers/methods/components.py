@@ -107,8 +107,6 @@ class Basis(NamedTuple):
     """Mean variance of the directions outside."""
     factor: Float[Array, " d"]
     """Factors ``F``."""
-    second_moments: Float[Array, " d"]
-    """Second moments of the features, which are centered."""
 
 
 def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) -> Basis:
@@ -139,7 +137,7 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     moments = moments / mass
     zero = jnp.zeros((), dtype)
     if is_exact:
-        return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor, moments)
+        return Basis(jnp.eye(d, dtype=dtype), moments, factor**2, zero, factor)
 
     is_sparse = isinstance(problem.x, SparseRows)
     if number == d and not is_sparse:
@@ -150,7 +148,7 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
         values, vectors = _leading(multiply, d, number, dtype)
         rest = jnp.maximum(jnp.sum(moments) - jnp.sum(values), 0) / max(d - number, 1)
     ridge = jnp.ones(number, dtype)
-    return Basis(unit[:, None] * vectors, values, ridge, rest, factor, moments * factor**2)
+    return Basis(unit[:, None] * vectors, values, ridge, rest, factor)
 
 
 def _weights(problem: Problem, j: Integer[Array, ""]) -> Float[Array, " rows"]:
