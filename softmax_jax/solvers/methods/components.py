@@ -36,6 +36,8 @@ class Sizes:
     """The same of sparse rows: those of texts have no few directions that stand out."""
     sample: int = 8192
     """Rows that the Hessian, and the covariance, are estimated from."""
+    steps_for_sample: float = 1.0
+    """Steps that the Hessian of all features may cost, from a larger sample."""
     pool: int = 65_536
     """Rows that those of the Hessian are drawn from: their component scores are kept."""
 
@@ -47,7 +49,12 @@ class Sizes:
         order = bisect.bisect_right(orders, budget, key=partial(cost.inverse_hessian, rows))
         sizes = dataclasses.replace(self, core=order)
         if sizes.is_exact(problem.d, q):
-            return sizes  # which needs no components
+            # It needs no components. What its steps leave is the error of the sample.
+            samples = range(self.sample, self.pool + 1, self.sample)
+            most = self.steps_for_sample * step_of(problem, q)
+            of_rows = partial(cost.inverse_hessian, order=(1 + problem.d) * q)
+            number = bisect.bisect_right(samples, most, key=of_rows)
+            return dataclasses.replace(sizes, sample=self.sample * max(number, 1))
         leading = min(sizes.components(problem, q), self.leading)
         return dataclasses.replace(sizes, leading=leading)
 

@@ -27,6 +27,9 @@ from softmax_jax._annotations import Array, Float
 from softmax_jax.normalizer import softmax
 from softmax_jax.solvers.methods.components import Basis
 
+# Rows whose Hessian is formed at once.
+_ROWS = 8192
+
 
 class Preconditioner(NamedTuple):
     """Approximate inverse Hessians of ``k`` problems."""
@@ -89,6 +92,23 @@ def hessian(
     return diagonal.reshape(q * c, q * c) - spx @ px
 
 
+def _in_parts(
+    x: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
+) -> Float[Array, "q*c q*c"]:
+    """Returns `hessian`, of some rows at a time, as it takes ``q`` times the memory of ``x``."""
+    number = -(-len(x) // _ROWS)
+    if number == 1:
+        return hessian(x, p, s)
+
+    def part(a):
+        a = jnp.pad(a, [(0, number * _ROWS - len(a))] + [(0, 0)] * (a.ndim - 1))
+        return a.reshape(number, _ROWS, *a.shape[1:])
+
+    zero = jnp.zeros((p.shape[1] * x.shape[1],) * 2, x.dtype)
+    add = lambda h, rows: (h + hessian(*rows), None)  # noqa: E731
+    return jax.lax.scan(add, zero, (part(x), part(p), part(s)))[0]
+
+
 def build(
     size: int,
     basis: Basis,
@@ -110,7 +130,7 @@ def build(
     q, dtype = logits.shape[1], logits.dtype
     tiny = jnp.finfo(dtype).tiny
     scores, p, s = sample(size, scores, logits, weights)
-    h = hessian(scores, p, s)
+    h = _in_parts(scores, p, s)
     r, sp = scores.shape[1] - 1, s[:, None] * p
     mean = jnp.sum(sp, axis=0)
     values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)
@@ -157,7 +177,7 @@ def _inverse(
             30 * share,
         )
 
-    share = 10 * jnp.finfo(h.dtype).eps
+    share = jnp.finfo(h.dtype).eps
     root, _ = jax.lax.while_loop(failed, try_more, (jnp.full_like(h, jnp.nan), share))
     return jnp.where(jnp.all(jnp.isfinite(root)), root.T @ root, 0)
 
