@@ -198,7 +198,7 @@ def _taken(a: np.ndarray, order: np.ndarray) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     rows = memory[start : start + size].view(a.dtype).reshape(shape)
-    # Half the time of indexing. Any mode but "raise", which is the default, writes without a buffer.
+    # Half the time of indexing. Modes other than the default, "raise", write without a buffer.
     return a.take(order, axis=0, out=rows, mode="clip")
 
 
