@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
-from softmax_jax import conventions, losses
+from softmax_jax import conventions, losses, solvers
 from softmax_jax.conventions import Strengths, from_sigmoid
 from softmax_jax.model import Params
 
@@ -29,10 +29,20 @@ ELASTIC_NET = {
     "cuml": {"num_examples": 150},
     "sgd_classifier": {"mean_weight": 0.3},
     "glmnet": {},
+    "adelie": {"num_classes": 5},
     "spark": {},
     "cyanure": {},
     "sigmoid": {},
 }
+# Weights of adelie 1.1.52 for features of variance one, lmda 0.03 and alpha 0.5.
+ADELIE = np.array(
+    [
+        [-0.2079935, 0.0232638, 0.18474636],
+        [0.28421804, -0.28650428, 0.00227763],
+        [-0.57790225, 0.10041539, 0.47752281],
+        [-0.57268189, -0.04689259, 0.61961219],
+    ]
+)
 L1_ONLY = {"statsmodels": {"num_examples": 150}}
 L2_ONLY = {"weight_decay": {}}
 
@@ -482,6 +492,39 @@ def test_spark(request, spark, two_classes, standardization, l2, l1):
         params = Params(w=(coefficients * scale).T, b=fit.interceptVector.toArray())
         strengths = Strengths(l2, l1)
     assert_optimal(params, x / scale, y, strengths, weights=weights, tolerance=1e-5)
+
+
+def adelies_path(x, y, lmda, alpha):
+    """Returns weights and biases of adelie, for a path that ends at a strength."""
+    adelie = pytest.importorskip("adelie", reason="adelie is not installed")
+    found = adelie.grpnet(
+        np.asfortranarray(x),
+        adelie.glm.multinomial(np.eye(3)[y]),
+        alpha=alpha,
+        lmda_path=[10 * lmda, 3 * lmda, lmda],
+        early_exit=False,
+        progress_bar=False,
+        tol=1e-14,
+        irls_tol=1e-12,
+    )
+    return found.betas.toarray()[-1].reshape(-1, 3), found.intercepts[-1]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_adelie(recorded):
+    """Its groups are over classes; of one strength its weights are here, to be sure of some."""
+    x, y = load_iris(return_X_y=True)
+    x = (x - x.mean(0)) / x.std(0)
+    w = ADELIE if recorded else adelies_path(x, y, lmda=0.03, alpha=0.5)[0]
+
+    def distance(strengths):
+        found = solvers.fit(x, y, **strengths._asdict(), grouped=True, tol=1e-12).params.w
+        return np.abs(found - w).max()
+
+    strengths = conventions.from_adelie(0.03, 0.5, num_classes=3)
+    assert distance(strengths) < 1e-3
+    for name, value in strengths._asdict().items():
+        assert distance(strengths._replace(**{name: 1.1 * value})) > 5e-3
 
 
 GLMNET = """

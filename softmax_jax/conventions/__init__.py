@@ -11,6 +11,7 @@ scikit-learn ``LogisticRegression(C)``        ``C L + R_ρ(W)``             ``1 
 cuML ``LogisticRegression(C)``                ``C L + R_ρ(W)``             ``1 / (C n)``
 scikit-learn ``SGDClassifier(alpha)``         ``L / n + alpha R_ρ(W)``     ``alpha n / S``
 glmnet ``lambda``, ``alpha`` = ρ              ``L / S + lambda R_ρ(W)``    ``lambda``
+adelie ``lmda``, ``alpha`` = ρ, in groups     ``L / (q S)`` + its penalty  see `from_adelie`
 Spark ML ``regParam``                         ``L / S + regParam R_ρ(W)``  ``regParam``
 cyanure ``Classifier(lambda_1, lambda_2)``    ``L / n`` + its penalty      see `from_cyanure`
 statsmodels ``fit_regularized(alpha)``        ``L + alpha |W|_1``          ``l1 = alpha / n``
@@ -37,6 +38,7 @@ scale that Adam divides the gradient by, so where it ends depends on the optimis
 `from_weight_decay`.
 """
 
+from softmax_jax.conventions.packages import from_adelie as from_adelie
 from softmax_jax.conventions.packages import from_cuml as from_cuml
 from softmax_jax.conventions.packages import from_cyanure as from_cyanure
 from softmax_jax.conventions.packages import from_glmnet as from_glmnet
@@ -45,6 +47,7 @@ from softmax_jax.conventions.packages import from_sklearn as from_sklearn
 from softmax_jax.conventions.packages import from_spark as from_spark
 from softmax_jax.conventions.packages import from_statsmodels as from_statsmodels
 from softmax_jax.conventions.packages import from_weight_decay as from_weight_decay
+from softmax_jax.conventions.packages import to_adelie as to_adelie
 from softmax_jax.conventions.packages import to_cuml as to_cuml
 from softmax_jax.conventions.packages import to_cyanure as to_cyanure
 from softmax_jax.conventions.packages import to_glmnet as to_glmnet

@@ -1,7 +1,7 @@
 """Strengths in the words of other packages, and back."""
 
 from softmax_jax._annotations import Scalar
-from softmax_jax.checks import checked_strength
+from softmax_jax.checks import checked_count, checked_strength
 from softmax_jax.conventions.strengths import (
     Strengths,
     checked_ratio,
@@ -170,6 +170,50 @@ def to_glmnet(l2: Scalar, l1: Scalar = 0.0) -> dict[str, float]:
     """
     strength, ratio = strength_and_ratio(l2, l1)
     return {"lambda_": strength, "alpha": ratio}
+
+
+def from_adelie(lmda: Scalar, alpha: Scalar = 1.0, *, num_classes: int) -> Strengths:
+    r"""Returns the strengths of adelie's ``grpnet`` with ``glm.multinomial``, for ``grouped=True``.
+
+    .. math:: \min \frac{L}{q S} + \lambda \sqrt q\, \Big(\alpha \sum_j \|W_j\|
+        + \frac{1 - \alpha}{2} \|W\|^2\Big), \qquad
+        l_2 = (1 - \alpha)\, \lambda\, q^{3/2}, \qquad l_1 = \alpha\, \lambda\, q^{3/2}
+
+    Its groups have the weights of one feature for all classes, or of several features, and the
+    penalty of a group is by default multiplied by the root of its size, which is q here. With
+    ``glm.binomial`` nothing is multiplied, and `from_sigmoid` is the other half. Our
+    ``penalty_factor`` is its ``penalty`` over :math:`\sqrt q`.
+
+    Args:
+      lmda: ``λ``, at least 0.
+      alpha: in [0, 1]; 1, all l1, is adelie's default.
+      num_classes: ``q``.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> from_adelie(0.01, num_classes=4)
+      Strengths(l2=0.0, l1=0.08)
+    """
+    strength = checked_strength(lmda, "lmda") * checked_count(num_classes, "num_classes") ** 1.5
+    return elastic_net(strength, checked_ratio("alpha", alpha))
+
+
+def to_adelie(l2: Scalar, l1: Scalar = 0.0, *, num_classes: int) -> dict[str, float]:
+    """Returns ``lmda`` and ``alpha``, which `from_adelie` explains.
+
+    ``grpnet`` takes several of the former, as ``lmda_path``.
+
+    Example:
+      >>> to_adelie(l2=0.0, l1=0.08, num_classes=4)
+      {'lmda': 0.01, 'alpha': 1.0}
+    """
+    strength, ratio = strength_and_ratio(l2, l1)
+    return {
+        "lmda": strength / checked_count(num_classes, "num_classes") ** 1.5,
+        "alpha": ratio,
+    }
 
 
 def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:

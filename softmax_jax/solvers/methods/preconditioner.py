@@ -92,21 +92,36 @@ def hessian(
     return diagonal.reshape(q * c, q * c) - spx @ px
 
 
-def _in_parts(
-    x: Float[Array, "n c"], p: Float[Array, "n q"], s: Float[Array, " n"]
+def _of_part(
+    x: Float[Array, "n c"],
+    p: Float[Array, "n q"],
+    s: Float[Array, " n"],
+    share: Float[Array, ""],
 ) -> Float[Array, "q*c q*c"]:
-    """Returns `hessian`, of some rows at a time, as it takes ``q`` times the memory of ``x``."""
+    """Returns the `hessian` of a share of the rows, at least.
+
+    Some rows are added at a time, as each takes the memory of ``q`` others.
+    """
     number = -(-len(x) // _ROWS)
     if number == 1:
         return hessian(x, p, s)
 
-    def part(a):
+    # Every so manieth row: the sample is in the order of the rows that it was drawn from.
+    def split(a):
         a = jnp.pad(a, [(0, number * _ROWS - len(a))] + [(0, 0)] * (a.ndim - 1))
-        return a.reshape(number, _ROWS, *a.shape[1:])
+        return jnp.swapaxes(a.reshape(_ROWS, number, *a.shape[1:]), 0, 1)
 
-    zero = jnp.zeros((p.shape[1] * x.shape[1],) * 2, x.dtype)
-    add = lambda h, rows: (h + hessian(*rows), None)  # noqa: E731
-    return jax.lax.scan(add, zero, (part(x), part(p), part(s)))[0]
+    parts = split(x), split(p), split(s)
+
+    def add(j, carry):
+        h, total = carry
+        x, p, s = (a[j] for a in parts)
+        return h + hessian(x, p, s), total + jnp.sum(s)
+
+    order, zero = p.shape[1] * x.shape[1], jnp.zeros((), x.dtype)
+    needed = jnp.ceil(share * number).astype(jnp.int32)
+    h, total = jax.lax.fori_loop(0, needed, add, (jnp.zeros((order, order), x.dtype), zero))
+    return h / jnp.where(total > 0, total, 1)
 
 
 def build(
@@ -116,6 +131,7 @@ def build(
     logits: Float[Array, "blocks q rows"],
     weights: Float[Array, "blocks rows"],
     l2: Float[Array, ""],
+    share: Float[Array, ""],
 ) -> Preconditioner:
     """Forms the preconditioner of one problem, from a sample of its rows; see `sample`.
 
@@ -126,11 +142,12 @@ def build(
       logits: those of the same rows.
       weights: those of the same rows.
       l2: strength of the penalty.
+      share: how much of the sample to take, at least: work on some of the rows is worth less.
     """
     q, dtype = logits.shape[1], logits.dtype
     tiny = jnp.finfo(dtype).tiny
     scores, p, s = sample(size, scores, logits, weights)
-    h = _in_parts(scores, p, s)
+    h = _of_part(scores, p, s, share)
     r, sp = scores.shape[1] - 1, s[:, None] * p
     mean = jnp.sum(sp, axis=0)
     values, vectors = jnp.linalg.eigh(jnp.diag(mean) - sp.T @ p)

@@ -310,6 +310,7 @@ def _advance(
     stop_at_first: jax.Array,
 ) -> tuple[State, jax.Array]:
     blocks, size = aids.scores.shape[0], method.sizes.sample
+    share = jnp.asarray(problem.active, problem.dtype) / problem.blocks
     is_active = (jnp.arange(blocks) < problem.active).astype(problem.dtype)
     renewed = (state.age >= method.renewal_for(problem.d, state.theta.shape[1])) & ~state.done
 
@@ -319,7 +320,7 @@ def _advance(
         return jax.lax.cond(
             renewed[i],
             lambda: preconditioner.build(
-                size, aids.basis, aids.scores, state.logits[:blocks, i], seen, problem.l2[i]
+                size, aids.basis, aids.scores, state.logits[:blocks, i], seen, problem.l2[i], share
             ),
             lambda: jax.tree.map(lambda a: a[i], state.preconditioner),
         )
