@@ -19,6 +19,7 @@ from softmax_jax import losses as losses
 from softmax_jax import metrics as metrics
 from softmax_jax import model as model
 from softmax_jax import normalizer as normalizer
+from softmax_jax import parallel as parallel
 from softmax_jax import penalty as penalty
 from softmax_jax import training as training
 from softmax_jax.data import Data as Data

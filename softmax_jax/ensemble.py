@@ -16,6 +16,7 @@ def make_epoch(
     *,
     batch_size: int,
     shared_order: bool,
+    parts: int = 1,
     most_logits: int = head.MOST_LOGITS,
 ) -> Program:
     r"""Returns `training.make_epoch` for the states of many members, stacked by `stack`.
@@ -35,7 +36,7 @@ def make_epoch(
     """
     members = axes(shared_order)
     # Under vmap the fused strategy of a large head would do its work in both ways.
-    epoch = epoch_function(optimizer, batch_size, most_logits, strategy="recompute")
+    epoch = epoch_function(optimizer, batch_size, most_logits, strategy="recompute", parts=parts)
     return Program(jax.vmap(epoch, in_axes=(members, None, None), out_axes=(members, 0)))
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from softmax_jax import head, metrics, model
+from softmax_jax import head, metrics, model, parallel
 from softmax_jax._annotations import Array, Bool
 from softmax_jax.checks import checked_count, checked_real
 from softmax_jax.data import blocks
@@ -105,6 +105,16 @@ def measure_blocks(
 
 @partial(jax.jit, static_argnames=("block_size", "k", "confusion", "most_logits"))
 def _measured_blocks(
+    params: Params, data: Data, *, block_size: int, k: int, confusion: bool, most_logits: int
+) -> Metrics:
+    measured = partial(
+        _measured_here, block_size=block_size, k=k, confusion=confusion, most_logits=most_logits
+    )
+    number_of_examples(data)
+    return parallel.on_rows(measured, params, data)
+
+
+def _measured_here(
     params: Params, data: Data, *, block_size: int, k: int, confusion: bool, most_logits: int
 ) -> Metrics:
     n = number_of_examples(data)

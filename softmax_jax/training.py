@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
-from softmax_jax import head, losses, metrics, model
+from softmax_jax import head, losses, metrics, model, parallel
 from softmax_jax._annotations import AnyArray, Array, Float, Integer, PyTree, Scalar, Shaped
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
@@ -128,7 +129,16 @@ class Program:
     """
 
     def __init__(self, function: Callable) -> None:
-        self._jitted = jax.jit(function)
+        def with_state_laid_out(state, *others):
+            num_classes = state.params.w.shape[-1]
+            state, scores = function(state, *others)
+            return parallel.laid_out(state, num_classes), scores
+
+        def on_mesh(state, *others):
+            places = parallel.present_places(state), PartitionSpec()
+            return parallel.on_automatic_axes(with_state_laid_out, (state, *others), places)
+
+        self._jitted = jax.jit(on_mesh)
 
     @jax.transfer_guard("allow")
     def __call__(
@@ -257,6 +267,7 @@ def make_epoch(
     optimizer: optax.GradientTransformation,
     *,
     batch_size: int,
+    parts: int = 1,
     most_logits: int = head.MOST_LOGITS,
 ) -> Program:
     """Returns ``epoch(state, data, stop) -> (state, metrics)``, a pass over ``data``, jitted.
@@ -269,12 +280,18 @@ def make_epoch(
     bit. Of a minibatch with more than ``most_logits`` logits they are not held, see
     `head.linear_cross_entropy`.
 
+    With several ``parts``, the rows are as many parts of consecutive ones, each of which is
+    shuffled by itself and fills its share of every minibatch. Devices of a mesh that have whole
+    parts, see `parallel.spread`, then need no row of one another. The order depends on the number
+    of parts, not on the devices.
+
     The metrics are those of all steps of the epoch, ``[ceil(n / batch_size)]``; where a step was
     not taken they are zero, and so is its weight.
 
     Raises:
-      ValueError: if ``batch_size`` is not positive, or, from the epoch, if the arrays of ``data``
-        have no rows or not equally many.
+      ValueError: if ``batch_size`` or ``parts`` is not positive, or, from the epoch, if the arrays
+        of ``data`` have no rows or not equally many, or the parts do not divide them, or a
+        minibatch, evenly.
 
     Example:
       >>> data = Data(x=jnp.eye(2), targets=jnp.array([0, 1]))
@@ -284,7 +301,7 @@ def make_epoch(
       >>> int(state.step), steps.loss.shape
       (2, (2,))
     """
-    return Program(epoch_function(optimizer, batch_size, most_logits))
+    return Program(epoch_function(optimizer, batch_size, most_logits, parts=parts))
 
 
 def epoch_function(
@@ -292,6 +309,7 @@ def epoch_function(
     batch_size: int,
     most_logits: int,
     strategy: str = "auto",
+    parts: int = 1,
 ) -> Callable:
     """Returns the epoch of `make_epoch`, not jitted, with the strategy of its large heads.
 
@@ -303,25 +321,31 @@ def epoch_function(
       >>> int(jax.jit(epoch)(state, data)[0].step)
       1
     """
-    batch_size = checked_count(batch_size, "batch_size")
+    batch_size, parts = checked_count(batch_size, "batch_size"), checked_count(parts, "parts")
 
     def epoch(state, data, stop=None):
         n = number_of_examples(data)
         rows_a_step = min(batch_size, n)
-        steps = -(-n // rows_a_step)
-        filling = steps * rows_a_step - n
+        if n % parts or rows_a_step % parts:
+            raise ValueError(
+                f"parts: {parts} do not divide {n} rows, or {rows_a_step} of a minibatch, evenly; "
+                "fill up with rows of weight 0, as parallel.spread does"
+            )
+        own, own_a_step = n // parts, rows_a_step // parts
+        steps = -(-own // own_a_step)
+        filling = steps * own_a_step - own
         index = state.step // steps
         # Epochs are counted from one.
-        order = permutation(jax.random.fold_in(state.key, index + 1), n)
-        order = jnp.pad(order, (0, filling)).reshape(steps, rows_a_step)
-        is_real = (jnp.arange(steps * rows_a_step) < n).reshape(steps, rows_a_step)
+        order = _order(jax.random.fold_in(state.key, index + 1), own, parts)
+        order = jnp.pad(order, ((0, 0), (0, filling))).reshape(parts, steps, own_a_step)
+        is_real = (jnp.arange(steps * own_a_step) < own).reshape(steps, own_a_step)
         first, end = index * steps, (index + 1) * steps
         end = end if stop is None else jnp.minimum(end, stop)
 
         def step(carry):
             state, done = carry
             i = state.step - first
-            batch = blocks.take(data, order[i], is_real[i] if filling else None)
+            batch = blocks.take(data, order[:, i], is_real[i] if filling else None)
             state, one = _update(
                 optimizer, state, batch, most_logits=most_logits, strategy=strategy
             )
@@ -333,3 +357,11 @@ def epoch_function(
         return jax.lax.while_loop(lambda carry: carry[0].step < end, step, (state, empty))
 
     return epoch
+
+
+def _order(key: Shaped[Array, "..."], n: int, parts: int) -> Integer[Array, "parts {n}"]:
+    """Returns a permutation of the ``n`` rows of each part."""
+    if parts == 1:
+        return permutation(key, n)[None]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(parts))
+    return jax.vmap(lambda key: permutation(key, n))(keys)

@@ -10,6 +10,8 @@ import pytest
 
 jaxtyping.install_import_hook("softmax_jax", "checked_annotations.checked_on_return")
 
+# Meshes need several devices; all else runs on the first one.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

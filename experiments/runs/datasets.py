@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from runs import settings
-from softmax_jax import data, io
+from softmax_jax import data, io, parallel
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -47,14 +47,15 @@ def digest(dataset: data.Dataset) -> str:
     return found.hexdigest()
 
 
-def batches(dataset: data.Dataset) -> tuple[Data, Data]:
-    """Puts training and test data on the device."""
-    return batch(dataset.train), batch(dataset.test)
+def batches(dataset: data.Dataset, parts: int = 1) -> tuple[Data, Data]:
+    """Puts training and test data on the device, or the mesh; the former in so many parts."""
+    return batch(dataset.train, parts), batch(dataset.test)
 
 
-def batch(split: Data) -> Data:
-    """Puts a split of a data set on the device."""
-    return jax.device_put(split._replace(scale=jnp.float32(split.scale)))
+def batch(split: Data, parts: int = 1) -> Data:
+    """Puts a split of a data set on the device, or over the devices of the mesh."""
+    parts = max(parts, parallel.extent(parallel.DATA))
+    return jax.device_put(parallel.spread(split._replace(scale=jnp.float32(split.scale)), parts))
 
 
 def save_params(

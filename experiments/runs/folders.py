@@ -119,7 +119,8 @@ def refuse_another_config(config: settings.Train, workdir: pathlib.Path) -> None
         there = files.flat(files.read_json(path))
     except (ValueError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path} cannot be read ({e}): give another --workdir") from e
-    here = files.flat(json.loads(files.to_json(dataclasses.asdict(config))))
+    there = {key: value for key, value in there.items() if not key.startswith("mesh")}
+    here = files.flat(json.loads(files.to_json(settings.without_devices(config))))
     different = [
         f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
         for key in sorted({*there, *here})

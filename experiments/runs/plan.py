@@ -1,6 +1,5 @@
 """The plan of a run: what a config and its data come to, with all durations in steps."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,8 +64,12 @@ def make(config: settings.Train, dataset: data.Dataset) -> Plan:
         dataset, held = validation.hold_out(dataset, config.data.validation, seed=config.seed)
         validation_data = datasets.batch(held)
         print(f"{len(held.x):,} of the training examples are held out for validation")
-    train_data, test_data = datasets.batches(dataset)
+    train_data, test_data = datasets.batches(dataset, config.parts)
     n = len(train_data.x)
+    if min(config.batch_size, n) % config.parts:
+        raise ValueError(
+            f"config.parts={config.parts}: they do not divide the {n:,} examples of a minibatch"
+        )
     sizes = {"batch_size": min(config.batch_size, n), "num_examples": n}
     total = durations.steps(config.duration, **sizes)
 
@@ -128,5 +131,5 @@ def examples(plan: Plan, steps: int) -> int:
 
 def digest_of_run(plan: Plan, indices: Sequence[int]) -> str:
     """Returns a SHA-256 of the config and the members, by which a run knows its checkpoints."""
-    config = files.to_json(dataclasses.asdict(plan.config))
+    config = files.to_json(settings.without_devices(plan.config))
     return hashlib.sha256(config + repr(list(indices)).encode()).hexdigest()

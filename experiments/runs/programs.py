@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from runs.plan import Plan
-from softmax_jax import ensemble, evaluation, metrics, model, training
+from softmax_jax import ensemble, evaluation, metrics, model, parallel, training
 from softmax_jax.training import StepMetrics, TrainState
 
 T = TypeVar("T")
@@ -70,9 +70,9 @@ def first_state(plan: Plan, indices: Sequence[int]) -> TrainState:
                 label_smoothing=member.label_smoothing,
             )
         )
-    if len(plan.members) == 1:
-        return states[0]
-    return ensemble.stack(states, shared_order=plan.shared_order)
+    if len(plan.members) > 1:
+        states = [ensemble.stack(states, shared_order=plan.shared_order)]
+    return parallel.laid_out(states[0], plan.num_classes)
 
 
 def compiled(plan: Plan, state: TrainState) -> tuple[Programs, Seconds]:
@@ -80,11 +80,14 @@ def compiled(plan: Plan, state: TrainState) -> tuple[Programs, Seconds]:
     start = time.perf_counter()
     batch_size = plan.config.batch_size
     if len(plan.members) == 1:
-        epoch = training.make_epoch(plan.optimizer, batch_size=batch_size)
+        epoch = training.make_epoch(plan.optimizer, batch_size=batch_size, parts=plan.config.parts)
         measure = jax.jit(evaluation.measure_blocks)
     else:
         epoch = ensemble.make_epoch(
-            plan.optimizer, batch_size=batch_size, shared_order=plan.shared_order
+            plan.optimizer,
+            batch_size=batch_size,
+            shared_order=plan.shared_order,
+            parts=plan.config.parts,
         )
         measure = jax.jit(jax.vmap(evaluation.measure_blocks, in_axes=(0, None)))
     lowered = [

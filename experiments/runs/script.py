@@ -14,8 +14,9 @@ from absl import app, logging
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from runs import compilation, flags, folders, output
+from runs import compilation, flags, folders, output, settings
 from runs.signals import Interrupted
+from softmax_jax import parallel
 
 # So that --help counts the flags as the script's own.
 absl_flags.disclaim_key_flags()
@@ -67,6 +68,7 @@ def run(
             folder = given_folder(workdir.value)
             if folder is None:
                 folder = stack.enter_context(folders.new_folder(f"runs/{made.title}"))
+            stack.enter_context(devices(made.mesh))
             with stops_in_a_line(folder, is_new=not workdir.value):
                 results = experiment(made, folder)
         print(report(results))
@@ -77,6 +79,25 @@ def run(
     logging.set_verbosity(logging.FATAL)
     sys.excepthook = print_unless_loop_is_closed
     app.run(main, flags_parser=partial(flags.parse, default=default))
+
+
+def devices(mesh: settings.Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Sets the mesh of a config, if it has several devices.
+
+    Raises:
+      ValueError: if there are not as many.
+    """
+    if mesh.data * mesh.classes == 1:
+        return contextlib.nullcontext()
+    try:
+        return jax.set_mesh(parallel.make_mesh(mesh.data, mesh.classes))
+    except ValueError as e:
+        hint = (
+            "; JAX_NUM_CPU_DEVICES=8 makes several of a CPU"
+            if jax.devices()[0].platform == "cpu"
+            else ""
+        )
+        raise ValueError(f"config.mesh: {e}{hint}") from e
 
 
 def prepare(*, cache: bool) -> None:

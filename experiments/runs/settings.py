@@ -45,7 +45,28 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnData:
+class Mesh:
+    """Devices that share the work; see `softmax_jax.parallel`. A run may go on on another mesh."""
+
+    data: int = 1
+    """Devices that the examples lie over."""
+    classes: int = 1
+    """Devices that the classes lie over."""
+
+    def __post_init__(self):
+        for key in ("data", "classes"):
+            _require_count(f"mesh.{key}", getattr(self, key))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevices:
+    """Settings that all experiments have."""
+
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnData(OnDevices):
     """Settings that all experiments on a data set have."""
 
     data: Data = dataclasses.field(default_factory=Data)
@@ -103,6 +124,10 @@ class Train(OnData):
     duration: str = "30 epochs"
     """Length in epochs, steps or examples; the durations below may also be like ``10%``."""
     batch_size: int = 256
+    parts: int = 0
+    """Parts of the training data that each fill their share of a minibatch, so that devices which
+    have whole parts need no examples of one another: a multiple of ``mesh.data``, and by default
+    just that. The order of the examples depends on it, and on no other setting of devices."""
     optimizer: str = "sgd"
     """One of `optimizers.OPTIMIZERS`, as in ``adam`` or ``adamw(weight_decay=1e-4)``."""
     learning_rate: float = 0.1
@@ -124,6 +149,13 @@ class Train(OnData):
 
     def __post_init__(self):
         _require_count("batch_size", self.batch_size)
+        if self.parts == 0:
+            object.__setattr__(self, "parts", self.mesh.data)
+        _require_count("parts", self.parts)
+        is_shared = self.parts % self.mesh.data == 0
+        _require(is_shared, "parts", self.parts, f"a multiple of mesh.data, {self.mesh.data}")
+        is_shared = self.batch_size % self.parts == 0
+        _require(is_shared, "batch_size", self.batch_size, f"a multiple of parts, {self.parts}")
         _require_count("keep_last", self.keep_last)
         _require(self.keep_best >= 0, "keep_best", self.keep_best, "0 or more")
         in_range = 0 <= self.patience < 2**31
@@ -157,6 +189,11 @@ class Train(OnData):
         _check_member(members(self, Sweep())[0])
         for member in members(self):
             _check_member(member, "sweep.")
+
+
+def without_devices(config: Any) -> dict[str, Any]:
+    """Returns settings by which runs are told apart: all but those of the mesh."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key != "mesh"}
 
 
 def members(config: Train, sweep: Sweep | None = None) -> list[Member]:
@@ -261,7 +298,7 @@ class Codelength(OnData):
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class Head(OnDevices):
     """Settings of `experiments/head.py`."""
 
     levels: int = 64

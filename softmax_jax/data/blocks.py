@@ -194,27 +194,37 @@ def block_of(data: Data, start: Index, is_new: Bool[Array, " rows"]) -> Data:
 
 
 def take(
-    data: Data, rows: Integer[Array, " rows"], is_real: Bool[Array, " rows"] | None = None
+    data: Data, rows: Integer[Array, "parts rows"], is_real: Bool[Array, " rows"] | None = None
 ) -> Data:
     """Returns the examples of the given rows, with weight zero where they are filling.
 
     Args:
-      data: the examples.
-      rows: their numbers, all of them valid.
-      is_real: where they are no filling; None for everywhere.
+      data: the examples, in parts of as many consecutive ones.
+      rows: numbers of rows within each part, all of them valid.
+      is_real: where they are no filling, in all parts alike; None for everywhere.
 
     Example:
-      >>> data = Data(x=jnp.eye(3), targets=jnp.array([0, 1, 2]))
-      >>> batch = take(data, jnp.array([2, 0]), jnp.array([True, False]))
+      >>> data = Data(x=jnp.eye(4), targets=jnp.array([0, 1, 2, 3]))
+      >>> batch = take(data, jnp.array([[2, 0]]), jnp.array([True, False]))
       >>> batch.targets.tolist(), batch.weights.tolist()
       ([2, 0], [1.0, 0.0])
+      >>> take(data, jnp.array([[1], [0]])).targets.tolist()  # of rows 0 and 1, and of 2 and 3
+      [1, 2]
     """
+    parts = len(rows)
+
+    def of_part(a: Shaped[Array, " n *each"], own: Integer[Array, " rows"]) -> Array:
+        return a.at[own].get(mode="promise_in_bounds")
 
     def at(a: Shaped[Array, " n *each"]) -> Shaped[Array, " rows *each"]:
-        return a.at[rows].get(mode="promise_in_bounds")
+        if parts == 1:
+            return of_part(a, rows[0])
+        taken = jax.vmap(of_part)(a.reshape(parts, -1, *a.shape[1:]), rows)
+        return taken.reshape(-1, *a.shape[1:])
 
     weights = None if data.weights is None else at(data.weights)
     if is_real is not None:
+        is_real = jnp.tile(is_real, parts)
         weights = is_real.astype(jnp.float32) if weights is None else jnp.where(is_real, weights, 0)
     targets = jax.tree.map(at, data.targets)
     return data._replace(x=at(data.x), targets=targets, weights=weights)

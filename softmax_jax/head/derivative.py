@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float, PyTree
 from softmax_jax._dtypes import accumulation_type
 from softmax_jax.data.blocks import Index, joined, rows_of, scan
-from softmax_jax.head import tiles
+from softmax_jax.head import shards, tiles
 from softmax_jax.head.plan import Plan, Spec
 from softmax_jax.head.statistics import State
 from softmax_jax.head.targets import TargetWeights
@@ -62,6 +62,16 @@ def _loss_and_values(
 
 
 def _measured(spec: Spec, operands: Operands, targets: TargetWeights) -> Row:
+    return shards.shared_out(
+        spec,
+        partial(_measured_here, spec),
+        (operands, targets),
+        (shards.of_operands(operands), shards.of_targets(targets)),
+        shards.OF_ROWS,
+    )
+
+
+def _measured_here(spec: Spec, operands: Operands, targets: TargetWeights) -> Row:
     def visit(_, start, is_new):
         block = _block_of_rows(operands, targets, start, len(is_new))
         return None, tiles.measure(spec, *block)[0]
@@ -160,7 +170,28 @@ def _fused(
     wanted: Gradients,
 ) -> tuple[Row, Gradients]:
     """Returns the statistics, and the gradients for the expected cotangent of the loss."""
+    return shards.shared_out(
+        spec,
+        partial(_fused_here, spec, wanted),
+        (operands, targets, expected_cotangent, smoothing),
+        (
+            shards.of_operands(operands),
+            shards.of_targets(targets),
+            shards.OF_ROWS,
+            shards.EVERYWHERE,
+        ),
+        (shards.OF_ROWS, shards.of_operands(_zeros(operands, wanted))),
+    )
 
+
+def _fused_here(
+    spec: Spec,
+    wanted: Gradients,
+    operands: Operands,
+    targets: TargetWeights,
+    expected_cotangent: Float[Array, " n"],
+    smoothing: Smoothing,
+) -> tuple[Row, Gradients]:
     def visit(total, start, is_new):
         block = _block_of_rows(operands, targets, start, len(is_new))
         row, kept = tiles.measure(spec, *block, keep=True)
@@ -173,7 +204,17 @@ def _fused(
     zeros = _zeros(operands, wanted)
     n = len(operands.x)
     total, rows = scan(visit, zeros, n, spec.rows)
-    return joined(rows, n), total
+    return joined(rows, n), _of_all_devices(spec, total)
+
+
+def _of_all_devices(spec: Spec, own: Gradients) -> Gradients:
+    """Returns the gradients of all rows and classes, of which each device has its own."""
+    return Gradients(
+        x=shards.over_classes(spec, own.x),
+        w=shards.over_rows(spec, own.w),
+        b=shards.over_rows(spec, own.b),
+        temperature=shards.over_rows(spec, shards.over_classes(spec, own.temperature)),
+    )
 
 
 def _recomputed(
@@ -185,7 +226,28 @@ def _recomputed(
     wanted: Gradients,
 ) -> Gradients:
     """Returns the gradients, with the logits formed anew."""
+    return shards.shared_out(
+        spec,
+        partial(_recomputed_here, spec, wanted),
+        (operands, targets, row, cotangents),
+        (
+            shards.of_operands(operands),
+            shards.of_targets(targets),
+            shards.OF_ROWS,
+            shards.OF_ROWS,
+        ),
+        shards.of_operands(_zeros(operands, wanted)),
+    )
 
+
+def _recomputed_here(
+    spec: Spec,
+    wanted: Gradients,
+    operands: Operands,
+    targets: TargetWeights,
+    row: Row,
+    cotangents: Values,
+) -> Gradients:
     def visit(total, start, is_new):
         size = len(is_new)
         own = jax.tree.map(
@@ -197,7 +259,8 @@ def _recomputed(
         return _plus_block(spec, block, own_row, own, total, start), None
 
     zeros = _zeros(operands, wanted)
-    return scan(visit, zeros, len(operands.x), spec.rows)[0]
+    total = scan(visit, zeros, len(operands.x), spec.rows)[0]
+    return _of_all_devices(spec, total)
 
 
 def _zeros(operands: Operands, wanted: Gradients) -> Gradients:

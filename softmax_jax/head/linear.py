@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import losses
+from softmax_jax import losses, parallel
 from softmax_jax._annotations import AnyArray, Array, Float, Integer, Scalar
 from softmax_jax._dtypes import accumulation_type
 from softmax_jax.checks import checked_count
 from softmax_jax.data.targets import Ids, Targets, parse_counted
 from softmax_jax.head import table
 from softmax_jax.head.derivative import Out, Smoothing, loss_and_values
-from softmax_jax.head.operands import at_least_one_row, checked_operands
-from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
+from softmax_jax.head.operands import checked_operands, filled_up, with_rows
+from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan, present_shards
 from softmax_jax.head.scoring import TOP_K
 from softmax_jax.head.statistics import State, Statistic
-from softmax_jax.head.targets import TargetWeights, mass_of, weights_of_classes
+from softmax_jax.head.targets import mass_of, weights_of_classes
 from softmax_jax.head.tiles import Operands
 from softmax_jax.loss_options import (
     LossOptions,
@@ -178,16 +178,25 @@ def linear_cross_entropy(
     row_weights = losses.weights_of(jax.ShapeDtypeStruct(leading, kind), weights)
     row_weights = jnp.where(counts, row_weights, 0)
     of_classes = weights_of_classes(parsed, leading, q, options, kind)
-    out = loss_and_values(
-        make_plan((max(n, 1), d, q), _spec(options, asked), kind, tiling),
-        Operands(at_least_one_row(x.reshape(n, d)), w, b, jnp.asarray(options.temperature, kind)),
-        jax.lax.stop_gradient(_at_least_one_row_each(of_classes)),
-        jax.lax.stop_gradient(at_least_one_row(row_weights.reshape(n))),
-        Smoothing(_constant(options.label_smoothing, kind), _constant(options.z_loss, kind)),
-    )
-    out = jax.tree.map(
-        lambda a: a if (len(a),) == leading else a[:n].reshape(*leading, *a.shape[1:]), out
-    )
+    smoothing = Smoothing(_constant(options.label_smoothing, kind), _constant(options.z_loss, kind))
+    spec = _spec(options, asked, q)
+
+    def evaluated(x, w, b, temperature, of_classes, row_weights, smoothing):
+        operands, of_classes = filled_up(Operands(x, w, b, temperature), of_classes)
+        sizes = len(operands.x), operands.w.shape[0], operands.w.shape[1]
+        out = loss_and_values(
+            make_plan(sizes, spec, kind, tiling),
+            operands,
+            jax.lax.stop_gradient(of_classes),
+            jax.lax.stop_gradient(with_rows(row_weights)),
+            smoothing,
+        )
+        return jax.tree.map(lambda a: a[:n], out)
+
+    temperature = jnp.asarray(options.temperature, kind)
+    arguments = (x.reshape(n, d), w, b, temperature, of_classes, row_weights.reshape(n), smoothing)
+    out = parallel.on_automatic_axes(evaluated, arguments, parallel.over_rows(n))
+    out = jax.tree.map(lambda a: a.reshape(*leading, *a.shape[1:]), out)
     loss = jnp.where((row_weights == 0) & ~jnp.isfinite(out.loss), 0, out.loss)
     mass = None
     if reduction == "mean":
@@ -205,7 +214,7 @@ def _refuse_those_of_ids(asked: tuple[Statistic, ...]) -> None:
             )
 
 
-def _spec(options: LossOptions, asked: tuple[Statistic, ...]) -> Spec:
+def _spec(options: LossOptions, asked: tuple[Statistic, ...], q: int) -> Spec:
     """Returns the constants of the loss and of what is asked for; sizes of tiles are open."""
     terms = [] if is_zero(options.label_smoothing) else [table.SPREAD]
     terms += [] if is_zero(options.z_loss) else [table.LOGSUMEXP]
@@ -218,20 +227,14 @@ def _spec(options: LossOptions, asked: tuple[Statistic, ...]) -> Spec:
         statistics=tuple(needed),
         soft_cap=None if soft_cap is None else float(soft_cap),
         has_temperature=not is_one(options.temperature),
+        num_classes=q,
+        shards=present_shards(),
     )
 
 
 def _constant(value: Scalar, dtype: np.dtype) -> jax.Array | None:
     """Returns a scalar without a derivative, or None for a zero that is known now."""
     return None if is_zero(value) else jax.lax.stop_gradient(jnp.asarray(value, dtype))
-
-
-def _at_least_one_row_each(targets: TargetWeights) -> TargetWeights:
-    ids, weights, dense = (
-        None if a is None else at_least_one_row(a)
-        for a in (targets.ids, targets.weights, targets.dense)
-    )
-    return targets._replace(ids=ids, weights=weights, dense=dense)
 
 
 def _output(

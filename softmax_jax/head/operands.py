@@ -1,10 +1,13 @@
-"""Features, weights and biases of a head, checked."""
+"""Features, weights and biases of a head, checked, and filled up for the devices to share."""
 
 import jax.numpy as jnp
 import numpy as np
 
+from softmax_jax import parallel
 from softmax_jax._annotations import AnyArray, Array, Num
 from softmax_jax.checks import as_array, as_real
+from softmax_jax.head.targets import TargetWeights
+from softmax_jax.head.tiles import Operands
 from softmax_jax.model import Params, centred
 
 
@@ -35,6 +38,37 @@ def checked_operands(
     )
 
 
-def at_least_one_row(a: Num[Array, "n ..."]) -> Num[Array, "rows ..."]:
-    """Returns ``[n, ...]``, or a row of zeros for none: compiled programs take one at least."""
-    return jnp.zeros((1, *a.shape[1:]), a.dtype) if len(a) == 0 else a
+def filled_up(operands: Operands, targets: TargetWeights) -> tuple[Operands, TargetWeights]:
+    """Returns them with rows of zeros, and impossible classes, that a mesh divides evenly.
+
+    There is one row at least, as compiled programs need one.
+    """
+    ids, weights, dense = (
+        None if a is None else with_rows(a) for a in (targets.ids, targets.weights, targets.dense)
+    )
+    operands = operands._replace(x=with_rows(operands.x))
+    targets = targets._replace(ids=ids, weights=weights, dense=dense)
+    q = operands.w.shape[1]
+    more = parallel.filled_up(q, parallel.CLASSES) - q
+    if more == 0:
+        return operands, targets
+    b = jnp.zeros(q, operands.w.dtype) if operands.b is None else operands.b
+    b = b if jnp.issubdtype(b.dtype, jnp.floating) else b.astype(jnp.float32)
+    of_classes = targets.class_weights, targets.uniform
+    class_weights, uniform = (
+        None if a is None else jnp.pad(jnp.broadcast_to(a, (q,)), (0, more)) for a in of_classes
+    )
+    dense = None if dense is None else jnp.pad(dense, ((0, 0), (0, more)))
+    return (
+        operands._replace(
+            w=jnp.pad(operands.w, ((0, 0), (0, more))),
+            b=jnp.pad(b, (0, more), constant_values=-jnp.inf),
+        ),
+        targets._replace(dense=dense, class_weights=class_weights, uniform=uniform),
+    )
+
+
+def with_rows(a: Num[Array, "n ..."]) -> Num[Array, "rows ..."]:
+    """Returns ``[n, ...]`` with rows of zeros that a mesh divides evenly, one at least."""
+    more = parallel.filled_up(max(len(a), 1), parallel.DATA) - len(a)
+    return jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)) if more else a

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from softmax_jax import parallel
 from softmax_jax.checks import checked_count
 from softmax_jax.head.statistics import Statistic
 
@@ -27,6 +28,25 @@ class Tiling(NamedTuple):
     """Classes of a tile; None for as many as suit the memory."""
 
 
+class Shards(NamedTuple):
+    """Numbers of devices that share the work, see `softmax_jax.parallel`."""
+
+    rows: int = 1
+    """Devices that the rows lie over."""
+    classes: int = 1
+    """Devices that the classes lie over."""
+
+    @property
+    def number(self) -> int:
+        """Number of all devices."""
+        return self.rows * self.classes
+
+
+def present_shards() -> Shards:
+    """Returns the devices of the mesh that is set."""
+    return Shards(parallel.extent(parallel.DATA), parallel.extent(parallel.CLASSES))
+
+
 class Spec(NamedTuple):
     """Constants that a pass over the tiles is compiled for."""
 
@@ -38,6 +58,9 @@ class Spec(NamedTuple):
     soft_cap: float | None = None
     has_temperature: bool = False
     """Whether the temperature may differ from 1."""
+    num_classes: int = 0
+    """Number of classes, without those that fill up the last device."""
+    shards: Shards = Shards()
 
 
 class Plan(NamedTuple):
@@ -73,12 +96,12 @@ def make_plan(sizes: tuple[int, int, int], spec: Spec, dtype: np.dtype, tiling: 
     """Returns the sizes of tiles for ``(rows, features, classes)``, and whether to fuse.
 
     Args:
-      sizes: of the whole problem.
+      sizes: of the whole problem, which the shards divide evenly.
       spec: whose block sizes are to be replaced.
       dtype: of the logits.
       tiling: checked.
     """
-    n, d, q = sizes
+    n, d, q = sizes[0] // spec.shards.rows, sizes[1], sizes[2] // spec.shards.classes
     on_cpu = jax.default_backend() == "cpu"
     memory = tiling.memory
     if memory is None:

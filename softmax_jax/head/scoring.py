@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from softmax_jax import parallel
 from softmax_jax._annotations import AnyArray, Array, ArrayLike, Float, Integer
 from softmax_jax._dtypes import accumulation_type
 from softmax_jax.checks import checked_count
 from softmax_jax.head import table, tiles
 from softmax_jax.head.derivative import measured
-from softmax_jax.head.operands import at_least_one_row, checked_operands
-from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan
+from softmax_jax.head.operands import checked_operands, filled_up
+from softmax_jax.head.plan import Spec, Tiling, checked_tiling, make_plan, present_shards
 from softmax_jax.head.targets import TargetWeights
 from softmax_jax.model import Params, committed
 
@@ -93,10 +94,21 @@ def _measured(
     """Returns the normaliser and the largest logits of each row, and the leading axes."""
     x, w, b = checked_operands(x, params.w, params.b)
     leading = x.shape[:-1]
-    operands = tiles.Operands(at_least_one_row(x.reshape(-1, x.shape[-1])), w, b, jnp.ones(()))
-    sizes = (len(operands.x), w.shape[0], w.shape[1])
-    spec = Spec(rows=0, classes=0, statistics=(table.top(k),))
+    n = math.prod(leading)
+    spec = Spec(
+        rows=0,
+        classes=0,
+        statistics=(table.top(k),),
+        num_classes=w.shape[1],
+        shards=present_shards(),
+    )
     tiling = checked_tiling(Tiling("recompute", memory))
-    plan = make_plan(sizes, spec, accumulation_type(x, w), tiling)
-    row = measured(plan.spec, operands, TargetWeights())
-    return jax.tree.map(lambda a: a[: math.prod(leading)], row), leading
+
+    def measured_rows(x, w, b):
+        operands, targets = filled_up(tiles.Operands(x, w, b, jnp.ones(())), TargetWeights())
+        sizes = len(operands.x), operands.w.shape[0], operands.w.shape[1]
+        plan = make_plan(sizes, spec, accumulation_type(x, w), tiling)
+        return jax.tree.map(lambda a: a[:n], measured(plan.spec, operands, targets))
+
+    arguments = (x.reshape(n, x.shape[-1]), w, b)
+    return parallel.on_automatic_axes(measured_rows, arguments, parallel.over_rows(n)), leading

@@ -37,9 +37,11 @@ class Tile(NamedTuple):
     """``[rows, width]``: ``exp(-gap)`` in `of_tile`, elsewhere the probabilities."""
     scale: float | Float[Array, ""]
     start: Index
-    """First class."""
+    """First class, by its id."""
     targets: TargetWeights
-    """Targets of the rows, for all classes."""
+    """Targets of the rows, for all classes of this device."""
+    column: Index = 0
+    """Where the classes begin among those of this device: `start`, if it has all."""
 
     @property
     def width(self) -> int:

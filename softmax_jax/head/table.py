@@ -51,7 +51,7 @@ def _nats_of_tile(tile: Tile) -> _Surprisal:
         below += jnp.sum(jnp.where(counts, targets.weights * found, 0), axis=1)
         mass += jnp.sum(jnp.where(counts, targets.weights, 0), axis=1)
     if targets.dense is not None:
-        y = dense_of_tile(targets, tile.start, tile.width, gap.dtype)
+        y = dense_of_tile(targets, tile.column, tile.width, gap.dtype)
         below += jnp.sum(jnp.where(y == 0, 0, y * gap), axis=1)
         mass += jnp.sum(y, axis=1)
     return _Surprisal(below, mass)
@@ -73,7 +73,7 @@ def _nats_add(
 ) -> Float[Array, "rows width"]:
     targets, c = tile.targets, cotangent[:, None]
     if targets.dense is not None:
-        g = g - c * dense_of_tile(targets, tile.start, tile.width, g.dtype)
+        g = g - c * dense_of_tile(targets, tile.column, tile.width, g.dtype)
     if targets.ids is not None and targets.weights is not None:
         g = _scattered(g, tile, targets.ids, -jnp.where(c == 0, 0, c * targets.weights))
     return g
@@ -108,7 +108,7 @@ def _uniform(tile: Tile) -> Float[Array, "1 width"] | Float[Array, ""]:
     """Returns ``u_j`` of the classes of a tile: ``[1, width]``, or a scalar."""
     each = tile.targets.uniform
     assert each is not None
-    return each if each.ndim == 0 else columns(each, tile.start, tile.width)[None]
+    return each if each.ndim == 0 else columns(each, tile.column, tile.width)[None]
 
 
 def _spread_of_tile(tile: Tile) -> _Surprisal:

@@ -9,6 +9,7 @@ where it can, and what concerns a few entries is gathered and scattered.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 from softmax_jax._annotations import Array, Float, Num, PyTree
 from softmax_jax._dtypes import accumulation_type
 from softmax_jax.data.blocks import Carry, Index, balanced
+from softmax_jax.head import shards
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.statistics import Normalizer, Part, State, Tile, Whole
 from softmax_jax.head.targets import TargetWeights, columns
@@ -162,23 +164,26 @@ def _below_own_largest(
     u: Float[Array, "rows width"],
     scale: float | Float[Array, ""],
     start: Index,
+    first: Index,
     targets: TargetWeights,
 ) -> Tile:
     m = jnp.max(u, axis=1)
     # Where all classes are impossible, gaps are infinite.
     gap = (jnp.where(m == -jnp.inf, 0, m)[:, None] - u) * scale
-    return Tile(u, gap, jnp.exp(-gap), scale, start, targets)
+    return Tile(u, gap, jnp.exp(-gap), scale, first + start, targets, start)
 
 
 def _below_row_largest(
     u: Float[Array, "rows width"],
     scale: float | Float[Array, ""],
     start: Index,
+    first: Index,
     targets: TargetWeights,
     row: Normalizer,
 ) -> Tile:
     gap = (row.m_unscaled[:, None] - u) * scale
-    return Tile(u, gap, jnp.exp(-(gap + row.r[:, None])), scale, start, targets)
+    p = jnp.exp(-(gap + row.r[:, None]))
+    return Tile(u, gap, p, scale, first + start, targets, start)
 
 
 def _seen_in_tile(spec: Spec, tile: Tile) -> _Seen:
@@ -242,19 +247,20 @@ def measure(
       The statistics of each row; and the logits, for `add_gradients`, if they are to be kept.
     """
     kind, q = accumulation_type(operands.x, operands.w), operands.w.shape[1]
-    scale = _scale(spec, operands)
+    scale, first = _scale(spec, operands), shards.first_class(spec, q)
 
     def visit(carry, start, width, _):
         u = _unscaled_logits(spec, operands, start, width)
-        tile = _below_own_largest(u, scale, start, targets)
+        tile = _below_own_largest(u, scale, start, first, targets)
         return _merged(spec, carry, _seen_in_tile(spec, tile)), u if keep else None
 
     nothing = _seen_nothing(spec, len(operands.x), kind)
     seen, kept = _scan_classes(q, spec.classes, visit, nothing)
+    seen = shards.merged(spec, seen, partial(_merged, spec))
     is_real = jnp.isfinite(seen.m)
     r = jnp.where(is_real, jnp.log1p(jnp.where(is_real, seen.others, 0)), jnp.nan)
     normalizer = Normalizer(seen.m, seen.m_unscaled, r)
-    whole = Whole(normalizer, 1 + seen.others, scale, q, targets)
+    whole = Whole(normalizer, 1 + seen.others, scale, spec.num_classes or q, targets)
     states = _after_second_pass(spec, operands, targets, normalizer, seen.states)
     saved = {
         statistic.name: statistic.finish(state, whole)
@@ -278,11 +284,12 @@ def _after_second_pass(
     ]
     if not twice:
         return states
-    scale = _scale(spec, operands)
+    q = operands.w.shape[1]
+    scale, first = _scale(spec, operands), shards.first_class(spec, q)
 
     def sums_of(start, width):
         u = _unscaled_logits(spec, operands, start, width)
-        tile = _below_row_largest(u, scale, start, targets, normalizer)
+        tile = _below_row_largest(u, scale, start, first, targets, normalizer)
         return [again(tile, states[i]) for i, again in twice]
 
     def visit(carry, start, width, _):
@@ -290,7 +297,7 @@ def _after_second_pass(
 
     shapes = jax.eval_shape(lambda: sums_of(0, 1))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    sums, _ = _scan_classes(operands.w.shape[1], spec.classes, visit, zeros)
+    sums = shards.over_classes(spec, _scan_classes(q, spec.classes, visit, zeros)[0])
     found = dict(zip((i for i, _ in twice), sums, strict=True))
     return tuple((state, found[i]) if i in found else state for i, state in enumerate(states))
 
@@ -333,12 +340,13 @@ def add_gradients(
       so_far: gradients of the blocks before; ``x`` is that of the block itself.
       kept: logits that `measure` kept, if it did.
     """
-    scale = _scale(spec, operands)
+    q = operands.w.shape[1]
+    scale, first = _scale(spec, operands), shards.first_class(spec, q)
 
     def visit(so_far, start, width, u):
         if u is None:
             u = _unscaled_logits(spec, operands, start, width)
-        tile = _below_row_largest(u, scale, start, targets, row.normalizer)
+        tile = _below_row_largest(u, scale, start, first, targets, row.normalizer)
         g = _gradient_of_tile(spec, tile, row, cotangents)
         temperature = so_far.temperature
         if temperature is not None:
@@ -354,7 +362,7 @@ def add_gradients(
             b = _added(b, jnp.sum(g, axis=0), start)
         return Gradients(x, w, b, temperature), None
 
-    return _scan_classes(operands.w.shape[1], spec.classes, visit, so_far, kept)[0]
+    return _scan_classes(q, spec.classes, visit, so_far, kept)[0]
 
 
 def _added(

@@ -4,10 +4,9 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from softmax_jax import checks
+from softmax_jax import checks, parallel
 from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import CACHED, rows_within
@@ -15,6 +14,7 @@ from softmax_jax.data.host_targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import buckets, cost, sparse, spread
 from softmax_jax.solvers.buckets import rounded_up
+from softmax_jax.solvers.placement import placed
 from softmax_jax.solvers.precision import needs_float64
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.rows import (
@@ -98,7 +98,7 @@ def arrange(
     on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= cost.ON_HOST
     stored = _stored(rows, layout, fit_intercept, grouped)
     problem, units = of_their_own(
-        stored if on_host else jax.device_put(stored),
+        stored if on_host else placed(stored),
         rows.scale,
         rows.shift,
         rows.largest,
@@ -109,7 +109,7 @@ def arrange(
         problem = problem._replace(penalty=_with_factors_merged(problem.penalty))
     share = rows.mass / rows.mass.sum(axis=1, keepdims=True)
     return Inputs(
-        problem=problem if on_host else jax.device_put(problem),
+        problem=problem if on_host else placed(problem),
         classes=classes,
         absent=(rows.mass == 0) & fit_intercept,
         baseline=-np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1),
@@ -203,10 +203,14 @@ def _taken(a: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
-    """Lays out rows with ``weights: [m, n]`` in blocks; a single one has ``least`` at least."""
+    """Lays out rows with ``weights: [m, n]`` in blocks; a single one has ``least`` at least.
+
+    A block has so many rows of each device that shares them.
+    """
     n = weights.shape[1]
-    blocks = -(-n // min(block_size, n))
+    blocks = -(-n // min(block_size * parallel.extent(parallel.DATA), n))
     rows = rounded_up(-(-n // blocks)) if blocks > 1 else max(least, n)
+    rows = parallel.filled_up(rows, parallel.DATA)
     order = np.random.default_rng(0).permutation(n) if blocks > 1 else np.arange(n)
     # Put rows of no weight last. Leading blocks are then a fair sample, trailing empty ones are
     # skipped, and all subsets of the rows reuse one compiled program.

@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
+from softmax_jax import parallel
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -38,9 +40,11 @@ def _set(settings: Mapping[str, bool | str | None]) -> Iterator[None]:
         yield
 
 
-def held() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def held() -> Iterator[None]:
     """Sets what solvers need, in this thread and until the block ends."""
-    return _set(_HELD)
+    with _set(_HELD), parallel.automatic_mesh():
+        yield
 
 
 def under_present_settings(function: Callable[P, R]) -> Callable[P, R]:
