@@ -6,8 +6,9 @@ r"""Solves softmax regression to a certified optimum, for one strength of regula
     python experiments/fit.py --config=experiments/configs/path_fashion_mnist.py \
         --config.data.folder=FOLDER --workdir=DIR
 
-Every l2 is paired with every l1. The settings are those of data but validation, l2, l1,
-grouped, tol and max_passes; see `Fit` in experiments/runs/settings.py for what they mean.
+Every l2 is paired with every l1. The settings are those of data but validation, mesh (the devices
+that share the work, as in --config.mesh.data=8), l2, l1, grouped, tol and max_passes; see `Fit` in
+experiments/runs/settings.py for what they mean.
 
 The workdir, a new or an empty folder, gets config.json, path.jsonl (a row a pair of strengths),
 summary.json and params.npz, from which `softmax_jax.load` takes the pair with the lowest test loss

@@ -10,6 +10,10 @@ The members of a sweep, one for each combination, are trained together in one pr
 was stopped or killed goes on when it is started again on its workdir, and ends as if nothing had
 been.
 
+Several devices share the work, of examples and of classes:
+
+    python experiments/train.py --config.mesh.data=4 --config.mesh.classes=2
+
 With a validation split, rows of the training data that are not trained on, the result is the step
 with the lowest validation loss, and a member ends where its patience does:
 

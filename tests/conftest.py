@@ -12,6 +12,8 @@ jaxtyping.install_import_hook("softmax_jax", "checked_annotations.checked_on_ret
 
 # Meshes need several devices; all else runs on the first one.
 jax.config.update("jax_num_cpu_devices", 8)
+# They share their threads, so that two programs at a time may wait for one another.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

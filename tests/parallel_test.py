@@ -279,3 +279,55 @@ def test_certified_fit(problem, shape, kind):
         found = solvers.fit(x, y, **options)
     assert found.status == expected.status == solvers.Status.CERTIFIED
     assert abs(found.objective - expected.objective) <= found.gap + expected.gap
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"l2": 1e-2, "method": solvers.Newton()}, id="newton"),
+        pytest.param({"l2": 1e-3, "method": "logits-free"}, id="logits-free"),
+        pytest.param({"l2": 0.0, "l1": 1e-2}, id="orthant-newton"),
+        pytest.param({"l2": 1e-3, "l1": 1e-2, "l1_method": "proximal"}, id="proximal"),
+    ],
+)
+@pytest.mark.slow
+def test_methods_on_a_mesh(problem, options):
+    x, y = problem
+    x, y = x[:3001, :40], y[:3001]
+    expected = solvers.fit(x, y, tol=1e-4, **options)
+    with jax.set_mesh(mesh((4, 2))):
+        found = solvers.fit(x, y, tol=1e-4, **options)
+    assert found.status == expected.status == solvers.Status.CERTIFIED
+    assert abs(found.objective - expected.objective) <= found.gap + expected.gap
+
+
+@pytest.mark.slow
+def test_paths_and_folds_on_a_mesh(problem):
+    x, y = problem
+    x, y = x[:3001, :20], y[:3001]
+    options = {"l2": np.array([1e-1, 1e-2]), "tol": 1e-6, "folds": 3}
+    expected = solvers.cross_validate(x, y, **options)
+    with jax.set_mesh(mesh((8, 1))):
+        found = solvers.cross_validate(x, y, **options)
+    assert found.best == expected.best
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+
+
+def test_a_pass_adds_up_one_gradient(problem):
+    """However many blocks there are; and nothing as large as the rows or their logits is moved."""
+    from softmax_jax.solvers import jax_settings, passes
+    from softmax_jax.solvers.inputs import arrange
+    from softmax_jax.solvers.rows import checked_rows
+
+    names = ("num_classes", "sample_weight", "class_weight", "offset", "scale", "shift", "initial")
+    with jax.set_mesh(mesh((8, 1))), jax_settings.held():
+        rows = checked_rows(*problem, **dict.fromkeys(names))
+        inputs = arrange(rows, block_size=256, fit_intercept=True, standardize=False, grouped=False)
+        p = inputs.problem
+        assert p.blocks > 8
+        q, columns = inputs.q, 1 + p.d
+        probabilities = jnp.full((p.blocks, 1, q, p.rows), 1 / q)
+        compiled = jax.jit(passes.gradient).lower(p, probabilities).compile()
+    moved = collectives(compiled.as_text())
+    assert sum(moved) < q * columns + 16
+    assert sum(size >= q * columns for size in moved) == 1

@@ -53,9 +53,16 @@ def batches(dataset: data.Dataset, parts: int = 1) -> tuple[Data, Data]:
 
 
 def batch(split: Data, parts: int = 1) -> Data:
-    """Puts a split of a data set on the device, or over the devices of the mesh."""
-    parts = max(parts, parallel.extent(parallel.DATA))
-    return jax.device_put(parallel.spread(split._replace(scale=jnp.float32(split.scale)), parts))
+    """Puts a split of a data set on the device, or over the devices of the mesh, filled up."""
+    if parts == parallel.extent(parallel.DATA) == 1:
+        return alone(split)
+    split = split._replace(scale=jnp.float32(split.scale))
+    return parallel.spread(split, max(parts, parallel.extent(parallel.DATA)))
+
+
+def alone(split: Data) -> Data:
+    """Puts a split of a data set on a single device, for what looks at its examples one by one."""
+    return jax.device_put(split._replace(scale=jnp.float32(split.scale)))
 
 
 def save_params(

@@ -45,9 +45,8 @@ def write(
     params = Params(*map(jnp.asarray, ends[best].params))
     found = summarized(plan, measured, best, params, about)
     write_params(plan, workdir, [end.params for end in ends], best)
-    trained = Trained(
-        plan.dataset, plan.test_data, logs.of_member(rows, best), plan.members, measured
-    )
+    test_data = datasets.alone(plan.dataset.test)
+    trained = Trained(plan.dataset, test_data, logs.of_member(rows, best), plan.members, measured)
     parts: list[Section] = [
         part for section in sections if (part := section(params, trained)) is not None
     ]

@@ -89,14 +89,13 @@ def devices(mesh: settings.Mesh) -> contextlib.AbstractContextManager[Any]:
     """
     if mesh.data * mesh.classes == 1:
         return contextlib.nullcontext()
+    # Virtual devices share their threads, and two programs at a time may wait for one another.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         return jax.set_mesh(parallel.make_mesh(mesh.data, mesh.classes))
     except ValueError as e:
-        hint = (
-            "; JAX_NUM_CPU_DEVICES=8 makes several of a CPU"
-            if jax.devices()[0].platform == "cpu"
-            else ""
-        )
+        is_cpu = jax.devices()[0].platform == "cpu"
+        hint = "; JAX_NUM_CPU_DEVICES=8 makes several of a CPU" if is_cpu else ""
         raise ValueError(f"config.mesh: {e}{hint}") from e
 
 

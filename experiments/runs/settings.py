@@ -59,17 +59,11 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnDevices:
-    """Settings that all experiments have."""
-
-    mesh: Mesh = dataclasses.field(default_factory=Mesh)
-
-
-@dataclasses.dataclass(frozen=True)
-class OnData(OnDevices):
+class OnData:
     """Settings that all experiments on a data set have."""
 
     data: Data = dataclasses.field(default_factory=Data)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
     @property
     def title(self) -> str:
@@ -149,13 +143,11 @@ class Train(OnData):
 
     def __post_init__(self):
         _require_count("batch_size", self.batch_size)
-        if self.parts == 0:
-            object.__setattr__(self, "parts", self.mesh.data)
-        _require_count("parts", self.parts)
-        is_shared = self.parts % self.mesh.data == 0
+        is_shared = 0 <= self.parts < 2**31 and self.parts % self.mesh.data == 0
         _require(is_shared, "parts", self.parts, f"a multiple of mesh.data, {self.mesh.data}")
-        is_shared = self.batch_size % self.parts == 0
-        _require(is_shared, "batch_size", self.batch_size, f"a multiple of parts, {self.parts}")
+        parts = self.parts or self.mesh.data
+        is_shared = self.batch_size % parts == 0
+        _require(is_shared, "batch_size", self.batch_size, f"a multiple of the {parts} parts")
         _require_count("keep_last", self.keep_last)
         _require(self.keep_best >= 0, "keep_best", self.keep_best, "0 or more")
         in_range = 0 <= self.patience < 2**31
@@ -189,6 +181,11 @@ class Train(OnData):
         _check_member(members(self, Sweep())[0])
         for member in members(self):
             _check_member(member, "sweep.")
+
+
+def with_parts(config: Train) -> Train:
+    """Returns the settings with the number of parts decided."""
+    return dataclasses.replace(config, parts=config.parts or config.mesh.data)
 
 
 def without_devices(config: Any) -> dict[str, Any]:
@@ -298,7 +295,7 @@ class Codelength(OnData):
 
 
 @dataclasses.dataclass(frozen=True)
-class Head(OnDevices):
+class Head:
     """Settings of `experiments/head.py`."""
 
     levels: int = 64
@@ -318,6 +315,7 @@ class Head(OnDevices):
     evaluate_every: int = 20
     """Steps from one evaluation to the next."""
     test_rows: int = 512
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
     def __post_init__(self):
         for key in ("features", "steps", "batch_size", "draws", "evaluate_every", "test_rows"):

@@ -48,6 +48,7 @@ def train(
       FloatingPointError: if all members diverged.
       signals.Interrupted: if a signal came; all is saved that is needed to go on.
     """
+    config = settings.with_parts(config)
     folders.refuse_another_config(config, workdir)
     run = plan.make(config, datasets.load(config.data))
     with folders.claimed(config, workdir):

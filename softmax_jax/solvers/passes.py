@@ -11,6 +11,7 @@ from softmax_jax.checks import exceeds_float32
 from softmax_jax.data.host_targets import by_class
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
+from softmax_jax.solvers.placement import summed_over_devices
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 from softmax_jax.solvers.sparse import SparseRows
 
@@ -166,16 +167,18 @@ def gradient(
 
     Zero in the bias where that is held.
     """
-    _, k, q, _ = probabilities.shape
-    total = mass(problem)
 
-    def add(j, g):
-        p = block_of(probabilities, j)
-        s = weights(problem, j, total)[:, None]
-        return g + backward(problem, s * (p - targets(problem, j, q)), j)
+    def sums(problem, probabilities, total):
+        _, k, q, _ = probabilities.shape
 
-    zero = jnp.zeros((k, q, 1 + problem.d), probabilities.dtype)
-    g = over_blocks(problem, add, zero)
+        def add(j, g):
+            p = block_of(probabilities, j)
+            s = weights(problem, j, total)[:, None]
+            return g + backward(problem, s * (p - targets(problem, j, q)), j)
+
+        return over_blocks(problem, add, jnp.zeros((k, q, 1 + problem.d), probabilities.dtype))
+
+    g = summed_over_devices(sums, problem, probabilities, mass(problem))
     return g.at[..., 0].multiply(problem.intercept)
 
 
@@ -188,16 +191,19 @@ def hessian_product(
 
     .. math:: X^\top S\, (\mathrm{diag}(P) - P P^\top)\, X V
     """
-    total = mass(problem)
 
-    def add(j, product):
-        p, a = block_of(probabilities, j), forward(problem, v, j)
-        s = weights(problem, j, total)[:, None]
-        weighted = p * a
-        mean = over_classes(weighted)[:, None]
-        return product + backward(problem, s * (weighted - p * mean), j)
+    def sums(problem, probabilities, total, v):
+        def add(j, product):
+            p, a = block_of(probabilities, j), forward(problem, v, j)
+            s = weights(problem, j, total)[:, None]
+            weighted = p * a
+            mean = over_classes(weighted)[:, None]
+            return product + backward(problem, s * (weighted - p * mean), j)
 
-    return over_blocks(problem, add, jnp.zeros_like(v)).at[..., 0].multiply(problem.intercept)
+        return over_blocks(problem, add, jnp.zeros_like(v))
+
+    product = summed_over_devices(sums, problem, probabilities, mass(problem), v)
+    return product.at[..., 0].multiply(problem.intercept)
 
 
 def loss_and_probabilities(

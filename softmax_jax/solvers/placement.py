@@ -1,16 +1,26 @@
 """Where the rows of a problem lie: on the device, or over the axis of rows of a mesh.
 
 The rows of each block lie over all devices, so that the first blocks are a sample that all of them
-share the work on. Everything else lies on each device. Programs are partitioned by XLA, which adds
-up what the devices find.
+share the work on. Everything else lies on each device. Programs are partitioned by XLA, but for
+sums over the rows that are as large as the parameters: each device forms its own over all blocks,
+and these are added up once.
 """
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from softmax_jax import parallel
+from softmax_jax._annotations import Array, Shaped
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
+
+Sums = TypeVar("Sums")
+
+_EVERYWHERE = PartitionSpec()
+_ROWS_LAST = {rank: PartitionSpec(*[None] * (rank - 1), parallel.DATA) for rank in range(1, 5)}
 
 
 def placed(problem: Problem) -> Problem:
@@ -21,14 +31,43 @@ def placed(problem: Problem) -> Problem:
     if parallel.extent(parallel.DATA) == 1:
         return jax.device_put(problem)
     mesh = jax.sharding.get_mesh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    over_rows = NamedSharding(mesh, PartitionSpec(None, parallel.DATA))
-    rows_last = NamedSharding(mesh, PartitionSpec(None, None, parallel.DATA))
-    places = jax.tree.map(lambda _: everywhere, problem)._replace(
-        targets=over_rows if problem.targets.ndim == 2 else rows_last,
-        weights=rows_last,
-        offset=None if problem.offset is None else rows_last,
-    )
-    if not isinstance(problem.x, SparseRows):
-        places = places._replace(x=over_rows)
+    places = jax.tree.map(lambda place: NamedSharding(mesh, place), _places(problem))
     return jax.device_put(problem, places)
+
+
+def summed_over_devices(
+    sums: Callable[..., Sums],
+    problem: Problem,
+    of_rows: Shaped[Array, "blocks k q rows"],
+    *others: Shaped[Array, "..."],
+) -> Sums:
+    """Returns ``sums(problem, of_rows, *others)``, which each device forms for its own rows.
+
+    Args:
+      sums: function that sums over the rows that it is given.
+      problem: the rows.
+      of_rows: an array with an axis of rows at the end.
+      others: arrays that all devices have.
+    """
+    if parallel.extent(parallel.DATA) == 1 or isinstance(problem.x, SparseRows):
+        return sums(problem, of_rows, *others)
+    return jax.shard_map(
+        lambda *arguments: jax.lax.psum(sums(*arguments), parallel.DATA),
+        in_specs=(_places(problem), _ROWS_LAST[4], *[_EVERYWHERE] * len(others)),
+        out_specs=_EVERYWHERE,
+        axis_names={parallel.DATA},
+        check_vma=False,
+    )(problem, of_rows, *others)
+
+
+def _places(problem: Problem) -> Any:
+    """Returns where each part of a problem lies."""
+    is_sparse = isinstance(problem.x, SparseRows)
+    return jax.tree.map(lambda _: _EVERYWHERE, problem)._replace(
+        x=jax.tree.map(lambda _: _EVERYWHERE, problem.x)
+        if is_sparse
+        else PartitionSpec(None, parallel.DATA),
+        targets=_ROWS_LAST[problem.targets.ndim],
+        weights=_ROWS_LAST[3],
+        offset=None if problem.offset is None else _ROWS_LAST[3],
+    )

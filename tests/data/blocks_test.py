@@ -96,9 +96,9 @@ def test_filling_is_taken_with_weight_zero(weights):
     data = Data(jnp.arange(10.0).reshape(5, 2), jnp.arange(5), weights)
     if weights is not None:
         data = data._replace(weights=jnp.asarray(weights))
-    taken = blocks.take(data, jnp.array([3, 1, 0]), jnp.array([True, True, False]))
+    taken = blocks.take(data, jnp.array([[3, 1, 0]]), jnp.array([True, True, False]))
     np.testing.assert_array_equal(taken.x, [[6, 7], [2, 3], [0, 1]])
     np.testing.assert_array_equal(taken.targets, [3, 1, 0])
     np.testing.assert_array_equal(taken.weights, [1, 1, 0] if weights is None else [3, 1, 0])
-    whole = blocks.take(data, jnp.array([2]))
+    whole = blocks.take(data, jnp.array([[2]]))
     assert (whole.weights is None) == (weights is None)

@@ -351,7 +351,7 @@ def test_fashion_mnist_is_fitted_to_its_optimum(tmp_path, data_dir, idx_folder):
             "config.grouped=True: it must be False, as there is no l1",
             marks=pytest.mark.slow,
         ),
-        ([f"--config={CONFIGS / 'digits.py'}"], "there is no such key; known keys: data, l2"),
+        ([f"--config={CONFIGS / 'digits.py'}"], "there is no such key; known keys: data, mesh, l2"),
         pytest.param(["more"], "unexpected argument 'more'", marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

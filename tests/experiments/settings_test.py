@@ -134,7 +134,7 @@ def test_an_integer_serves_as_a_float():
     [
         ({"durations": 3}, "config.durations: there is no such key; did you mean 'duration'?"),
         ({"learning_rat": 3}, "did you mean 'learning_rate'?"),
-        ({"xyz": 3}, "config.xyz: there is no such key; known keys: data, seed, duration"),
+        ({"xyz": 3}, "config.xyz: there is no such key; known keys: data, mesh, seed, duration"),
         ({"data": {"foldr": ""}}, "config.data.foldr: there is no such key; did you mean 'folder'"),
         ({"seed": 2.0}, "config.seed=2.0 is of type float; expected int"),
         ({"seed": True}, "config.seed=True is of type bool; expected int"),
@@ -197,7 +197,7 @@ def test_a_bad_config_is_refused_with_a_hint(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"epochs": 3}, "config.epochs: there is no such key; known keys: data, l2, l1"),
+        ({"epochs": 3}, "config.epochs: there is no such key; known keys: data, mesh, l2, l1"),
         ({"max_pases": 3}, "config.max_pases: there is no such key; did you mean 'max_passes'?"),
         ({"l2": 0.1}, "config.l2=0.1 is of type float; expected tuple of float"),
         ({"l2": "many"}, "config.l2='many' is of type str; expected tuple of float"),
