@@ -12,8 +12,8 @@ jaxtyping.install_import_hook("softmax_jax", "checked_annotations.checked_on_ret
 
 # Meshes need several devices; all else runs on the first one.
 jax.config.update("jax_num_cpu_devices", 8)
-# They share their threads, so that two programs at a time may wait for one another.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Threads of XLA on a CPU, where devices wait for one another.
+os.environ.setdefault("NPROC", "32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import pathlib
 import shlex
 import sys
@@ -89,14 +90,16 @@ def devices(mesh: settings.Mesh) -> contextlib.AbstractContextManager[Any]:
     """
     if mesh.data * mesh.classes == 1:
         return contextlib.nullcontext()
-    # Virtual devices share their threads, and two programs at a time may wait for one another.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # Threads of XLA on a CPU. Its devices wait for one another in them, and work takes others.
+    os.environ.setdefault("NPROC", str(4 * mesh.data * mesh.classes))
     try:
-        return jax.set_mesh(parallel.make_mesh(mesh.data, mesh.classes))
+        made = parallel.make_mesh(mesh.data, mesh.classes)
     except ValueError as e:
         is_cpu = jax.devices()[0].platform == "cpu"
         hint = "; JAX_NUM_CPU_DEVICES=8 makes several of a CPU" if is_cpu else ""
         raise ValueError(f"config.mesh: {e}{hint}") from e
+    print(f"on {mesh.data} x {mesh.classes} devices: examples x classes")
+    return jax.set_mesh(made)
 
 
 def prepare(*, cache: bool) -> None:

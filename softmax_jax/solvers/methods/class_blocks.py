@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from softmax_jax import parallel
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers.methods.corner import Corner
 from softmax_jax.solvers.methods.preconditioner import sample
@@ -71,21 +70,12 @@ def _block_inverses(
         + (1 + 100 * jnp.finfo(h.dtype).eps) * jnp.eye(moves.shape[1], dtype=h.dtype)[None]
     )
     factor = jnp.linalg.cholesky(one, symmetrize_input=False)
-    root = _solved(factor, jnp.einsum("qa,ab->qab", scale, jnp.eye(moves.shape[1], dtype=h.dtype)))
+    root = jax.lax.linalg.triangular_solve(
+        factor,
+        jnp.einsum("qa,ab->qab", scale, jnp.eye(moves.shape[1], dtype=h.dtype)),
+        left_side=True,
+        lower=True,
+    )
     found = jnp.matmul(root.transpose(0, 2, 1), root, precision="highest")
     alone = jnp.einsum("qa,ab->qab", scale**2, jnp.eye(moves.shape[1], dtype=h.dtype))
     return jnp.where(jnp.all(jnp.isfinite(found), axis=(1, 2), keepdims=True), found, alone)
-
-
-def _solved(
-    factor: Float[Array, "q columns columns"], right: Float[Array, "q columns columns"]
-) -> Float[Array, "q columns columns"]:
-    """Solves triangular systems."""
-
-    def one(pair):
-        return jax.lax.linalg.triangular_solve(*pair, left_side=True, lower=True)
-
-    # XLA's CPU kernel shares out several systems to threads that, on a mesh, wait for one another.
-    if parallel.extent(parallel.DATA) > 1:
-        return jax.lax.map(one, (factor, right))
-    return one((factor, right))
