@@ -247,7 +247,15 @@ def measured(slice_name: str, names: list[str]) -> Iterator[str]:
                 lowered = make()
                 compiled = lowered.program.compile()
             except jax.errors.JaxRuntimeError as e:
-                yield f"{slice_name} | {name} | {str(e).splitlines()[0]}"
+                needed = re.search(
+                    r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G", str(e)
+                )
+                why = (
+                    f"{needed[1]} of {needed[2]} GiB: too little"
+                    if needed
+                    else str(e).splitlines()[0]
+                )
+                yield f"{slice_name} | {name} | {why}"
                 continue
             seconds = time.perf_counter() - began
         memory: Any = compiled.memory_analysis()
