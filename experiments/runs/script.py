@@ -69,7 +69,7 @@ def run(
             folder = given_folder(workdir.value)
             if folder is None:
                 folder = stack.enter_context(folders.new_folder(f"runs/{made.title}"))
-            stack.enter_context(devices(made.mesh))
+            stack.enter_context(devices(made))
             with stops_in_a_line(folder, is_new=not workdir.value):
                 results = experiment(made, folder)
         print(report(results))
@@ -82,12 +82,13 @@ def run(
     app.run(main, flags_parser=partial(flags.parse, default=default))
 
 
-def devices(mesh: settings.Mesh) -> contextlib.AbstractContextManager[Any]:
+def devices(config: Any) -> contextlib.AbstractContextManager[Any]:
     """Sets the mesh of a config, if it has several devices.
 
     Raises:
       ValueError: if there are not as many.
     """
+    mesh: settings.Mesh = config.mesh
     if mesh.data * mesh.classes == 1:
         return contextlib.nullcontext()
     # Threads of XLA on a CPU. Its devices wait for one another in them, and work takes others.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from runs import codelength_run, fit_run, flags, settings, train_run
+from runs import codelength_run, fit_run, flags, script, settings, train_run
 
 CONFIGS = sorted((pathlib.Path(settings.__file__).parents[1] / "configs").glob("*.py"))
 
@@ -272,7 +272,9 @@ def recording(cls, reads):
 def test_every_setting_is_read(tmp_path, cls, experiment, changes):
     reads = set()
     data = recording(settings.Data, reads)(name="classroom")
-    experiment(recording(cls, reads)(data=data, **changes), tmp_path / "run")
+    config = recording(cls, reads)(data=data, **changes)
+    with script.devices(config):
+        experiment(config, tmp_path / "run")
     for group in (cls, settings.Data):
         assert {f"{group.__name__}.{field.name}" for field in dataclasses.fields(group)} <= reads
 

@@ -148,7 +148,7 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_second_run_is_refused_after_the_lock_file_was_deleted(tmp_path):
-    config = classroom()
+    config = settings.with_parts(classroom())
     with folders.claimed(config, tmp_path):
         (tmp_path / ".lock").unlink()
         with pytest.raises(OSError, match="another run is at work in"):
