@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.sparse
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from softmax_jax import Data, Params, evaluation, head, metrics, model, parallel, solvers, training
@@ -241,7 +242,7 @@ def collectives(text):
 
 
 def test_a_step_adds_up_the_gradient_and_moves_no_rows():
-    """Of 64 rows x 12 features, 12 x 10 weights: what is moved is a gradient and some scalars."""
+    """The batch has 64 x 12 numbers and a gradient 12 x 10: only one of these is moved."""
     optimizer = optax.sgd(0.1)
     with jax.set_mesh(mesh((8, 1))):
         data = parallel.spread(EXAMPLES, parts=8)
@@ -311,6 +312,27 @@ def test_paths_and_folds_on_a_mesh(problem):
         found = solvers.cross_validate(x, y, **options)
     assert found.best == expected.best
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sparse", "sparse l1", "in the space of rows", "soft"])
+def test_problems_of_all_kinds_on_a_mesh(case):
+    rng = np.random.default_rng(4)
+    ids, options = rng.integers(4, size=3001), {"l2": 1e-2}
+    if case.startswith("sparse"):
+        x = scipy.sparse.random(3001, 4000, 0.01, "csr", np.float32, random_state=0)
+        y, options = ids, {"l2": 0.0, "l1": 2e-3} if case.endswith("l1") else {"l2": 1e-3}
+    elif case == "soft":
+        x, y = rng.normal(size=(3003, 400)).astype(np.float32), rng.dirichlet(np.ones(9), size=3003)
+        options |= {"offset": rng.normal(size=(3003, 9)), "sample_weight": rng.uniform(size=3003)}
+    else:
+        x, y = rng.normal(size=(203, 900)).astype(np.float32), ids[:203]
+        options["method"] = solvers.QuasiNewton(in_row_space=True, float64_below=0, few=None)
+    expected = solvers.fit(x, y, tol=1e-3, **options)
+    with jax.set_mesh(mesh((8, 1))):
+        found = solvers.fit(x, y, tol=1e-3, **options)
+    assert found.status == expected.status == solvers.Status.CERTIFIED
+    assert abs(found.objective - expected.objective) <= found.gap + expected.gap
 
 
 def test_a_pass_adds_up_one_gradient(problem):

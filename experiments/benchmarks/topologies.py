@@ -15,7 +15,8 @@ Programs: an ``update`` of minibatches of 4,096 of 1.28 million x 2,048 bfloat16
 classes, over all devices; a ``sweep`` of eight such; a ``head`` of 32,768 rows x 4,096 features x
 1,048,576 classes, its loss and gradient, by each strategy, with the rows over all devices or, as
 ``head-classes``, the classes; a ``solver`` step and its ``certificate`` on 1.28 million x 2,048 x
-1,000.
+1,000. The step of the solver compiles for many minutes; the certificate, in float64, not at all for
+several chips (libtpu 0.0.42), which its line says.
 """
 
 import argparse
@@ -73,7 +74,7 @@ class Lowered(NamedTuple):
 
     program: jax.stages.Lowered
     flop: float
-    """Of products."""
+    """FLOP of its products."""
     traffic: float
     """Bytes that are read and written in memory at least."""
 

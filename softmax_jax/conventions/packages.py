@@ -210,10 +210,7 @@ def to_adelie(l2: Scalar, l1: Scalar = 0.0, *, num_classes: int) -> dict[str, fl
       {'lmda': 0.01, 'alpha': 1.0}
     """
     strength, ratio = strength_and_ratio(l2, l1)
-    return {
-        "lmda": strength / checked_count(num_classes, "num_classes") ** 1.5,
-        "alpha": ratio,
-    }
+    return {"lmda": strength / checked_count(num_classes, "num_classes") ** 1.5, "alpha": ratio}
 
 
 def from_spark(regParam: Scalar, elasticNetParam: Scalar = 0.0) -> Strengths:

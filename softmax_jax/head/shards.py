@@ -16,28 +16,25 @@ from softmax_jax._annotations import PyTree
 from softmax_jax.head.plan import Spec
 from softmax_jax.head.targets import TargetWeights
 
-_ROWS = PartitionSpec(parallel.DATA)
+OF_ROWS = PartitionSpec(parallel.DATA)
+"""Where arrays with an axis of rows in front lie."""
+EVERYWHERE = PartitionSpec()
+"""Where scalars lie: on each device."""
 _COLUMNS = PartitionSpec(None, parallel.CLASSES)
 _CLASSES = PartitionSpec(parallel.CLASSES)
 _BOTH = PartitionSpec(parallel.DATA, parallel.CLASSES)
-_EVERYWHERE = PartitionSpec()
-
-OF_ROWS = _ROWS
-"""Where arrays with an axis of rows in front lie."""
-EVERYWHERE = _EVERYWHERE
-"""Where scalars lie: on each device."""
 
 
 def of_operands(operands: PyTree) -> PyTree:
     """Returns where `tiles.Operands` lie, or their gradients; None for those that are None."""
-    places = (_ROWS, _COLUMNS, _CLASSES, _EVERYWHERE)
+    places = (OF_ROWS, _COLUMNS, _CLASSES, EVERYWHERE)
     return type(operands)(*_but_none(operands, places))
 
 
 def of_targets(targets: TargetWeights) -> PyTree:
     """Returns where target weights lie."""
     is_scalar = targets.uniform is None or targets.uniform.ndim == 0
-    places = (_ROWS, _ROWS, _BOTH, _CLASSES, _EVERYWHERE if is_scalar else _CLASSES)
+    places = (OF_ROWS, OF_ROWS, _BOTH, _CLASSES, EVERYWHERE if is_scalar else _CLASSES)
     return TargetWeights(*_but_none(targets, places))
 
 
