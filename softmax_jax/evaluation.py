@@ -12,7 +12,8 @@ from softmax_jax import head, metrics, model, parallel
 from softmax_jax._annotations import Array, Bool
 from softmax_jax.checks import checked_count, checked_real
 from softmax_jax.data import blocks
-from softmax_jax.data.admission import admitted, number_of_examples
+from softmax_jax.data.admission import admitted, number_of_examples, on_stream
+from softmax_jax.data.streams import Stream
 from softmax_jax.data.targets import Ids, checked
 from softmax_jax.data.types import Data, features, formed_on_host
 from softmax_jax.metrics import Metrics
@@ -38,7 +39,7 @@ def evaluate(
 
     Args:
       params: the model.
-      data: ``n`` examples, on the device or the host.
+      data: ``n`` examples, on the device, the host, or in files (`StoredRows`).
       block_size: rows at a time, of which as many are floating-point features at once. The result
         depends on it by rounding only.
       k: see `metrics.measure`.
@@ -92,15 +93,19 @@ def measure_blocks(
       [1.0, 1.0]
     """
     block_size, k = checked_count(block_size, "block_size"), checked_count(k, "k")
-    data = formed_on_host(data)
-    if data.scale is None and data.shift is None:
-        params, x = model.centred(params, data.x)
-        data = data._replace(x=x)
-    params = Params(checked_real(params.w, "params.w"), checked_real(params.b, "params.b"))
-    data = admitted(data, jnp.shape(params.w)[-1], look=True)
-    return _measured_blocks(
-        params, data, block_size=block_size, k=k, confusion=confusion, most_logits=most_logits
+    measured = partial(
+        _measured_blocks, block_size=block_size, k=k, confusion=confusion, most_logits=most_logits
     )
+
+    def of(data: Data) -> Metrics:
+        data, centred = formed_on_host(data), params
+        if data.scale is None and data.shift is None and not isinstance(data.x, Stream):
+            centred, x = model.centred(params, data.x)
+            data = data._replace(x=x)
+        checked = Params(checked_real(centred.w, "params.w"), checked_real(centred.b, "params.b"))
+        return measured(checked, admitted(data, jnp.shape(checked.w)[-1], look=True))
+
+    return on_stream(of, data)
 
 
 @partial(jax.jit, static_argnames=("block_size", "k", "confusion", "most_logits"))

@@ -1,4 +1,4 @@
-r"""Meshes of devices: rows lie over one axis, classes over the other.
+"""Meshes of devices: rows lie over one axis, classes over the other.
 
 Inside ``with jax.set_mesh(make_mesh(data=4, classes=2))``, or any mesh with axes of these names,
 the library's functions share their work: those that go over rows give each device of the axis
@@ -10,149 +10,31 @@ Axes may be automatic or explicit. Inside `jax.shard_map`, axes that are manual 
 it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from softmax_jax._annotations import PyTree
 from softmax_jax.checks import checked_count
+from softmax_jax.data.stored import StoredRows, with_filling_rows
+from softmax_jax.data.streams import Stream
 from softmax_jax.data.types import Data
+from softmax_jax.mesh import CLASSES as CLASSES
+from softmax_jax.mesh import DATA as DATA
+from softmax_jax.mesh import automatic_mesh as automatic_mesh
+from softmax_jax.mesh import extent as extent
+from softmax_jax.mesh import filled_up as filled_up
+from softmax_jax.mesh import free_axes as free_axes
+from softmax_jax.mesh import make_mesh as make_mesh
+from softmax_jax.mesh import on_automatic_axes as on_automatic_axes
+from softmax_jax.mesh import over_rows as over_rows
+from softmax_jax.mesh import present_places as present_places
 from softmax_jax.model import Params
 
-DATA = "data"
-"""Name of the axis that rows lie over."""
-CLASSES = "classes"
-"""Name of the axis that classes lie over."""
-
 Tree = TypeVar("Tree")
-
-
-def make_mesh(data: int | None = None, classes: int = 1) -> Mesh:
-    """Returns a mesh of all devices, or of the first ones, of all processes.
-
-    Args:
-      data: devices that rows lie over; None for all there are, divided by ``classes``.
-      classes: devices that classes lie over.
-
-    Raises:
-      ValueError: if there are not as many devices.
-
-    Example:
-      >>> with jax.set_mesh(make_mesh(data=1)):
-      ...     print(extent("data"), extent("classes"))
-      1 1
-    """
-    devices = jax.devices()
-    classes = checked_count(classes, "classes")
-    data = max(len(devices) // classes, 1) if data is None else checked_count(data, "data")
-    if data * classes > len(devices):
-        raise ValueError(
-            f"a mesh of {data} x {classes} takes {data * classes} devices; there are {len(devices)}"
-        )
-    return jax.make_mesh(
-        (data, classes),
-        (DATA, CLASSES),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: data * classes],
-    )
-
-
-def extent(axis: str) -> int:
-    """Returns how many devices the present mesh has along an axis, 1 if it has no such axis.
-
-    Axes that are manual here count as 1, as the code around has divided the work already.
-
-    Example:
-      >>> extent("data")  # no mesh is set
-      1
-    """
-    return jax.sharding.get_abstract_mesh().shape[axis] if axis in free_axes() else 1
-
-
-def free_axes() -> set[str]:
-    """Returns the names of the axes of the present mesh that are not manual here.
-
-    Example:
-      >>> free_axes()
-      set()
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {name for name, kind in kinds if kind != AxisType.Manual}
-
-
-@contextlib.contextmanager
-def automatic_mesh() -> Iterator[None]:
-    """Sets the present mesh with automatic axes in the place of explicit ones.
-
-    For work that is begun on the host, whose programs XLA is to partition.
-
-    Example:
-      >>> with automatic_mesh():
-      ...     print(jnp.ones(2).sum())
-      2.0
-    """
-    mesh = jax.sharding.get_mesh()
-    if AxisType.Explicit not in mesh.axis_types:
-        yield
-        return
-    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    with jax.set_mesh(automatic):
-        yield
-
-
-def on_automatic_axes(
-    function: Callable[..., Tree], arguments: tuple[PyTree, ...], places: PyTree
-) -> Tree:
-    """Returns ``function(*arguments)``, inside of which no axis of the mesh is explicit.
-
-    Args:
-      function: of arrays.
-      arguments: these.
-      places: where its results lie, if axes are explicit.
-
-    Example:
-      >>> on_automatic_axes(jnp.sum, (jnp.ones(2),), PartitionSpec()).item()
-      2.0
-    """
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return function(*arguments)
-    return jax.sharding.auto_axes(function, out_sharding=places)(*arguments)
-
-
-def present_places(arrays: PyTree) -> PyTree:
-    """Returns where traced arrays lie, as far as axes are explicit.
-
-    Example:
-      >>> [tuple(place) for place in present_places([jnp.ones(2)])]
-      [(None,)]
-    """
-    return jax.tree.map(lambda a: jax.typeof(a).sharding.spec, arrays)
-
-
-def over_rows(rows: int) -> PartitionSpec:
-    """Returns where so many rows lie: over their axis, if its devices divide them evenly.
-
-    Example:
-      >>> tuple(over_rows(4))
-      ('data',)
-    """
-    return PartitionSpec(DATA) if rows % extent(DATA) == 0 else PartitionSpec()
-
-
-def filled_up(number: int, axis: str) -> int:
-    """Returns the least multiple of the devices along an axis that is not below a number.
-
-    Example:
-      >>> filled_up(10, "data")
-      10
-    """
-    return -(-number // extent(axis)) * extent(axis)
 
 
 def with_filling(data: Data, parts: int) -> Data:
@@ -166,9 +48,13 @@ def with_filling(data: Data, parts: int) -> Data:
     more = -n % parts
     if more == 0:
         return data
-    numpy = jnp if isinstance(data.x, jax.Array) else np
+    numpy = jnp if isinstance(data.targets, jax.Array) else np
 
     def longer(a):
+        if isinstance(a, StoredRows):
+            return with_filling_rows(a, more)
+        if isinstance(a, Stream):
+            return a.part(0, n + more)
         return numpy.pad(a, [(0, more)] + [(0, 0)] * (np.ndim(a) - 1))
 
     weights = numpy.ones(n, np.float32) if data.weights is None else data.weights
@@ -202,8 +88,11 @@ def spread(data: Data, parts: int | None = None) -> Data:
     data = with_filling(data._replace(targets=jax.tree.map(np.asarray, data.targets)), parts)
     if DATA not in mesh.axis_names:
         return data
+    x = data.x if isinstance(data.x, StoredRows) else None
+    data = data._replace(x=None) if x is not None else data
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _places(data))
-    return jax.tree.map(jax.device_put, data, places)
+    data = jax.tree.map(jax.device_put, data, places)
+    return data if x is None else data._replace(x=x)
 
 
 def laid_out(tree: Tree, num_classes: int) -> Tree:
@@ -255,6 +144,9 @@ def on_rows(function: Callable[[Params, Data], Tree], params: Params, data: Data
         return function(params, data)
 
     def of_device(params, data):
+        if isinstance(data.x, Stream):
+            own = len(data.targets)
+            data = data._replace(x=data.x.part(jax.lax.axis_index(DATA) * own, own))
         return jax.lax.all_gather(function(params, data), DATA, tiled=True)
 
     def of_all(params, data):
@@ -274,7 +166,7 @@ def _places(data: Data) -> Data:
     """Returns where examples lie."""
     over, everywhere = PartitionSpec(DATA), PartitionSpec()
     return Data(
-        x=over,
+        x=jax.tree.map(lambda _: everywhere if isinstance(data.x, Stream) else over, data.x),
         targets=jax.tree.map(lambda _: over, data.targets),
         weights=None if data.weights is None and len(data.x) % extent(DATA) == 0 else over,
         scale=None if data.scale is None else everywhere,

@@ -21,7 +21,7 @@ from softmax_jax._dtypes import at_least_float32
 from softmax_jax._fork import refuse_broken_process
 from softmax_jax.checks import as_real, checked_count, checked_strength
 from softmax_jax.data import blocks
-from softmax_jax.data.admission import admitted, number_of_examples
+from softmax_jax.data.admission import admitted, number_of_examples, on_stream
 from softmax_jax.data.shuffle import permutation
 from softmax_jax.data.targets import SparseTargets, hits, parse
 from softmax_jax.data.types import Data, features
@@ -146,7 +146,10 @@ class Program:
     ) -> tuple[TrainState, StepMetrics]:
         """Runs it."""
         num_classes = jnp.shape(state.params.w)[-1]
-        return self._jitted(state, admitted(batch, num_classes, look=False), *stop)
+        return on_stream(
+            lambda batch: self._jitted(state, admitted(batch, num_classes, look=False), *stop),
+            batch,
+        )
 
     def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
         """See `jax.jit`."""
@@ -278,7 +281,8 @@ def make_epoch(
     the last minibatch is filled up with rows of weight zero. With the data on the device, Python is
     not involved between the first step and the last. An epoch run in pieces is the same to the last
     bit. Of a minibatch with more than ``most_logits`` logits they are not held, see
-    `head.linear_cross_entropy`.
+    `head.linear_cross_entropy`. Of features in files, `StoredRows`, a minibatch is read while
+    the device works on the one before, and the program is waited for.
 
     With several ``parts``, the rows are as many parts of consecutive ones, each of which is
     shuffled by itself and fills its share of every minibatch. Devices of a mesh that have whole
@@ -345,7 +349,12 @@ def epoch_function(
         def step(carry):
             state, done = carry
             i = state.step - first
-            batch = blocks.take(data, order[:, i], is_real[i] if filling else None)
+            batch = blocks.take(
+                data,
+                order[:, i],
+                is_real[i] if filling else None,
+                following=order[:, jnp.minimum(i + 1, steps - 1)],
+            )
             state, one = _update(
                 optimizer, state, batch, most_logits=most_logits, strategy=strategy
             )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Integer, Shaped
 from softmax_jax.checks import checked_count
+from softmax_jax.data.streams import Stream, rows_at
 from softmax_jax.data.types import Data
 
 NUMBERS = 2**22
@@ -148,15 +149,21 @@ def total(
 
 
 def rows_of(arrays: Tree, start: Index, rows: int) -> Tree:
-    """Returns ``rows`` rows of each array of a pytree, from ``start`` on.
+    """Returns ``rows`` rows of each array, or `Stream`, of a pytree, from ``start`` on.
 
     Example:
       >>> rows_of(jnp.arange(5), 1, 2).tolist()
       [1, 2]
     """
-    return jax.tree.map(
-        lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a, arrays
-    )
+
+    def of(a: Shaped[Array, " n *each"] | Stream) -> Array:
+        if isinstance(a, Stream):
+            own = jnp.arange(rows, dtype=jnp.int32)
+            # That is where `scan` goes on.
+            return rows_at(a, start + own, jnp.minimum(start + rows, len(a) - rows) + own)
+        return jax.lax.dynamic_slice_in_dim(a, start, rows) if rows < len(a) else a
+
+    return jax.tree.map(of, arrays, is_leaf=lambda a: isinstance(a, Stream))
 
 
 def joined(outputs: Tree, n: int) -> Tree:
@@ -194,7 +201,10 @@ def block_of(data: Data, start: Index, is_new: Bool[Array, " rows"]) -> Data:
 
 
 def take(
-    data: Data, rows: Integer[Array, "parts rows"], is_real: Bool[Array, " rows"] | None = None
+    data: Data,
+    rows: Integer[Array, "parts rows"],
+    is_real: Bool[Array, " rows"] | None = None,
+    following: Integer[Array, "parts rows"] | None = None,
 ) -> Data:
     """Returns the examples of the given rows, with weight zero where they are filling.
 
@@ -202,6 +212,7 @@ def take(
       data: the examples, in parts of as many consecutive ones.
       rows: numbers of rows within each part, all of them valid.
       is_real: where they are no filling, in all parts alike; None for everywhere.
+      following: the rows that are taken next, which are read meanwhile if they are a `Stream`.
 
     Example:
       >>> data = Data(x=jnp.eye(4), targets=jnp.array([0, 1, 2, 3]))
@@ -222,9 +233,17 @@ def take(
         taken = jax.vmap(of_part)(a.reshape(parts, -1, *a.shape[1:]), rows)
         return taken.reshape(-1, *a.shape[1:])
 
+    def numbers(own: Integer[Array, "parts rows"]) -> Integer[Array, " rows"]:
+        first = jnp.arange(parts, dtype=own.dtype)[:, None] * (len(data.x) // parts)
+        return (own + first).reshape(-1)
+
+    if isinstance(data.x, Stream):
+        x = rows_at(data.x, numbers(rows), None if following is None else numbers(following))
+    else:
+        x = at(data.x)
     weights = None if data.weights is None else at(data.weights)
     if is_real is not None:
         is_real = jnp.tile(is_real, parts)
         weights = is_real.astype(jnp.float32) if weights is None else jnp.where(is_real, weights, 0)
     targets = jax.tree.map(at, data.targets)
-    return data._replace(x=at(data.x), targets=targets, weights=weights)
+    return data._replace(x=x, targets=targets, weights=weights)

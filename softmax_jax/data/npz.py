@@ -1,11 +1,12 @@
 """NumPy's ``.npz`` files, read without belief in what they announce."""
 
+import io
 import math
 import os
 import pathlib
 import zipfile
 from collections.abc import Collection
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _read(
     """Returns an array, and the bytes that it takes."""
     name = info.filename.removesuffix(".npy")
     with file.open(info) as entry:
-        shape, dtype = _header(entry)
+        shape, dtype, _ = npy_header(entry)
         count = math.prod(shape)
         size = count * dtype.itemsize
         if dtype.hasobject:
@@ -132,9 +133,17 @@ def _read(
         return np.lib.format.read_array(entry, allow_pickle=False), taken
 
 
-def _header(entry) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(entry)
+def npy_header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Reads what an ``.npy`` file, or such an entry, says of its array.
+
+    Returns:
+      Shape and type, and whether it lies by columns.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    version = np.lib.format.read_magic(file)
     if version not in _HEADER_READERS:
         raise ValueError(f"there is no format {version} of plain arrays")
-    shape, _, dtype = _HEADER_READERS[version](entry)
-    return shape, dtype
+    shape, is_transposed, dtype = _HEADER_READERS[version](file)
+    return shape, dtype, is_transposed

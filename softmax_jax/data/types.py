@@ -12,6 +12,8 @@ import numpy as np
 from softmax_jax._annotations import AnyArray, Array, Float
 from softmax_jax._dtypes import at_least_float32
 from softmax_jax.checks import as_array, as_real, exceeds_float32, is_known, per_feature
+from softmax_jax.data.stored import StoredRows
+from softmax_jax.data.streams import Stream
 from softmax_jax.model import Params
 
 
@@ -19,7 +21,10 @@ class Data(NamedTuple):
     """Examples as they are stored, and how to read their features; a whole data set is one too."""
 
     x: AnyArray
-    """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``."""
+    """``[n, d]`` raw features, uint8 pixels for example; the model sees ``x * scale + shift``.
+
+    Epochs and evaluation also take `StoredRows`, of which they read what they need.
+    """
     targets: AnyArray
     """Class ids ``[n]`` or probabilities ``[n, q]``; `make_update` takes `SparseTargets`."""
     weights: AnyArray | None = None
@@ -45,6 +50,8 @@ def features(batch: Data) -> Float[Array, "*batch d"]:
       >>> data.features(pixels)
       Array([[0., 1.]], dtype=float32)
     """
+    if isinstance(batch.x, StoredRows | Stream):
+        raise ValueError("x: stored rows; give a batch of them, such as x[:256]")
     batch = formed_on_host(batch)
     x = as_real(batch.x, "x")
     if batch.scale is None and batch.shift is None and jnp.issubdtype(x.dtype, jnp.floating):
@@ -93,7 +100,7 @@ def _like_rows_of(x: Float[Array, "*shape"], value: AnyArray) -> Float[Array, "*
 def formed_on_host(batch: Data) -> Data:
     """Returns the batch with wide host features formed in float64; any other as it is."""
     scale, shift = batch.scale, batch.shift
-    if isinstance(batch.x, jax.Array) or not (is_known(scale) and is_known(shift)):
+    if isinstance(batch.x, jax.Array | Stream) or not (is_known(scale) and is_known(shift)):
         return batch
     x = as_array(batch.x, "x")
     if not exceeds_float32(x.dtype) or (scale is None and shift is None):

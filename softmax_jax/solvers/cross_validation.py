@@ -10,6 +10,7 @@ from softmax_jax import _fork
 from softmax_jax._annotations import AnyArray, ArrayLike
 from softmax_jax.checks import is_sparse, per_feature
 from softmax_jax.data.blocks import rows_within, slices
+from softmax_jax.data.npz import MAX_BYTES
 from softmax_jax.data.types import for_stored
 from softmax_jax.model import Params
 from softmax_jax.solvers import spread
@@ -95,6 +96,7 @@ def cross_validate(
     l1_method: str | Method = DEFAULT_L1,
     slots: int = 1,
     block_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
     callback: Callable[[Progress], None] | None = None,
 ) -> CrossValidation:
     r"""Scores every strength on rows that its fit has not seen.
@@ -166,6 +168,7 @@ def cross_validate(
       l1_method: for l1 > 0, as `fit` takes it.
       slots: see `fit_path`; folds share passes anyway.
       block_size: rows at a time, in training and in scores.
+      max_bytes: see `fit`.
       callback: called with a `Progress` while the fits are on their way.
 
     Returns:
@@ -183,7 +186,7 @@ def cross_validate(
     _fork.refuse_broken_process()
     l2, l1 = of_path.checked(l2, l1)
     of_path.checked_path(strengths, weakest)
-    x, _ = checked_x(x)
+    x, _ = checked_x(x, max_bytes)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
     Single(penalty_factor, lower, upper).checked(d, q)
@@ -224,6 +227,7 @@ def cross_validate(
         l1_method=l1_method,
         slots=slots,
         block_size=block_size,
+        max_bytes=max_bytes,
         callback=callback,
     )
     if standardize:

@@ -1,5 +1,6 @@
 """`fit` and `fit_path`: the front doors of the solvers."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from softmax_jax import _fork, checks
 from softmax_jax._annotations import AnyArray
+from softmax_jax.data.npz import MAX_BYTES
 from softmax_jax.model import Params
 from softmax_jax.solvers import dispatch, jax_settings, refits
 from softmax_jax.solvers import strengths as of_path
@@ -48,6 +50,7 @@ def fit(
     method: str | Method = DEFAULT,
     l1_method: str | Method = DEFAULT_L1,
     block_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
     r"""Minimises the objective of `losses.objective`, and proves how close it came.
@@ -75,7 +78,8 @@ def fit(
 
     Args:
       x: ``[n, d]`` features as they are stored: uint8, bfloat16, floats, of any byte order; NumPy,
-        JAX, SciPy sparse, lists or frames. They become floating-point numbers a block at a time. If
+        JAX, SciPy sparse, lists or frames; or `data.StoredRows` and `np.memmap`, of which blocks
+        are read when they are needed. They become floating-point numbers a block at a time. If
         there are several blocks, one shuffled copy is made, as stored. Sparse rows are multiplied
         as they are, and features without an entry cost nothing; where entries are an eighth of all
         numbers, or these are a million at most, rows are stored as dense ones, which is faster.
@@ -119,6 +123,8 @@ def fit(
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
         Results depend on it by rounding only.
+      max_bytes: of memory that stored features may take. Of larger ones so many are kept, and the
+        others are read in each pass.
       callback: called with a `Progress` each time that the host looks at the problem, under the
         caller's JAX settings.
 
@@ -161,6 +167,7 @@ def fit(
         method=method,
         l1_method=l1_method,
         block_size=block_size,
+        max_bytes=max_bytes,
         callback=callback,
     )
 
@@ -194,6 +201,7 @@ def fit_path(
     l1_method: str | Method = DEFAULT_L1,
     slots: int = 1,
     block_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
     callback: Callable[[Progress], None] | None = None,
 ) -> Solution:
     r"""Solves a grid of strengths, and of weightings, as `fit` does a single one.
@@ -254,6 +262,7 @@ def fit_path(
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
         Results depend on it by rounding only.
+      max_bytes: see `fit`.
       callback: called with a `Progress` each time that the host looks at the slots, under the
         caller's JAX settings.
 
@@ -285,7 +294,7 @@ def fit_path(
         sharp_method.check(has_l1=True, grouped=grouped, has_offset=has_offset, is_plain=is_plain)
     if callback is not None:
         report.callback = jax_settings.under_present_settings(callback)
-    with jax_settings.held():
+    with jax_settings.held(), contextlib.ExitStack() as streams:
         rows = checked_rows(
             x,
             y,
@@ -297,6 +306,7 @@ def fit_path(
             shift=shift,
             initial=initial,
             single=single,
+            max_bytes=max_bytes,
         )
         inputs = arrange(
             rows,
@@ -305,6 +315,8 @@ def fit_path(
             standardize=standardize,
             grouped=grouped,
             is_smooth=is_smooth,
+            max_bytes=max_bytes,
+            streams=streams,
         )
         alone = partial(refits.unpenalised, inputs, sharp_method) if rows.single.has_zeros else None
         l2, l1 = of_path.grid(l2, l1, inputs, number, weakest, alone)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.host_targets import is_one_hot, mean_entropy, rows_last
+from softmax_jax.data.npz import MAX_BYTES
+from softmax_jax.data.stored import StoredRows
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import buckets, cost, sparse, spread
 from softmax_jax.solvers.buckets import rounded_up
@@ -27,6 +30,7 @@ from softmax_jax.solvers.rows import (
 from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.spread import Spread
+from softmax_jax.solvers.streamed import in_stored_order, number_kept, streamed
 from softmax_jax.solvers.units import Units, of_their_own
 
 
@@ -74,10 +78,13 @@ def arrange(
     standardize: bool,
     grouped: bool,
     is_smooth: bool = True,
+    max_bytes: int = MAX_BYTES,
+    streams: ExitStack | None = None,
 ) -> Inputs:
     """Lays out rows; see `fit_path` for the arguments.
 
     Where not all of the problems are smooth, the shape is not rounded up: they take many steps.
+    Stored rows stay open until ``streams`` is closed.
     """
     if block_size is not None:
         block_size = checks.checked_count(block_size, "block_size")
@@ -90,13 +97,24 @@ def arrange(
         layout = _layout(rows.weights, block_size or _rows_of_sparse(classes.size), least)
     else:
         shape = buckets.Shape(rounded_up(n), d, classes.size)
-        if is_smooth and not rows.single.is_given:
+        is_stored = isinstance(rows.x, StoredRows)
+        if is_smooth and not rows.single.is_given and not is_stored:
             shape = buckets.rounded(*shape._replace(rows=n), classes_may_grow=fit_intercept)
         rows = with_padding(rows, features=shape.features - d, classes=shape.classes - classes.size)
         cached = rows_within(max(shape.features, shape.classes), numbers=CACHED)
         layout = _layout(rows.weights, block_size or max(cached, 256), shape.rows)
     on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= cost.ON_HOST
-    stored = _stored(rows, layout, fit_intercept, grouped)
+    x: AnyArray
+    if isinstance(rows.x, StoredRows):
+        assert streams is not None
+        has_weight = np.any(rows.weights > 0, axis=0)
+        kept = number_kept(rows.x, layout.rows, max_bytes)
+        order = in_stored_order(layout.order[:n], layout.rows, kept, has_weight)
+        layout = layout._replace(order=np.concatenate([order, layout.order[n:]]))
+        x = streamed(rows.x, layout.order.reshape(layout.blocks, layout.rows), kept, streams)
+    else:
+        x = _sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x)
+    stored = _stored(rows, x, layout, fit_intercept, grouped)
     problem, units = of_their_own(
         stored if on_host else placed(stored),
         rows.scale,
@@ -220,15 +238,21 @@ def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
     return _Layout(order, blocks, rows, -(-int(np.count_nonzero(counts)) // rows))
 
 
-def _stored(rows: Rows, layout: _Layout, fit_intercept: bool, grouped: bool) -> Problem:
-    """Returns the problem with features as they are stored, and no strengths."""
+def _stored(
+    rows: Rows,
+    x: AnyArray,
+    layout: _Layout,
+    fit_intercept: bool,
+    grouped: bool,
+) -> Problem:
+    """Returns the problem with features as they are stored, in blocks, and no strengths."""
     n, d = rows.x.shape
     shares = np.array(layout.of(_shares(rows.weights).T))
     shares.reshape(len(layout.order), -1)[n:] = 0
     per_column = np.ones(d)
     single = rows.single.finite()
     return Problem(
-        x=_sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x),
+        x=x,
         center=0 * per_column,
         scale=per_column,
         intercept=np.asarray(fit_intercept, np.float64),

@@ -14,6 +14,7 @@ from softmax_jax.solvers import sparse
 from softmax_jax.solvers.placement import summed_over_devices
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.streamed import StreamedRows, block_at
 
 
 def features(problem: Problem, j: Integer[Array, ""]) -> Float[Array, "rows d"]:
@@ -21,7 +22,10 @@ def features(problem: Problem, j: Integer[Array, ""]) -> Float[Array, "rows d"]:
     assert not isinstance(problem.x, SparseRows)
     dtype = problem.dtype
     # What float32 cannot hold is centered before it loses its digits.
-    x = block_of(problem.x, j)
+    if isinstance(problem.x, StreamedRows):
+        x = block_at(problem.x, j, problem.active)
+    else:
+        x = block_of(problem.x, j)
     x = x.astype(jax.dtypes.canonicalize_dtype(float) if exceeds_float32(x.dtype) else dtype)
     center, scale = (
         jnp.broadcast_to(a.astype(x.dtype), x.shape) for a in (problem.center, problem.scale)

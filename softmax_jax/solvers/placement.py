@@ -6,6 +6,7 @@ sums over the rows that are as large as the parameters: each device forms its ow
 and these are added up once.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ from softmax_jax import parallel
 from softmax_jax._annotations import Array, Shaped
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.streamed import StreamedRows
 
 Sums = TypeVar("Sums")
 
-_EVERYWHERE = PartitionSpec()
+_EVERYWHERE, _OF_BLOCKS = PartitionSpec(), PartitionSpec(None, parallel.DATA)
 _ROWS_LAST = {rank: PartitionSpec(*[None] * (rank - 1), parallel.DATA) for rank in range(1, 5)}
 
 
@@ -62,11 +64,13 @@ def summed_over_devices(
 
 def _places(problem: Problem) -> Any:
     """Returns where each part of a problem lies."""
-    is_sparse = isinstance(problem.x, SparseRows)
+    x = jax.tree.map(lambda _: _EVERYWHERE, problem.x)
+    if isinstance(problem.x, StreamedRows):
+        x = dataclasses.replace(x, order=_OF_BLOCKS)
+    elif not isinstance(problem.x, SparseRows):
+        x = _OF_BLOCKS
     return jax.tree.map(lambda _: _EVERYWHERE, problem)._replace(
-        x=jax.tree.map(lambda _: _EVERYWHERE, problem.x)
-        if is_sparse
-        else PartitionSpec(None, parallel.DATA),
+        x=x,
         targets=_ROWS_LAST[problem.targets.ndim],
         weights=_ROWS_LAST[3],
         offset=None if problem.offset is None else _ROWS_LAST[3],

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from softmax_jax.solvers.inputs import Inputs
 from softmax_jax.solvers.methods.components import step_of
 from softmax_jax.solvers.methods.method import Method
+from softmax_jax.solvers.streamed import StreamedRows
 
 
 class Plan(NamedTuple):
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
     flop: float
     """Cost of a step in FLOP, by the model of `cost`."""
     reasons: tuple[str, ...]
-    """Reasons for the method, the type, and the space if it is that of the rows."""
+    """Reasons for the method, the type, the space if it is that of the rows, and for reading."""
 
     def __str__(self) -> str:
         name, shape = (
@@ -92,8 +93,15 @@ def plan_of(inputs: Inputs, method: Method, dtype: DTypeLike, *, is_small: bool)
         classes=q,
         blocks=problem.blocks,
         flop=step_of(problem, q),
-        reasons=(f"{type(method).__name__}: {method.reason(inputs)}", f"{name}: {why}"),
+        reasons=(
+            f"{type(method).__name__}: {method.reason(inputs)}",
+            f"{name}: {why}",
+            *([_STORED] if isinstance(problem.x, StreamedRows) else []),
+        ),
     )
+
+
+_STORED = "stored: features take more than max_bytes, and are read in each pass"
 
 
 def _counted(number: int, unit: str) -> str:

@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from softmax_jax._annotations import Array, Bool, Float, Integer, NDArray, Num, Shaped
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.streamed import StreamedRows
 
 NEVER = -1e30
 """Bias of a class of no weight, whose probability is then exactly zero."""
@@ -58,7 +59,7 @@ class Strengths(Protocol):
 class Problem(NamedTuple):
     """Rows and penalties of ``k`` problems."""
 
-    x: Num[Array, "blocks rows d"] | SparseRows
+    x: Num[Array, "blocks rows d"] | SparseRows | StreamedRows
     """Numbers as stored; features are ``(x - center) * scale``."""
     center: Float[Array | NDArray, " d"]
     """Stored numbers where features are zero, in float64."""

@@ -11,6 +11,7 @@ import numpy as np
 from softmax_jax import checks
 from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse, per_feature, refuse_not_finite
+from softmax_jax.data import reading, stored
 from softmax_jax.data.host_targets import (
     checked_targets,
     expected,
@@ -21,6 +22,8 @@ from softmax_jax.data.host_targets import (
     renumbered,
     with_more_classes,
 )
+from softmax_jax.data.npz import MAX_BYTES
+from softmax_jax.data.stored import StoredRows
 from softmax_jax.model import Params
 from softmax_jax.solvers.single import Single
 
@@ -29,7 +32,7 @@ class Rows(NamedTuple):
     """Rows, their targets and weights, all of them checked."""
 
     x: AnyArray
-    """``[n, d]`` features as stored: CSR, JAX or NumPy array."""
+    """``[n, d]`` features as stored: CSR, JAX or NumPy array, or `StoredRows`."""
     largest: float
     """Size of the largest of them."""
     y: np.ndarray
@@ -61,9 +64,10 @@ def checked_rows(
     shift: AnyArray,
     initial: Params | None,
     single: Single | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Rows:
     """Checks what `fit_path` is given; see there for the arguments and errors."""
-    x, largest = checked_x(x)
+    x, largest = checked_x(x, max_bytes)
     n, d = x.shape
     y, q = checked_y(y, n, num_classes)
     y = normalized(y)
@@ -113,6 +117,8 @@ def of_features(rows: Rows, features: np.ndarray) -> Rows:
 
 
 def _columns(x: AnyArray, features: np.ndarray) -> AnyArray:
+    if isinstance(x, StoredRows):
+        return stored.with_columns(x, features)
     if not is_sparse(x):
         return x[:, features]
     number = np.zeros(x.shape[1], x.indices.dtype)
@@ -155,8 +161,14 @@ def canonical(x: AnyArray) -> AnyArray:
     return x
 
 
-def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
-    """Returns features as CSR, JAX or NumPy array, and the largest of them in size."""
+def checked_x(x: AnyArray, max_bytes: int = MAX_BYTES) -> tuple[AnyArray, float]:
+    """Returns features as CSR, JAX or NumPy array, and the largest of them in size.
+
+    Stored ones that take more than ``max_bytes`` stay where they are.
+    """
+    x = reading.unless_within(x, checks.checked_count(max_bytes, "max_bytes"))
+    if isinstance(x, StoredRows):
+        return x, _largest_stored(x)
     x = checks.as_rows(x, "x")
     if 0 in x.shape:
         raise ValueError(
@@ -178,6 +190,20 @@ def checked_x(x: AnyArray) -> tuple[AnyArray, float]:
         if not np.isfinite(largest):
             refuse_not_finite(np.asarray(x), "x")
     return x, largest
+
+
+def _largest_stored(x: StoredRows) -> float:
+    largest = 0.0
+    for first, block in reading.slices_of(x):
+        size = _largest(block, np)
+        if not np.isfinite(size):
+            row, feature = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(
+                f"x: {x.place(int(first + row))}: feature {feature} is {block[row, feature]} as "
+                f"{x.dtype}; drop such rows or fill the gaps"
+            )
+        largest = max(largest, size)
+    return largest
 
 
 def _largest(a: AnyArray, numpy: ModuleType) -> float:

@@ -17,6 +17,7 @@ from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.methods.method import Setup
 from softmax_jax.solvers.problem import Problem, Strengths, with_strengths
 from softmax_jax.solvers.sparse import SparseRows
+from softmax_jax.solvers.streamed import StreamedRows
 
 _FEWEST = 64
 
@@ -33,7 +34,8 @@ def chosen(
       least: number of features at least.
     """
     d = setup.working.d
-    if isinstance(setup.working.x, SparseRows) or 2 * max(_FEWEST, least) > d:
+    has_columns = not isinstance(setup.working.x, SparseRows | StreamedRows)
+    if not has_columns or 2 * max(_FEWEST, least) > d:
         return None
     has_weight = np.any(np.asarray(theta)[..., 1:] != 0, axis=(0, 1))
     number = max(_FEWEST, least, 2 * int(has_weight.sum()))
@@ -62,7 +64,7 @@ def _urgency(problem: Problem, theta: Float[Array, "k q columns"]) -> Float[Arra
 @compiled
 def restricted(problem: Problem, features: Integer[Array | NDArray, " c"]) -> Problem:
     """Returns the problem with these features alone."""
-    assert not isinstance(problem.x, SparseRows)
+    assert not isinstance(problem.x, SparseRows | StreamedRows)
     return problem._replace(
         x=jnp.take(problem.x, features, axis=-1),
         center=jnp.asarray(problem.center)[features],
