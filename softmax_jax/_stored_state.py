@@ -6,6 +6,7 @@ from typing import TypeGuard
 import jax
 import numpy as np
 
+from softmax_jax import processes
 from softmax_jax._annotations import AnyArray, NDArray, PyTree
 
 
@@ -41,7 +42,7 @@ def _key_impl(leaf: jax.Array | jax.ShapeDtypeStruct) -> Hashable:
 def on_host(state: PyTree) -> PyTree:
     """Returns NumPy arrays, keys of random numbers as the integers that they are made of."""
     plain = jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, state)
-    return jax.tree.map(np.asarray, jax.device_get(plain))
+    return jax.tree.map(np.asarray, processes.on_host(plain))
 
 
 def with_keys(arrays: PyTree, like: PyTree) -> PyTree:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from softmax_jax import processes
 from softmax_jax.checks import checked_count
 from softmax_jax.data.stored import StoredRows, with_filling_rows
 from softmax_jax.data.streams import Stream
@@ -91,7 +92,7 @@ def spread(data: Data, parts: int | None = None) -> Data:
     x = data.x if isinstance(data.x, StoredRows) else None
     data = data._replace(x=None) if x is not None else data
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _places(data))
-    data = jax.tree.map(jax.device_put, data, places)
+    data = jax.tree.map(processes.put, data, places)
     return data if x is None else data._replace(x=x)
 
 
@@ -121,7 +122,7 @@ def laid_out(tree: Tree, num_classes: int) -> Tree:
         if np.ndim(a) > 0 and a.shape[-1] == num_classes and num_classes % extent(CLASSES) == 0:
             place = PartitionSpec(*[None] * (np.ndim(a) - 1), CLASSES)
         if not isinstance(a, jax.core.Tracer):
-            return jax.device_put(a, NamedSharding(jax.sharding.get_mesh(), place))
+            return processes.put(a, NamedSharding(jax.sharding.get_mesh(), place))
         return jax.lax.with_sharding_constraint(a, place) if is_automatic else a
 
     return jax.tree.map(placed, tree)

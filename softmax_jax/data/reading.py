@@ -1,10 +1,11 @@
 """All of some stored rows: a block at a time, or in memory."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_jax._annotations import AnyArray, NDArray, Shaped
+from softmax_jax._annotations import AnyArray, Integer, NDArray, Shaped
 from softmax_jax.data import blocks
 from softmax_jax.data.stored import StoredRows, rows_of
 
@@ -12,7 +13,7 @@ from softmax_jax.data.stored import StoredRows, rows_of
 def unless_within(x: AnyArray, max_bytes: int) -> AnyArray:
     """Returns stored rows as they are if they take more memory than this, and else in memory.
 
-    Memory maps become stored rows. Whatever else there is stays what it is.
+    Memory maps are stored rows. Whatever else there is stays what it is.
 
     Example:
       >>> unless_within(rows_of(np.eye(2)), max_bytes=32).tolist()
@@ -26,16 +27,23 @@ def unless_within(x: AnyArray, max_bytes: int) -> AnyArray:
 
 
 def slices_of(
-    x: StoredRows, *, numbers: int = blocks.NUMBERS
+    x: StoredRows, *, numbers: int = blocks.NUMBERS, part: int = 0, parts: int = 1
 ) -> Iterator[tuple[int, Shaped[NDArray, "rows d"]]]:
-    """Yields all rows in order, as many at a time as have so many numbers, and their first one's.
+    """Yields rows in order, as many at a time as have so many numbers, and their first one's.
+
+    Args:
+      x: the rows.
+      numbers: how many at a time.
+      part: of all blocks, that which is yielded: each ``parts``-th from this one on.
+      parts: see there.
 
     Example:
       >>> [(first, len(block)) for first, block in slices_of(rows_of(np.eye(3)), numbers=6)]
       [(0, 2), (2, 1)]
     """
-    for rows in blocks.slices(len(x), blocks.rows_within(x.shape[1], numbers=numbers)):
-        yield rows.start, x[rows]
+    rows = blocks.rows_within(x.shape[1], numbers=numbers)
+    for own in itertools.islice(blocks.slices(len(x), rows), part, None, parts):
+        yield own.start, x[own]
 
 
 def in_memory(x: StoredRows) -> Shaped[NDArray, "n d"]:
@@ -48,4 +56,19 @@ def in_memory(x: StoredRows) -> Shaped[NDArray, "n d"]:
     a = np.empty(x.shape, x.dtype)
     for first, block in slices_of(x):
         a[first : first + len(block)] = block
+    return a
+
+
+def filled(
+    a: Shaped[NDArray, "rows d"], x: StoredRows, rows: Integer[NDArray, " rows"]
+) -> Shaped[NDArray, "rows d"]:
+    """Reads rows in any order into an array, from front to back, and returns it.
+
+    Example:
+      >>> filled(np.empty((2, 3)), rows_of(np.eye(3)), np.array([2, 0])).tolist()
+      [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    ascending = np.argsort(rows, kind="stable")
+    for at in blocks.slices(len(rows), blocks.rows_within(x.shape[1])):
+        a[ascending[at]] = x[rows[ascending[at]]]
     return a

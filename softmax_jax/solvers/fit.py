@@ -277,6 +277,7 @@ def fit_path(
         method_of(l1_method, SHARP, "l1_method"),
     )
     stop, slots = checked_stop(tol, max_passes), checks.checked_count(slots, "slots")
+    max_bytes = checks.checked_count(max_bytes, "max_bytes")
     l2, l1 = of_path.checked(l2, l1)
     number, weakest = of_path.checked_path(strengths, weakest)
     is_auto = isinstance(l2, str) or isinstance(l1, str)

@@ -5,7 +5,10 @@ import math
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from softmax_jax import checks, parallel
 from softmax_jax._annotations import AnyArray
@@ -13,6 +16,7 @@ from softmax_jax.checks import is_sparse
 from softmax_jax.data.blocks import CACHED, rows_within
 from softmax_jax.data.host_targets import is_one_hot, mean_entropy, rows_last
 from softmax_jax.data.npz import MAX_BYTES
+from softmax_jax.data.reading import filled
 from softmax_jax.data.stored import StoredRows
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import buckets, cost, sparse, spread
@@ -30,7 +34,7 @@ from softmax_jax.solvers.rows import (
 from softmax_jax.solvers.single import Single
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.spread import Spread
-from softmax_jax.solvers.streamed import in_stored_order, number_kept, streamed
+from softmax_jax.solvers.streamed import StreamedRows, in_stored_order, number_kept, streamed
 from softmax_jax.solvers.units import Units, of_their_own
 
 
@@ -105,15 +109,13 @@ def arrange(
         layout = _layout(rows.weights, block_size or max(cached, 256), shape.rows)
     on_host = isinstance(rows.x, np.ndarray) and rows.x.size <= cost.ON_HOST
     x: AnyArray
-    if isinstance(rows.x, StoredRows):
-        assert streams is not None
-        has_weight = np.any(rows.weights > 0, axis=0)
-        kept = number_kept(rows.x, layout.rows, max_bytes)
-        order = in_stored_order(layout.order[:n], layout.rows, kept, has_weight)
-        layout = layout._replace(order=np.concatenate([order, layout.order[n:]]))
-        x = streamed(rows.x, layout.order.reshape(layout.blocks, layout.rows), kept, streams)
-    else:
+    if not isinstance(rows.x, StoredRows):
         x = _sparse_rows(rows.x, layout) if is_sparse(rows.x) else layout.of(rows.x)
+    elif rows.x.nbytes <= max_bytes * jax.process_count():
+        x = _read(rows.x, layout)
+    else:
+        assert streams is not None
+        layout, x = _streamed(rows, layout, max_bytes, streams)
     stored = _stored(rows, x, layout, fit_intercept, grouped)
     problem, units = of_their_own(
         stored if on_host else placed(stored),
@@ -206,16 +208,21 @@ class _Layout(NamedTuple):
         return a.reshape(self.blocks, self.rows, *a.shape[1:])
 
 
-def _taken(a: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Returns ``a[order]``, where JAX takes it over as it lies, without a copy on a CPU.
+def _aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Returns an empty array that begins at a multiple of 64 bytes.
 
-    For that it has to begin at a multiple of 64 bytes.
+    Such a one JAX takes over as it lies, without a copy on a CPU.
     """
-    shape = (len(order), *a.shape[1:])
-    size = math.prod(shape) * a.itemsize
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    rows = memory[start : start + size].view(a.dtype).reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _taken(a: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns ``a[order]``, `_aligned`."""
+    rows = _aligned((len(order), *a.shape[1:]), a.dtype)
     # Half the time of indexing. Modes other than the default, "raise", write without a buffer.
     return a.take(order, axis=0, out=rows, mode="clip")
 
@@ -236,6 +243,34 @@ def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
     order = order[np.argsort(~counts[order], kind="stable")]
     order = np.concatenate([order, np.full(blocks * rows - n, order[0])])
     return _Layout(order, blocks, rows, -(-int(np.count_nonzero(counts)) // rows))
+
+
+def _read(x: StoredRows, layout: _Layout) -> AnyArray:
+    """Reads all rows into blocks; each process those of its devices."""
+    order = layout.order.reshape(layout.blocks, layout.rows)
+    shape = (*order.shape, x.shape[1])
+
+    def part(at):
+        own = order[at[:2]]
+        rows = filled(_aligned((own.size, x.shape[1]), x.dtype), x, own.ravel())
+        return rows.reshape(*own.shape, x.shape[1])
+
+    if jax.process_count() == 1:
+        return part(())
+    place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, parallel.DATA))
+    return jax.make_array_from_callback(shape, place, part, dtype=x.dtype)
+
+
+def _streamed(
+    rows: Rows, layout: _Layout, max_bytes: int, streams: ExitStack
+) -> tuple[_Layout, StreamedRows]:
+    """Opens rows of which so many bytes are kept; and their layout."""
+    kept = number_kept(rows.x, layout.rows, max_bytes)
+    n, has_weight = len(rows.x), np.any(rows.weights > 0, axis=0)
+    order = in_stored_order(layout.order[:n], layout.rows, kept, has_weight)
+    layout = layout._replace(order=np.concatenate([order, layout.order[n:]]))
+    order = layout.order.reshape(layout.blocks, layout.rows)
+    return layout, streamed(rows.x, order, kept, streams)
 
 
 def _stored(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from softmax_jax import parallel
+from softmax_jax import parallel, processes
 from softmax_jax._annotations import Array, Shaped
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
@@ -34,7 +34,7 @@ def placed(problem: Problem) -> Problem:
         return jax.device_put(problem)
     mesh = jax.sharding.get_mesh()
     places = jax.tree.map(lambda place: NamedSharding(mesh, place), _places(problem))
-    return jax.device_put(problem, places)
+    return jax.tree.map(processes.put, problem, places)
 
 
 def summed_over_devices(

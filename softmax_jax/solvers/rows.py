@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmax_jax import checks
+from softmax_jax import checks, processes
 from softmax_jax._annotations import AnyArray
 from softmax_jax.checks import is_sparse, per_feature, refuse_not_finite
 from softmax_jax.data import reading, stored
@@ -25,6 +25,7 @@ from softmax_jax.data.host_targets import (
 from softmax_jax.data.npz import MAX_BYTES
 from softmax_jax.data.stored import StoredRows
 from softmax_jax.model import Params
+from softmax_jax.solvers import cost
 from softmax_jax.solvers.single import Single
 
 
@@ -162,11 +163,9 @@ def canonical(x: AnyArray) -> AnyArray:
 
 
 def checked_x(x: AnyArray, max_bytes: int = MAX_BYTES) -> tuple[AnyArray, float]:
-    """Returns features as CSR, JAX or NumPy array, and the largest of them in size.
-
-    Stored ones that take more than ``max_bytes`` stay where they are.
-    """
-    x = reading.unless_within(x, checks.checked_count(max_bytes, "max_bytes"))
+    """Returns features as CSR, JAX or NumPy array, or stored ones, and the largest in size."""
+    # Larger ones are read into blocks, so that they are in memory once.
+    x = reading.unless_within(x, min(max_bytes, 8 * cost.ON_HOST))
     if isinstance(x, StoredRows):
         return x, _largest_stored(x)
     x = checks.as_rows(x, "x")
@@ -193,17 +192,23 @@ def checked_x(x: AnyArray, max_bytes: int = MAX_BYTES) -> tuple[AnyArray, float]
 
 
 def _largest_stored(x: StoredRows) -> float:
-    largest = 0.0
-    for first, block in reading.slices_of(x):
-        size = _largest(block, np)
-        if not np.isfinite(size):
-            row, feature = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(
-                f"x: {x.place(int(first + row))}: feature {feature} is {block[row, feature]} as "
-                f"{x.dtype}; drop such rows or fill the gaps"
-            )
-        largest = max(largest, size)
-    return largest
+    """Returns the largest number; each process looks at its share."""
+    largest, bad = 0.0, len(x)
+    share = {"part": jax.process_index(), "parts": jax.process_count()}
+    for first, block in reading.slices_of(x, **share):
+        largest = max(largest, _largest(block, np))
+        if not np.isfinite(largest):
+            bad = first + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+            break
+    bad = int(processes.gathered(np.int32(bad)).min())
+    if bad < len(x):
+        (row,) = x[bad : bad + 1]
+        feature = np.flatnonzero(~np.isfinite(row))[0]
+        raise ValueError(
+            f"x: {x.place(bad)}: feature {feature} is {row[feature]} as {x.dtype}; drop such rows "
+            "or fill the gaps"
+        )
+    return float(processes.gathered(np.float64(largest)).max())
 
 
 def _largest(a: AnyArray, numpy: ModuleType) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from softmax_jax import parallel
 from softmax_jax._annotations import Array, Bool, Integer, NDArray, Shaped
-from softmax_jax.data import blocks
+from softmax_jax.data.reading import filled
 from softmax_jax.data.stored import StoredRows
 from softmax_jax.data.streams import Stream, opened, rows_at
 
@@ -84,10 +84,7 @@ def streamed(
     """
     order = order.astype(np.int32)
     numbers = order[:kept].ravel()
-    ascending = np.argsort(numbers, kind="stable")
-    kept_rows = np.empty((len(numbers), x.shape[1]), x.dtype)
-    for at in blocks.slices(len(numbers), blocks.rows_within(x.shape[1])):
-        kept_rows[ascending[at]] = x[numbers[ascending[at]]]
+    kept_rows = filled(np.empty((len(numbers), x.shape[1]), x.dtype), x, numbers)
     # Each device asks for its own rows of a block.
     requests = numbers.reshape(-1, order.shape[1] // parallel.extent(parallel.DATA))
     by_request = zip(requests, kept_rows.reshape(*requests.shape, x.shape[1]), strict=True)

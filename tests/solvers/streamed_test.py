@@ -174,3 +174,14 @@ def test_a_file_that_vanishes_ends_the_fit_with_its_name(tmp_path):
             tol=1e-9,
             callback=remove,
         )
+
+
+def test_what_fits_into_memory_is_read_twice_and_is_there_once():
+    """Once to look for NaN, and once into the blocks of the solver."""
+    asked = []
+    x = np.tile(X, (50, 1)).astype(np.float32)
+    y = np.tile(Y, 50)
+    found = fit(counted(x, asked), y, l2=1e-2)
+    assert sum(asked) == 2 * len(x)
+    assert "stored" not in str(found.plan)
+    assert_same_fit(found, fit(x, y, l2=1e-2), tol=1e-4)
