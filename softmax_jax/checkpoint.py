@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from softmax_jax import _provenance as provenance
 from softmax_jax import _stored_state as stored_state
-from softmax_jax import checks
+from softmax_jax import checks, processes
 from softmax_jax._annotations import PyTree, Scalar
 
 # Bytes to leave free beside a checkpoint: for what describes it, and for logs.
@@ -96,11 +96,13 @@ def open_folder(
     manager = ocp.CheckpointManager(
         path,
         options=ocp.CheckpointManagerOptions(
+            create=False,
             cleanup_tmp_directories=True,
             preservation_policy=Policy(),
             async_options=ocp.AsyncOptions(
                 timeout_secs=_FOREVER, create_directories_asynchronously=False
             ),
+            multiprocessing_options=_alone(),
         ),
     )
     try:
@@ -116,13 +118,24 @@ def open_folder(
             manager.close()
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Returns options for several processes not to wait for one another: each has its folder."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+
+
 def save(
     folder: Folder, step: SupportsIndex, state: PyTree, *, extra: Mapping[Any, Any], score: Scalar
 ) -> None:
     """Copies the state to the host, and writes it in the background.
 
     With it go the step and what the numbers of a run depend on besides its state, which `restore`
-    compares: the settings of JAX, its version and optax's, and the device.
+    compares: the settings of JAX, its version and optax's, and the device. Of several processes all
+    have to ask for it, and the first one writes.
 
     Args:
       folder: from `open_folder`.
@@ -153,6 +166,9 @@ def save(
             f"those aside with checkpoint.rewind first, to go on from an earlier one"
         )
     arrays = stored_state.on_host(state)
+    if not processes.is_first():
+        folder.scores[step] = score
+        return
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
     free = shutil.disk_usage(manager.directory).free
     if free < size + MARGIN:

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from runs import settings
-from softmax_jax import data, io, parallel
+from softmax_jax import data, io, parallel, processes
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
 
 def load(source: settings.Data) -> data.Dataset:
     """Loads the data set, prints what it is, and makes its names such that they can be drawn."""
-    dataset = data.load(
-        source.name,
-        folder=source.folder,
-        data_dir=source.data_dir,
-        max_bytes=int(source.memory * 2**30),
-    )
+    with processes.first_before_others():  # it may have to be downloaded
+        dataset = data.load(
+            source.name,
+            folder=source.folder,
+            data_dir=source.data_dir,
+            max_bytes=int(source.memory * 2**30),
+        )
     dataset = dataset._replace(class_names=tuple(map(printable, dataset.class_names)))
     num_train, num_features = dataset.train.x.shape
     print(

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from runs import datasets, files, folders, row_plots, settings, table
-from softmax_jax import data, evaluation, figures, metrics, solvers
+from softmax_jax import data, evaluation, figures, metrics, processes, solvers
 from softmax_jax.data import Data
 from softmax_jax.model import Params
 
@@ -109,7 +109,9 @@ def solve(
 ) -> solvers.Solution:
     """Calls `solvers.fit_path` under a progress bar."""
     # Zeros, so that news without a problem finished are shown too, however soon they come.
-    with tqdm(total=len(l2), desc="solved", miniters=0, mininterval=0) as bar:
+    with tqdm(
+        total=len(l2), desc="solved", miniters=0, mininterval=0, disable=not processes.is_first()
+    ) as bar:
 
         def show(progress: solvers.Progress) -> None:
             bar.set_postfix_str(

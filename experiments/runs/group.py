@@ -13,7 +13,7 @@ from runs import files, logs, programs, validation
 from runs.plan import Plan, digest_of_run
 from runs.programs import Event, Programs
 from runs.signals import Interrupted
-from softmax_jax import checkpoint, metrics
+from softmax_jax import checkpoint, metrics, processes
 from softmax_jax.training import TrainState
 
 
@@ -95,7 +95,10 @@ def train(
         saved = progress.step
         if progress.is_over:
             return progress, progress.seconds
-        with tqdm(total=plan.total, initial=saved, unit="step", desc="training") as bar:
+        silent = not processes.is_first()
+        with tqdm(
+            total=plan.total, initial=saved, unit="step", desc="training", disable=silent
+        ) as bar:
             events = programs.advance(plan, compiled, progress.state, progress.step)
             for event in programs.one_late(events):
                 progress, rows = followed(group, progress, event)

@@ -13,7 +13,7 @@ import optax
 from tqdm import tqdm
 
 from runs import files, folders, optimizers, row_plots, settings
-from softmax_jax import io, training
+from softmax_jax import io, processes, training
 from softmax_jax.data import Data
 from softmax_jax.head import SparseTargets, linear_cross_entropy
 from softmax_jax.model import Params
@@ -64,7 +64,8 @@ def trained(
     update = training.make_update(optimizer)
     rows: list[dict[str, Any]] = []
     first, begun = time.perf_counter(), math.nan
-    with tqdm(total=config.steps, unit="step", desc="training") as bar:
+    silent = not processes.is_first()
+    with tqdm(total=config.steps, unit="step", desc="training", disable=silent) as bar:
         for step in range(1, config.steps + 1):
             x, targets = generate(config, jax.random.fold_in(key, step), config.batch_size)
             state, scores = update(state, Data(x, targets))
@@ -84,7 +85,7 @@ def trained(
                 rows.append({**row, "seconds": seconds})
                 bar.set_postfix_str(f"{excess:.4f} nats above the lowest", refresh=False)
             bar.update(1)
-    return state.params, rows, begun - first
+    return processes.on_host(state.params), rows, begun - first
 
 
 def levels(config: settings.Head) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from runs.plan import Plan
-from softmax_jax import ensemble, evaluation, metrics, model, parallel, training
+from softmax_jax import ensemble, evaluation, metrics, model, parallel, processes, training
 from softmax_jax.training import StepMetrics, TrainState
 
 T = TypeVar("T")
@@ -108,7 +108,13 @@ def advance(plan: Plan, programs: Programs, state: TrainState, step: int) -> Ite
     What is asked for at once takes about a second, so that signals and the clock are looked at as
     often; where an epoch is cut changes nothing.
     """
-    saved = asked = time.perf_counter()
+    begun = time.perf_counter()
+
+    def clock() -> float:
+        # Of the first process, as all have to take the same steps.
+        return float(processes.from_first(np.float32(time.perf_counter() - begun)))
+
+    saved = asked = 0.0
     most = 64
     while step < plan.total:
         stops = [plan.total, step + most, next_multiple(step, plan.epoch)]
@@ -124,7 +130,7 @@ def advance(plan: Plan, programs: Programs, state: TrainState, step: int) -> Ite
         if is_evaluation and programs.validate is not None:
             held = programs.validate(state.params, plan.validation_data)
         is_save = plan.save is not None and stop % plan.save == 0
-        now = time.perf_counter()
+        now = clock()
         # With a test loss, by which the best are kept, unless that takes as long again.
         if now - saved > plan.save_seconds * (1 if is_evaluation else 2):
             is_save, saved = True, now
@@ -159,7 +165,7 @@ def one_late(iterator: Iterator[T]) -> Iterator[T]:
 def unstacked(state: TrainState, members: int) -> list[TrainState]:
     """Returns the states of a group one by one, on the host, without step and key."""
     own: Any = {"step": None, "key": None}
-    host = jax.device_get(state._replace(**own))
+    host = processes.on_host(state._replace(**own))
     if members == 1 and host.diverged.ndim == 0:
         return [host]
     return [jax.tree.map(lambda a, i=i: a[i], host) for i in range(members)]

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from runs import datasets, environment, gradients, logs, report, scores, summaries
+from runs import datasets, environment, gradients, logs, report, scores, summaries, together
 from runs.plan import Plan
 from runs.sections import Run, Section, Trained
 from softmax_jax import io
+from softmax_jax.data import Data
 from softmax_jax.model import Params
 
 
@@ -41,11 +42,25 @@ def write(
     measured = scores.of_members(
         plan.members, ends, plan.train_data, plan.test_data, plan.validation_data
     )
+    with together.alone():
+        return looked_at(plan, workdir, ends, measured, rows, about, sections)
+
+
+def looked_at(
+    plan: Plan,
+    workdir: pathlib.Path,
+    ends: Sequence[scores.End],
+    measured: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    about: Mapping[str, Any],
+    sections: Sequence[Run],
+) -> dict[str, Any]:
+    """Does the part of `write` that is left when the members are measured."""
     best = scores.best_of(measured)
     params = Params(*map(jnp.asarray, ends[best].params))
-    found = summarized(plan, measured, best, params, about)
-    write_params(plan, workdir, [end.params for end in ends], best)
     test_data = datasets.alone(plan.dataset.test)
+    found = summarized(plan, measured, best, params, test_data, about)
+    write_params(plan, workdir, [end.params for end in ends], best)
     trained = Trained(plan.dataset, test_data, logs.of_member(rows, best), plan.members, measured)
     parts: list[Section] = [
         part for section in sections if (part := section(params, trained)) is not None
@@ -68,12 +83,13 @@ def summarized(
     measured: Sequence[dict[str, Any]],
     best: int,
     params: Params,
+    test_data: Data,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the summary less what sections add: the scores of the best member, and of all."""
     member = plan.members[best]
     check = gradients.check_model(
-        params, plan.test_data, l2=member.l2, label_smoothing=member.label_smoothing
+        params, test_data, l2=member.l2, label_smoothing=member.label_smoothing
     )
     found = {
         "train": measured[best]["train"],

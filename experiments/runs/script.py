@@ -15,9 +15,9 @@ from absl import app, logging
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from runs import compilation, flags, folders, output, settings
+from runs import compilation, flags, folders, output, settings, together
 from runs.signals import Interrupted
-from softmax_jax import parallel
+from softmax_jax import parallel, processes
 
 # So that --help counts the flags as the script's own.
 absl_flags.disclaim_key_flags()
@@ -51,6 +51,16 @@ def run(
         "workdir", "", "Folder for the results; by default a new one, runs/NAME-TIME."
     )
     traceback = absl_flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+    coordinator = absl_flags.DEFINE_string(
+        "coordinator",
+        "",
+        "Of a run of several processes: HOST:PORT of the first, or 'cluster' for what Slurm, Open "
+        "MPI, Kubernetes or Cloud TPU say. All get the same settings; the first one writes.",
+    )
+    num_processes = absl_flags.DEFINE_integer(
+        "num_processes", None, "How many processes there are, unless the cluster says it."
+    )
+    process_id = absl_flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
     cache = absl_flags.DEFINE_bool(
         "compilation_cache",
         True,
@@ -66,10 +76,12 @@ def run(
         prepare(cache=cache.value)
         with errors_in_a_line(traceback.value), contextlib.ExitStack() as stack:
             made = flags.from_config(config.value, cls)
+            together.join(coordinator.value, num_processes.value, process_id.value)
             folder = given_folder(workdir.value)
-            if folder is None:
+            if folder is None and processes.is_first():
                 folder = stack.enter_context(folders.new_folder(f"runs/{made.title}"))
             stack.enter_context(devices(made))
+            folder = stack.enter_context(together.own_folder(folder))
             with stops_in_a_line(folder, is_new=not workdir.value):
                 results = experiment(made, folder)
         print(report(results))

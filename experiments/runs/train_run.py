@@ -22,6 +22,7 @@ from runs import (
 from runs.plan import Plan
 from runs.scores import End
 from runs.sections import SECTIONS, Run
+from softmax_jax import processes
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
         noted = signals.signals_noted() if came is None else contextlib.nullcontext(came)
         with logs.open_log(workdir, alone=len(run.members) == 1) as log, noted as latest:
             try:
-                trained, about = train_members(run, log, latest)
+                trained, about = train_members(run, log, processes.agreed(latest))
             except signals.Interrupted:
                 report.write_unfinished(config, workdir, log.rows)
                 raise

@@ -14,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -121,6 +122,8 @@ def opened(x: StoredRows, kept: Mapping[bytes, NDArray] = MappingProxyType({})) 
     _readers[number] = reader
     try:
         yield Stream(np.array(number, np.int32), np.array(0, np.int32), x.shape, x.dtype)
+        # What one device has found may be looked at while others are at work.
+        jax.block_until_ready(_over_all_devices())
     except Exception as e:
         if reader.error is None or e is reader.error:
             raise
@@ -128,6 +131,20 @@ def opened(x: StoredRows, kept: Mapping[bytes, NDArray] = MappingProxyType({})) 
     finally:
         del _readers[number]
         reader.close()
+
+
+def _over_all_devices() -> Array:
+    """Returns what each device of the mesh has a part in, after all that it was asked for."""
+    if mesh.extent(mesh.DATA) == 1:
+        return jnp.zeros(())
+    return jax.jit(
+        jax.shard_map(
+            lambda: jax.lax.psum(jnp.ones(()), mesh.DATA),
+            in_specs=(),
+            out_specs=PartitionSpec(),
+            axis_names=mesh.free_axes(),
+        )
+    )()
 
 
 def _read(
