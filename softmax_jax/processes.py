@@ -43,6 +43,12 @@ def start(
     Raises:
       RuntimeError: if JAX was used already, or the others do not come within five minutes.
       ValueError: if nothing was given and the environment is that of no cluster.
+
+    Example:
+      >>> if jax.devices():  # which is a use of JAX
+      ...     start("first-host:1234", num_processes=2, process_id=0)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      RuntimeError: jax.distributed.initialize() must be called before any JAX calls ...
     """
     jax.distributed.initialize(
         coordinator,
