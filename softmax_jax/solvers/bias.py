@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Bool, Float, Int, Integer
-from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import per_problem
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
@@ -142,11 +141,14 @@ def _is_near(problem: Problem, g: Float[Array, "k q"]) -> Bool[Array, ""]:
 
 
 def _from_afar(problem: Problem, logits: Float[Array, "blocks k q rows"], at: _Search) -> _Search:
-    lowest = jnp.min(logits, axis=2, where=counts(logits), initial=jnp.inf)
-    reach = jnp.max(logits, axis=2) - lowest
-    size = jnp.max(reach, axis=(0, 2))
+    def wider(j, size):
+        o = block_of(logits, j)
+        lowest = jnp.min(o, axis=1, where=counts(o), initial=jnp.inf)
+        return jnp.maximum(size, jnp.max(jnp.max(o, axis=1) - lowest, axis=-1))
+
+    size = over_blocks(problem, wider, jnp.zeros(logits.shape[1], logits.dtype))
     hot = jnp.where(size > 1000, size / 100, 1)
-    scaling = _iterative_scaling(problem, logits / hot[None, :, None, None])
+    scaling = _iterative_scaling(problem, logits, hot)
     return at._replace(b=hot[:, None] * scaling, heat=hot, i=at.i + 1)
 
 
@@ -224,13 +226,18 @@ def _shares_of_classes(problem: Problem, q: int) -> Float[Array, "m q"]:
 
 
 def _iterative_scaling(
-    problem: Problem, logits: Float[Array, "blocks k q rows"]
+    problem: Problem, logits: Float[Array, "blocks k q rows"], heat: Float[Array, " k"]
 ) -> Float[Array, "k q"]:
-    """Returns log(mean y / mean p), a step that never overshoots."""
-    target, mass = _shares_of_classes(problem, logits.shape[2]), passes.mass(problem)
-    shares = problem.weights[:, :, None] / mass[None, :, None, None]
-    _, below, log_z = softmax_and_normalizer(logits, axis=2)
-    terms = below - log_z[:, :, None] + jnp.log(shares)
-    reached = jax.nn.logsumexp(terms, axis=(0, 3))
+    """Returns log(mean y / mean p) for logits divided by ``heat``, a step that never overshoots."""
+    _, k, q, _ = logits.shape
+    target, mass = _shares_of_classes(problem, q), passes.mass(problem)
+
+    def add(j, reached):
+        _, below, log_z = passes.softmax(block_of(logits, j) / per_problem(heat))
+        log_s = jnp.log(passes.weights(problem, j, mass))
+        terms = below + (log_s - log_z)[:, None]
+        return jnp.logaddexp(reached, jax.nn.logsumexp(terms, axis=-1))
+
+    reached = over_blocks(problem, add, jnp.full((k, q), -jnp.inf, logits.dtype))
     scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
     return jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)

@@ -29,7 +29,7 @@ import numpy as np
 
 from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.solvers import passes
-from softmax_jax.solvers.bias import Root, best_bias_and_root, no_root
+from softmax_jax.solvers.bias import best_bias_and_root, no_root
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.passes import over_classes, per_problem
 from softmax_jax.solvers.problem import (
@@ -121,25 +121,6 @@ class _Best(NamedTuple):
     probabilities: Float[Array, "blocks k q rows"]
 
 
-def _at_best_bias(
-    problem: Problem,
-    logits: Float[Array, "blocks k q rows"],
-    root: Root,
-    *,
-    has_root: Bool[Array, ""] | bool,
-    is_best: bool,
-) -> tuple[_Best, Root]:
-    bias = jnp.zeros(logits.shape[1:3], logits.dtype)
-    if not is_best:
-        bias, root = jax.lax.cond(
-            problem.intercept > 0,
-            lambda: best_bias_and_root(problem, logits, root, has_root=has_root),
-            lambda: (bias, root),
-        )
-    loss, p = passes.loss_and_probabilities(problem, logits + bias[None, :, :, None])
-    return _Best(bias, loss, p), root
-
-
 def _of_both(
     problem: Problem,
     logits: Float[Array, "blocks k q rows"],
@@ -149,26 +130,39 @@ def _of_both(
     is_best: bool,
 ) -> _Best:
     """Returns bias and loss of the logits, and probabilities of the dual if it is needed."""
-    root = no_root(logits)
-    if dual is None:
-        return _at_best_bias(problem, logits, root, has_root=False, is_best=is_best)[0]
+    _, k, q, _ = logits.shape
+    biases = jnp.zeros((2, k, q), logits.dtype)
+
+    def scores_of_dual():
+        assert dual is not None
+        # What is zero is taken for next to nothing, so that tilting can raise it.
+        return jnp.log(jnp.maximum(dual, 1e-300))
 
     # A loop, as it is compiled once for both.
     def one(i, carry):
-        first, root = carry
-        # What is zero is taken for next to nothing, so that tilting can raise it.
-        o = jax.lax.cond(i == 0, lambda: logits, lambda: jnp.log(jnp.maximum(dual, 1e-300)))
-        found, root = _at_best_bias(problem, o, root, has_root=i > 0, is_best=is_best)
-        bias, loss = (
-            jnp.where(i == 0, new, old) for new, old in zip(found[:2], first[:2], strict=True)
-        )
-        return _Best(bias, loss, found.probabilities), root
+        biases, root = carry
+        o = logits if dual is None else jax.lax.cond(i == 0, lambda: logits, scores_of_dual)
+        bias, root = best_bias_and_root(problem, o, root, has_root=i > 0)
+        return biases.at[i].set(bias), root
 
-    _, k, q, _ = logits.shape
-    blank = _Best(
-        jnp.zeros((k, q), logits.dtype), jnp.zeros(k, logits.dtype), jnp.zeros_like(logits)
-    )
-    return jax.lax.fori_loop(0, jnp.where(is_needed, 2, 1), one, (blank, root))[0]
+    if not is_best:
+        number = 1 if dual is None else jnp.where(is_needed, 2, 1)
+        number = jnp.where(problem.intercept > 0, number, 0)
+        biases, _ = jax.lax.fori_loop(0, number, one, (biases, no_root(logits)))
+    loss, p = passes.loss_and_probabilities(problem, logits + biases[0][None, :, :, None])
+    if dual is not None:
+        p = jax.lax.cond(
+            is_needed,
+            lambda: _probabilities(problem, scores_of_dual() + biases[1][None, :, :, None]),
+            lambda: p,
+        )
+    return _Best(biases[0], loss, p)
+
+
+def _probabilities(
+    problem: Problem, logits: Float[Array, "blocks k q rows"]
+) -> Float[Array, "blocks k q rows"]:
+    return passes.loss_and_probabilities(problem, logits)[1]
 
 
 class _Unfinished(NamedTuple):
