@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float, Int, Integer
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import per_problem
+from softmax_jax.solvers.placement import added_up, largest_of_all, summed_over_devices
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks
 
 
@@ -141,15 +142,24 @@ def _is_near(problem: Problem, g: Float[Array, "k q"]) -> Bool[Array, ""]:
 
 
 def _from_afar(problem: Problem, logits: Float[Array, "blocks k q rows"], at: _Search) -> _Search:
-    def wider(j, size):
-        o = block_of(logits, j)
-        lowest = jnp.min(o, axis=1, where=counts(o), initial=jnp.inf)
-        return jnp.maximum(size, jnp.max(jnp.max(o, axis=1) - lowest, axis=-1))
-
-    size = over_blocks(problem, wider, jnp.zeros(logits.shape[1], logits.dtype))
+    size = _reach(problem, logits)
     hot = jnp.where(size > 1000, size / 100, 1)
     scaling = _iterative_scaling(problem, logits, hot)
     return at._replace(b=hot[:, None] * scaling, heat=hot, i=at.i + 1)
+
+
+def _reach(problem: Problem, logits: Float[Array, "blocks k q rows"]) -> Float[Array, " k"]:
+    """Returns the largest difference of two logits of a row."""
+
+    def reach(problem, logits):
+        def wider(j, size):
+            o = block_of(logits, j)
+            lowest = jnp.min(o, axis=1, where=counts(o), initial=jnp.inf)
+            return jnp.maximum(size, jnp.max(jnp.max(o, axis=1) - lowest, axis=-1))
+
+        return over_blocks(problem, wider, jnp.zeros(logits.shape[1], logits.dtype))
+
+    return summed_over_devices(reach, problem, logits, combined=largest_of_all)
 
 
 def _at(
@@ -157,11 +167,12 @@ def _at(
     logits: Float[Array, "blocks k q rows"],
     b: Float[Array, "k q"],
     heat: Float[Array, " k"],
+    mass: Float[Array, " m"],
     j: Integer[Array, ""],
 ) -> tuple[Float[Array, "k q rows"], Float[Array, "m 1 rows"]]:
     """Returns probabilities and weights of block ``j``."""
     p, _, _ = passes.softmax((block_of(logits, j) + b[:, :, None]) / per_problem(heat))
-    return p, passes.weights(problem, j, passes.mass(problem))[:, None]
+    return p, passes.weights(problem, j, mass)[:, None]
 
 
 def _gradient(
@@ -172,11 +183,14 @@ def _gradient(
 ) -> Float[Array, "k q"]:
     """Returns the gradient of the mean loss in b, times the temperature."""
 
-    def add(j, g):
-        p, s = _at(problem, logits, b, heat, j)
-        return g + jnp.sum(s * (p - passes.targets(problem, j, b.shape[1])), axis=-1)
+    def sums(problem, logits, b, heat, mass):
+        def add(j, g):
+            p, s = _at(problem, logits, b, heat, mass, j)
+            return g + jnp.sum(s * (p - passes.targets(problem, j, b.shape[1])), axis=-1)
 
-    return over_blocks(problem, add, jnp.zeros_like(b))
+        return over_blocks(problem, add, jnp.zeros_like(b))
+
+    return summed_over_devices(sums, problem, logits, b, heat, passes.mass(problem))
 
 
 def _derivatives(
@@ -189,14 +203,17 @@ def _derivatives(
     k, q = b.shape
     eye = jnp.eye(q, dtype=b.dtype)
 
-    def add(j, carry):
-        g, h = carry
-        p, s = _at(problem, logits, b, heat, j)
-        g = g + jnp.sum(s * (p - passes.targets(problem, j, q)), axis=-1)
-        diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
-        return g, h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
+    def sums(problem, logits, b, heat, mass):
+        def add(j, carry):
+            g, h = carry
+            p, s = _at(problem, logits, b, heat, mass, j)
+            g = g + jnp.sum(s * (p - passes.targets(problem, j, q)), axis=-1)
+            diagonal = jnp.sum(s * p, axis=-1)[:, :, None] * eye[None]
+            return g, h + diagonal - jnp.einsum("kar,kbr->kab", s * p, p)
 
-    g, h = over_blocks(problem, add, (jnp.zeros_like(b), jnp.zeros((k, q, q), b.dtype)))
+        return over_blocks(problem, add, (jnp.zeros_like(b), jnp.zeros((k, q, q), b.dtype)))
+
+    g, h = summed_over_devices(sums, problem, logits, b, heat, passes.mass(problem))
     # Scaled to a unit diagonal, as classes may differ in weight by many orders. It is flat along
     # adding one number to all classes, which changes nothing, and so is some curvature put there;
     # and along adding one to classes that are never confused with others, where it gets a little.
@@ -208,21 +225,37 @@ def _derivatives(
     flat = flat / jnp.sqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + jnp.finfo(h.dtype).tiny)
     scaled = scale[:, :, None] * h * scale[:, None, :] + flat[:, :, None] * flat[:, None, :]
     some = jnp.where(is_met, 4 * q * jnp.finfo(h.dtype).eps, 1)
-    lower = jnp.linalg.cholesky(scaled + some[:, :, None] * eye[None])
+    lower = _cholesky(scaled + some[:, :, None] * eye[None])
     # The Hessian is the Laplacian of a graph, which is at most twice its diagonal.
     is_definite = jnp.all(jnp.isfinite(lower), axis=(1, 2), keepdims=True)
     return g, Root(jnp.where(is_definite, lower, math.sqrt(2) * eye[None]), scale)
 
 
+def _cholesky(a: Float[Array, "k q q"]) -> Float[Array, "k q q"]:
+    """Returns the lower factors; what is not finite where a matrix is not positive definite."""
+
+    def by_eigenvectors(a):
+        # XLA for several TPUs has no Cholesky decomposition in float64.
+        values, vectors = jnp.linalg.eigh(a)
+        root = jnp.sqrt(values)[:, :, None] * jnp.swapaxes(vectors, -1, -2)
+        return jnp.swapaxes(jnp.linalg.qr(root)[1], -1, -2)
+
+    if a.dtype != jnp.float64:
+        return jnp.linalg.cholesky(a)
+    return jax.lax.platform_dependent(a, tpu=by_eigenvectors, default=jnp.linalg.cholesky)
+
+
 def _shares_of_classes(problem: Problem, q: int) -> Float[Array, "m q"]:
     """Returns the mean of the targets."""
-    mass = passes.mass(problem)
 
-    def add(j, total):
-        s = passes.weights(problem, j, mass)[:, None]
-        return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
+    def sums(problem, _, mass):
+        def add(j, total):
+            s = passes.weights(problem, j, mass)[:, None]
+            return total + jnp.sum(s * passes.targets(problem, j, q), axis=-1)
 
-    return over_blocks(problem, add, jnp.zeros((len(mass), q), problem.dtype))
+        return over_blocks(problem, add, jnp.zeros((len(mass), q), problem.dtype))
+
+    return summed_over_devices(sums, problem, (), passes.mass(problem))
 
 
 def _iterative_scaling(
@@ -230,14 +263,24 @@ def _iterative_scaling(
 ) -> Float[Array, "k q"]:
     """Returns log(mean y / mean p) for logits divided by ``heat``, a step that never overshoots."""
     _, k, q, _ = logits.shape
-    target, mass = _shares_of_classes(problem, q), passes.mass(problem)
+    target = _shares_of_classes(problem, q)
 
-    def add(j, reached):
-        _, below, log_z = passes.softmax(block_of(logits, j) / per_problem(heat))
-        log_s = jnp.log(passes.weights(problem, j, mass))
-        terms = below + (log_s - log_z)[:, None]
-        return jnp.logaddexp(reached, jax.nn.logsumexp(terms, axis=-1))
+    def log_sums(problem, logits, heat, mass):
+        def add(j, reached):
+            _, below, log_z = passes.softmax(block_of(logits, j) / per_problem(heat))
+            log_s = jnp.log(passes.weights(problem, j, mass))
+            terms = below + (log_s - log_z)[:, None]
+            return jnp.logaddexp(reached, jax.nn.logsumexp(terms, axis=-1))
 
-    reached = over_blocks(problem, add, jnp.full((k, q), -jnp.inf, logits.dtype))
+        return over_blocks(problem, add, jnp.full((k, q), -jnp.inf, logits.dtype))
+
+    def combined(reached):
+        # Relative to the largest, so that it is the sum that is sent.
+        most = largest_of_all(reached)
+        most = jnp.where(jnp.isfinite(most), most, 0)
+        return most + jnp.log(added_up(jnp.exp(reached - most)))
+
+    mass = passes.mass(problem)
+    reached = summed_over_devices(log_sums, problem, logits, heat, mass, combined=combined)
     scaling = jnp.log(jnp.where(target > 0, target, 1)) - reached
     return jnp.where((target > 0) & jnp.isfinite(reached), scaling, 0)

@@ -32,6 +32,7 @@ from softmax_jax.solvers import passes
 from softmax_jax.solvers.bias import best_bias_and_root, no_root
 from softmax_jax.solvers.compiled import compiled
 from softmax_jax.solvers.passes import over_classes, per_problem
+from softmax_jax.solvers.placement import summed_over_devices
 from softmax_jax.solvers.problem import (
     Problem,
     Strengths,
@@ -204,19 +205,24 @@ def _divergence(
 ) -> Float[Array, " k"]:
     """Returns the mean KL divergence of ``y + c (probabilities - y)`` from ``softmax(logits)``."""
     _, k, q, _ = logits.shape
+
+    def sums(problem, of_rows, c, mass):
+        logits, probabilities = of_rows
+
+        def add(j, total):
+            y = passes.targets(problem, j, q)
+            s = passes.weights(problem, j, mass)
+            _, below, log_z = passes.softmax(block_of(logits, j))
+            p = y + per_problem(c) * (block_of(probabilities, j) - y)
+            # Padded by p's and q's sums, each term is not negative.
+            log_q = below - log_z[:, None]
+            terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)
+            return total + jnp.sum(s * over_classes(jnp.maximum(terms, 0)), axis=-1)
+
+        return over_blocks(problem, add, jnp.zeros(k, logits.dtype))
+
     mass = passes.mass(problem)
-
-    def add(j, total):
-        y = passes.targets(problem, j, q)
-        s = passes.weights(problem, j, mass)
-        _, below, log_z = passes.softmax(block_of(logits, j))
-        p = y + per_problem(c) * (block_of(probabilities, j) - y)
-        # Padded by p's and q's sums, each term is not negative.
-        log_q = below - log_z[:, None]
-        terms = jax.scipy.special.xlogy(p, p) - p * log_q - p + jnp.exp(log_q)
-        return total + jnp.sum(s * over_classes(jnp.maximum(terms, 0)), axis=-1)
-
-    return over_blocks(problem, add, jnp.zeros(k, logits.dtype))
+    return summed_over_devices(sums, problem, (logits, probabilities), c, mass)
 
 
 def certified_together(

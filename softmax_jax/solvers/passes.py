@@ -11,7 +11,7 @@ from softmax_jax.checks import exceeds_float32
 from softmax_jax.data.host_targets import by_class
 from softmax_jax.normalizer import softmax_and_normalizer
 from softmax_jax.solvers import sparse
-from softmax_jax.solvers.placement import summed_over_devices
+from softmax_jax.solvers.placement import summed_and_filled, summed_over_devices
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks, put
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.streamed import StreamedRows, block_at
@@ -142,8 +142,12 @@ def weights(
 
 def mass(problem: Problem) -> Float[Array, " m"]:
     """Returns the weight of all active rows; 1 if they have none."""
-    is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
-    total = jnp.einsum("jkr,j->k", problem.weights, is_active, precision="highest")
+
+    def sums(problem, _):
+        is_active = (jnp.arange(problem.blocks) < problem.active).astype(problem.dtype)
+        return jnp.einsum("jkr,j->k", problem.weights, is_active, precision="highest")
+
+    total = summed_over_devices(sums, problem, ())
     return jnp.where(total > 0, total, 1)
 
 
@@ -214,18 +218,21 @@ def loss_and_probabilities(
     problem: Problem, logits: Float[Array, "blocks k q rows"]
 ) -> tuple[Float[Array, " k"], Float[Array, "blocks k q rows"]]:
     """Returns the mean loss, eq. 3.4.9, and the softmax of the logits."""
-    _, k, q, _ = logits.shape
-    total = mass(problem)
 
-    def add(j, carry):
-        loss, probabilities = carry
-        p, below, log_z = softmax(block_of(logits, j))
-        terms = log_z - over_classes(targets(problem, j, q) * below)
-        loss = loss + jnp.sum(weights(problem, j, total) * terms, axis=-1)
-        return loss, put(probabilities, p, j)
+    def of_rows(problem, logits, total):
+        _, k, q, _ = logits.shape
 
-    zero = jnp.zeros(k, logits.dtype)
-    return over_blocks(problem, add, (zero, jnp.zeros_like(logits)))
+        def add(j, carry):
+            loss, probabilities = carry
+            p, below, log_z = softmax(block_of(logits, j))
+            terms = log_z - over_classes(targets(problem, j, q) * below)
+            loss = loss + jnp.sum(weights(problem, j, total) * terms, axis=-1)
+            return loss, put(probabilities, p, j)
+
+        zero = jnp.zeros(k, logits.dtype)
+        return over_blocks(problem, add, (zero, jnp.zeros_like(logits)))
+
+    return summed_and_filled(of_rows, problem, logits, mass(problem))
 
 
 def product(

@@ -2,8 +2,7 @@
 
 The rows of each block lie over all devices, so that the first blocks are a sample that all of them
 share the work on. Everything else lies on each device. Programs are partitioned by XLA, but for
-sums over the rows that are as large as the parameters: each device forms its own over all blocks,
-and these are added up once.
+sums over the rows: each device forms its own over all blocks, and these are added up once.
 """
 
 import dataclasses
@@ -11,18 +10,44 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from softmax_jax import parallel, processes
-from softmax_jax._annotations import Array, Shaped
+from softmax_jax._annotations import Array, Float, PyTree, Shaped
 from softmax_jax.solvers.problem import Problem
 from softmax_jax.solvers.sparse import SparseRows
 from softmax_jax.solvers.streamed import StreamedRows
 
 Sums = TypeVar("Sums")
+Filled = TypeVar("Filled")
 
 _EVERYWHERE, _OF_BLOCKS = PartitionSpec(), PartitionSpec(None, parallel.DATA)
 _ROWS_LAST = {rank: PartitionSpec(*[None] * (rank - 1), parallel.DATA) for rank in range(1, 5)}
+
+
+def added_up(sums: Sums) -> Sums:
+    """Returns the sums of all devices, in a program that each device has for itself."""
+
+    def one(a):
+        if a.dtype != np.float64:
+            return jax.lax.psum(a, parallel.DATA)
+        # Of float64, XLA for TPUs adds up one array over chips, and not several at once.
+        return jax.lax.platform_dependent(
+            a, tpu=_added_up_here, default=lambda a: jax.lax.psum(a, parallel.DATA)
+        )
+
+    return jax.tree.map(one, sums)
+
+
+def _added_up_here(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.sum(jax.lax.all_gather(a, parallel.DATA), axis=0)
+
+
+def largest_of_all(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the largest numbers of all devices, likewise."""
+    return jnp.max(jax.lax.all_gather(a, parallel.DATA), axis=0)
 
 
 def placed(problem: Problem) -> Problem:
@@ -40,23 +65,55 @@ def placed(problem: Problem) -> Problem:
 def summed_over_devices(
     sums: Callable[..., Sums],
     problem: Problem,
-    of_rows: Shaped[Array, "blocks k q rows"],
+    of_rows: PyTree,
     *others: Shaped[Array, "..."],
+    combined: Callable[[Sums], Sums] = added_up,
 ) -> Sums:
     """Returns ``sums(problem, of_rows, *others)``, which each device forms for its own rows.
 
     Args:
       sums: function that sums over the rows that it is given.
       problem: the rows.
-      of_rows: an array with an axis of rows at the end.
+      of_rows: arrays with an axis of rows at the end.
       others: arrays that all devices have.
+      combined: makes one of the sums of all devices, by a collective over their axis.
     """
     if parallel.extent(parallel.DATA) == 1 or isinstance(problem.x, SparseRows):
         return sums(problem, of_rows, *others)
+    return _on_each_device(
+        lambda *arguments: combined(sums(*arguments)), _EVERYWHERE, problem, of_rows, others
+    )
+
+
+def summed_and_filled(
+    function: Callable[..., tuple[Sums, Filled]],
+    problem: Problem,
+    of_rows: PyTree,
+    *others: Shaped[Array, "..."],
+) -> tuple[Sums, Filled]:
+    """Does what `summed_over_devices` does, of sums, and of arrays ``[blocks, k, q, rows]``."""
+    if parallel.extent(parallel.DATA) == 1 or isinstance(problem.x, SparseRows):
+        return function(problem, of_rows, *others)
+
+    def on_device(*arguments):
+        sums, filled = function(*arguments)
+        return added_up(sums), filled
+
+    return _on_each_device(on_device, (_EVERYWHERE, _ROWS_LAST[4]), problem, of_rows, others)
+
+
+def _on_each_device(
+    function: Callable[..., Any],
+    places: Any,
+    problem: Problem,
+    of_rows: PyTree,
+    others: tuple[Shaped[Array, "..."], ...],
+) -> Any:
+    rows_last = jax.tree.map(lambda a: _ROWS_LAST[a.ndim], of_rows)
     return jax.shard_map(
-        lambda *arguments: jax.lax.psum(sums(*arguments), parallel.DATA),
-        in_specs=(_places(problem), _ROWS_LAST[4], *[_EVERYWHERE] * len(others)),
-        out_specs=_EVERYWHERE,
+        function,
+        in_specs=(_places(problem), rows_last, *[_EVERYWHERE] * len(others)),
+        out_specs=places,
         axis_names={parallel.DATA},
         check_vma=False,
     )(problem, of_rows, *others)

@@ -18,6 +18,7 @@ from softmax_jax._annotations import Array, Bool, Float, NDArray
 from softmax_jax.model import Params
 from softmax_jax.penalty import Penalty
 from softmax_jax.solvers import passes
+from softmax_jax.solvers.placement import added_up, largest_of_all, summed_over_devices
 from softmax_jax.solvers.precision import holds_rows
 from softmax_jax.solvers.problem import Problem, block_of, cast, over_blocks
 from softmax_jax.solvers.spread import Spread
@@ -170,14 +171,20 @@ def _statistics(
     first = passes.features(problem, jnp.int32(0))[0]
     problem = problem._replace(center=first)
 
-    def add(j, carry):
-        x = passes.features(problem, j)
-        s = jnp.mean(block_of(problem.weights, j), axis=0)
-        counted = jnp.where(s[:, None] > 0, jnp.abs(x), 0)
-        return carry[0] + s @ x, jnp.maximum(carry[1], jnp.max(counted, axis=0))
+    def of_rows(problem, _):
+        def add(j, carry):
+            x = passes.features(problem, j)
+            s = jnp.mean(block_of(problem.weights, j), axis=0)
+            counted = jnp.where(s[:, None] > 0, jnp.abs(x), 0)
+            return carry[0] + s @ x, jnp.maximum(carry[1], jnp.max(counted, axis=0))
 
-    zero = jnp.zeros(problem.d, problem.dtype)
-    return first, *over_blocks(problem, add, (zero, zero))
+        zero = jnp.zeros(problem.d, problem.dtype)
+        return over_blocks(problem, add, (zero, zero))
+
+    def combined(found):
+        return added_up(found[0]), largest_of_all(found[1])
+
+    return first, *summed_over_devices(of_rows, problem, (), combined=combined)
 
 
 @jax.jit
@@ -187,20 +194,19 @@ def _deviations(problem: Problem) -> Float[Array, " d"]:
     They are formed from differences to the first row, which are exactly zero where nothing varies.
     """
     first = passes.features(problem, jnp.int32(0))[:1]
-    total = over_blocks(
-        problem,
-        lambda j, total: total + jnp.sum(block_of(problem.weights, j)),
-        jnp.zeros((), problem.dtype),
-    )
 
-    def add(j, carry):
-        x = passes.features(problem, j)
-        x = x - jnp.broadcast_to(first, x.shape)
-        s = jnp.sum(block_of(problem.weights, j), axis=0) / total
-        return carry[0] + s @ x, carry[1] + s @ (x * x)
+    def sums(problem, _, first):
+        def add(j, carry):
+            x = passes.features(problem, j)
+            x = x - jnp.broadcast_to(first, x.shape)
+            s = jnp.sum(block_of(problem.weights, j), axis=0)
+            return carry[0] + jnp.sum(s), carry[1] + s @ x, carry[2] + s @ (x * x)
 
-    zero = jnp.zeros(problem.d, problem.dtype)
-    mean, square = over_blocks(problem, add, (zero, zero))
+        zero = jnp.zeros(problem.d, problem.dtype)
+        return over_blocks(problem, add, (jnp.zeros((), problem.dtype), zero, zero))
+
+    total, mean, square = summed_over_devices(sums, problem, (), first)
+    mean, square = mean / total, square / total
     return jnp.sqrt(jnp.maximum(square - mean**2, 0))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from softmax_jax._annotations import Array, Float, Integer
 from softmax_jax.solvers import cost, passes
+from softmax_jax.solvers.placement import summed_over_devices
 from softmax_jax.solvers.problem import Problem, block_of, over_blocks
 from softmax_jax.solvers.sparse import SparseRows
 
@@ -135,11 +136,7 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
         factor = jnp.maximum(factor, 1e-7 * jnp.max(factor))
     unit = jnp.ones(d, dtype) if is_exact else 1 / factor
 
-    def add_moments(j, carry):
-        s = _weights(problem, j)
-        return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j, unit)
-
-    mass, moments = over_blocks(problem, add_moments, (jnp.zeros((), dtype), jnp.zeros(d, dtype)))
+    mass, moments = summed_over_devices(_moments, problem, (), unit)
     mass = jnp.where(mass > 0, mass, 1)
     moments = moments / mass
     zero = jnp.zeros((), dtype)
@@ -158,6 +155,18 @@ def basis(sizes: Sizes, problem: Problem, factor: Float[Array, " d"], q: int) ->
     return Basis(unit[:, None] * vectors, values, ridge, rest, factor)
 
 
+def _moments(
+    problem: Problem, _: tuple[()], unit: Float[Array, " d"]
+) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+    """Returns the sum of the weights, and that of the squares of the features."""
+
+    def add(j, carry):
+        s = _weights(problem, j)
+        return carry[0] + jnp.sum(s), carry[1] + passes.weighted_squares(problem, s, j, unit)
+
+    return over_blocks(problem, add, (jnp.zeros((), unit.dtype), jnp.zeros_like(unit)))
+
+
 def _weights(problem: Problem, j: Integer[Array, ""]) -> Float[Array, " rows"]:
     """Returns the weights of block ``j``, over all weightings."""
     return jnp.mean(block_of(problem.weights, j), axis=0)
@@ -173,11 +182,14 @@ def _dense(
 def _covariance(problem: Problem, unit: Float[Array, " d"]) -> Float[Array, "d d"]:
     """Returns the sum of the outer products of the rows, in these units."""
 
-    def add(j, carry):
-        x = _dense(problem, unit, j)
-        return carry + jnp.matmul(x.T, _weights(problem, j)[:, None] * x, precision="highest")
+    def sums(problem, _, unit):
+        def add(j, carry):
+            x = _dense(problem, unit, j)
+            return carry + jnp.matmul(x.T, _weights(problem, j)[:, None] * x, precision="highest")
 
-    return over_blocks(problem, add, jnp.zeros((problem.d, problem.d), problem.dtype))
+        return over_blocks(problem, add, jnp.zeros((problem.d, problem.d), problem.dtype))
+
+    return summed_over_devices(sums, problem, (), unit)
 
 
 def _times_covariance(
@@ -185,15 +197,18 @@ def _times_covariance(
 ) -> Float[Array, "d p"]:
     """Returns the covariance times ``v``, without forming it."""
 
-    def add(j, carry):
-        s = _weights(problem, j)[:, None]
-        if isinstance(problem.x, SparseRows):
-            scores = passes.times(problem, unit[:, None] * v, j)
-            return carry + unit[:, None] * passes.transposed_times(problem, s * scores, j)
-        x = _dense(problem, unit, j)
-        return carry + x.T @ (s * (x @ v))
+    def sums(problem, _, unit, v):
+        def add(j, carry):
+            s = _weights(problem, j)[:, None]
+            if isinstance(problem.x, SparseRows):
+                scores = passes.times(problem, unit[:, None] * v, j)
+                return carry + unit[:, None] * passes.transposed_times(problem, s * scores, j)
+            x = _dense(problem, unit, j)
+            return carry + x.T @ (s * (x @ v))
 
-    return over_blocks(problem, add, jnp.zeros_like(v)) / mass
+        return over_blocks(problem, add, jnp.zeros_like(v))
+
+    return summed_over_devices(sums, problem, (), unit, v) / mass
 
 
 def _leading(

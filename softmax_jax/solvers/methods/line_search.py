@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from softmax_jax._annotations import Array, Bool, Float
 from softmax_jax.solvers import passes
 from softmax_jax.solvers.passes import dot, over_classes, per_problem
+from softmax_jax.solvers.placement import summed_and_filled
 from softmax_jax.solvers.problem import Problem, block_of, counts, over_blocks, put
 
 
@@ -137,25 +138,30 @@ def probe_at(
       t: steps.
       into: probabilities of blocks that are not active; the others are used up.
     """
-    q = logits.shape[2]
-    mass = passes.mass(problem)
 
-    def add(j, probe):
-        a = block_of(ahead, j)
-        y = passes.targets(problem, j, q)
-        s = passes.weights(problem, j, mass)
-        p, below, log_z = passes.softmax(block_of(logits, j) + per_problem(t) * a)
-        mean, variance = passes.mean_and_variance(p, a)
-        return Probe(
-            loss=probe.loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
-            slope=probe.slope + jnp.sum(s * (mean - over_classes(y * a)), axis=-1),
-            second_derivative=probe.second_derivative + jnp.sum(s * variance, axis=-1),
-            probabilities=put(probe.probabilities, p, j),
-        )
+    def of_rows(problem, arrays, t, mass):
+        logits, ahead, into = arrays
 
-    zero = jnp.zeros_like(t)
-    start = Probe(zero, zero, zero, into)
-    return over_blocks(problem, add, start)
+        def add(j, carry):
+            (loss, slope, second_derivative), probabilities = carry
+            a = block_of(ahead, j)
+            y = passes.targets(problem, j, logits.shape[2])
+            s = passes.weights(problem, j, mass)
+            p, below, log_z = passes.softmax(block_of(logits, j) + per_problem(t) * a)
+            mean, variance = passes.mean_and_variance(p, a)
+            sums = (
+                loss + jnp.sum(s * (log_z - over_classes(y * below)), axis=-1),
+                slope + jnp.sum(s * (mean - over_classes(y * a)), axis=-1),
+                second_derivative + jnp.sum(s * variance, axis=-1),
+            )
+            return sums, put(probabilities, p, j)
+
+        zero = jnp.zeros_like(t)
+        return over_blocks(problem, add, ((zero, zero, zero), into))
+
+    arrays, mass = (logits, ahead, into), passes.mass(problem)
+    (loss, slope, curvature), filled = summed_and_filled(of_rows, problem, arrays, t, mass)
+    return Probe(loss, slope, curvature, filled)
 
 
 def backtrack(
