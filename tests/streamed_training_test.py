@@ -36,14 +36,16 @@ def trained(x, *, parts=1, spread=False):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8, np.float64, np.int32])
 def test_epochs_and_evaluation_of_files_are_those_in_memory_to_the_bit(dtype):
     x = STORED.astype(dtype)
-    jax.tree.map(np.testing.assert_array_equal, trained(data.rows_of(x)), trained(x))
+    jax.tree.map(np.testing.assert_array_equal, trained(data.rows_of_array(x)), trained(x))
 
 
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((8, 1), marks=pytest.mark.slow)])
 def test_they_are_on_meshes(shape):
     x = STORED.astype(np.float32)
     with jax.set_mesh(parallel.make_mesh(*shape)):
-        found, expected = (trained(rows, parts=8, spread=True) for rows in (data.rows_of(x), x))
+        found, expected = (
+            trained(rows, parts=8, spread=True) for rows in (data.rows_of_array(x), x)
+        )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -75,11 +77,15 @@ def test_a_file_that_vanishes_is_named(tmp_path):
 
 
 def test_a_batch_has_to_be_read():
-    x = data.rows_of(STORED)
+    x = data.rows_of_array(STORED)
     with pytest.raises(ValueError, match=r"give a batch of them, such as x\[:256\]"):
         data.features(Data(x, Y))
     state = training.init(Params(np.zeros((D, Q)), np.zeros(Q)), OPTIMIZER)
     update = training.make_update(OPTIMIZER)
+    epoch = training.make_epoch(OPTIMIZER, batch_size=64)
     with pytest.raises(ValueError, match=r"x\[:256\]"):
         update(state, Data(x, Y))
     update(state, Data(x[:64], Y[:64]))
+    for traced in (lambda s: evaluate(s.params, Data(x, Y)).weight, lambda s: epoch(s, Data(x, Y))):
+        with pytest.raises(ValueError, match=r"call these outside of jax\.jit"):
+            jax.jit(traced)(state)

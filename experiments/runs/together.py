@@ -21,6 +21,8 @@ from softmax_jax import processes
 
 CLUSTER = "cluster"
 """Stands for the address that the environment of a cluster has."""
+_PIECE = 2**26
+"""Bytes that are sent at once."""
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -84,6 +86,13 @@ def _received(packed: bytes) -> io.BytesIO:
     """Returns the bytes of the first process."""
     if jax.process_count() == 1:
         return io.BytesIO(packed)
-    size = int(processes.from_first(np.int32(len(packed))))
-    own = np.frombuffer(packed, np.uint8) if processes.is_first() else np.zeros(size, np.uint8)
-    return io.BytesIO(np.asarray(processes.from_first(own)).tobytes())
+    # In pieces, as all of it would have to lie on a device at once.
+    pieces = int(processes.from_first(np.int32(-(-len(packed) // _PIECE))))
+    received = io.BytesIO()
+    for i in range(pieces):
+        own = packed[i * _PIECE : (i + 1) * _PIECE]
+        size = int(processes.from_first(np.int32(len(own))))
+        sent = np.frombuffer(own, np.uint8) if processes.is_first() else np.zeros(size, np.uint8)
+        received.write(np.asarray(processes.from_first(sent)).tobytes())
+    received.seek(0)
+    return received

@@ -16,7 +16,7 @@ from softmax_jax.data.sources import load as load
 from softmax_jax.data.sources import load_npz as load_npz
 from softmax_jax.data.stored import StoredRows as StoredRows
 from softmax_jax.data.stored import concatenated as concatenated
-from softmax_jax.data.stored import rows_of as rows_of
+from softmax_jax.data.stored import rows_of_array as rows_of_array
 from softmax_jax.data.stored import rows_of_records as rows_of_records
 from softmax_jax.data.targets import SparseTargets as SparseTargets
 from softmax_jax.data.types import Data as Data

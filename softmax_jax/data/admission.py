@@ -60,8 +60,8 @@ def on_stream(function: Callable[[Data], Tree], data: Data) -> Tree:
       data: examples, which it gets with a `Stream` of their features.
 
     Example:
-      >>> from softmax_jax.data.stored import rows_of
-      >>> data = Data(rows_of(np.eye(2)), np.array([0, 1]))
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> data = Data(rows_of_array(np.eye(2)), np.array([0, 1]))
       >>> on_stream(lambda data: data.x.dtype, data)
       dtype('float32')
     """
@@ -71,6 +71,11 @@ def on_stream(function: Callable[[Data], Tree], data: Data) -> Tree:
         units = (None, None) if exceeds_float32(data.x.dtype) else (data.scale, data.shift)
         scale, shift = units
         result = function(data._replace(x=stream, scale=scale, shift=shift))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(result)):
+            raise ValueError(
+                "stored rows: epochs and evaluation read them while they run; call these outside "
+                "of jax.jit"
+            )
         return jax.block_until_ready(result)
 
 

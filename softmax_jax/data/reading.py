@@ -5,25 +5,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_jax._annotations import AnyArray, Integer, NDArray, Shaped
+from softmax_jax._annotations import Integer, NDArray, Shaped
 from softmax_jax.data import blocks
-from softmax_jax.data.stored import StoredRows, rows_of
+from softmax_jax.data.stored import StoredRows
 
 
-def unless_within(x: AnyArray, max_bytes: int) -> AnyArray:
+def unless_within(x: StoredRows, max_bytes: int) -> StoredRows | Shaped[NDArray, "n d"]:
     """Returns stored rows as they are if they take more memory than this, and else in memory.
 
-    Memory maps are stored rows. Whatever else there is stays what it is.
-
     Example:
-      >>> unless_within(rows_of(np.eye(2)), max_bytes=32).tolist()
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> unless_within(rows_of_array(np.eye(2)), max_bytes=32).tolist()
       [[1.0, 0.0], [0.0, 1.0]]
-      >>> type(unless_within(rows_of(np.eye(2)), max_bytes=31)).__name__
+      >>> type(unless_within(rows_of_array(np.eye(2)), max_bytes=31)).__name__
       'StoredRows'
     """
-    if isinstance(x, np.memmap) and x.nbytes > max_bytes:
-        x = rows_of(x)
-    return in_memory(x) if isinstance(x, StoredRows) and x.nbytes <= max_bytes else x
+    return in_memory(x) if x.nbytes <= max_bytes else x
 
 
 def slices_of(
@@ -38,7 +35,8 @@ def slices_of(
       parts: see there.
 
     Example:
-      >>> [(first, len(block)) for first, block in slices_of(rows_of(np.eye(3)), numbers=6)]
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> [(first, len(block)) for first, block in slices_of(rows_of_array(np.eye(3)), numbers=6)]
       [(0, 2), (2, 1)]
     """
     rows = blocks.rows_within(x.shape[1], numbers=numbers)
@@ -50,7 +48,8 @@ def in_memory(x: StoredRows) -> Shaped[NDArray, "n d"]:
     """Reads all rows.
 
     Example:
-      >>> in_memory(rows_of(np.eye(2))).tolist()
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> in_memory(rows_of_array(np.eye(2))).tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """
     a = np.empty(x.shape, x.dtype)
@@ -65,7 +64,8 @@ def filled(
     """Reads rows in any order into an array, from front to back, and returns it.
 
     Example:
-      >>> filled(np.empty((2, 3)), rows_of(np.eye(3)), np.array([2, 0])).tolist()
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> filled(np.empty((2, 3)), rows_of_array(np.eye(3)), np.array([2, 0])).tolist()
       [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     ascending = np.argsort(rows, kind="stable")

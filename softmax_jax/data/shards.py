@@ -1,7 +1,7 @@
 """Files of features, opened as `StoredRows`: ``.npy``, ``.npz``, Parquet and Arrow.
 
-Files are opened anew for each read, so that any number of them may make up a data set. Sizes are
-compared with what headers announce before anything is read.
+Files are opened anew for each read, so that any number of them may make up a data set. That of an
+array is compared in size with what its header announces before anything is read.
 """
 
 import glob
@@ -16,7 +16,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -31,7 +31,12 @@ _PAGE = 4096
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of an entry of a zip file: its signature, and the lengths of the name and of what follows it."""
 
-Read = Callable[[Integer[NDArray, " rows"]], Shaped[NDArray, "rows d"]]
+
+class _Latest(NamedTuple):
+    """The group of rows that was read last, of the files of a data set."""
+
+    groups: dict[tuple[pathlib.Path, int], NDArray]
+    lock: threading.Lock
 
 
 def open_rows(
@@ -44,7 +49,8 @@ def open_rows(
 
     ``.npy`` files, arrays of ``.npz`` files that are not compressed, and columns of lists, of
     Parquet files or those of Arrow (``.arrow``, ``.feather``), for which pyarrow is needed. Of
-    Parquet and Arrow a group of rows, as they were written, is read at a time.
+    Parquet and Arrow a group of rows, as they were written, is read at a time, and kept until
+    another is.
 
     Args:
       paths: of the files, in order; or one, which may be a pattern, such as ``"features/*.npy"``.
@@ -67,7 +73,8 @@ def open_rows(
       ((6, 2), dtype('float16'), [[0.0, 0.0], [1.0, 1.0]])
     """
     found = _matching(os.fspath(paths)) if isinstance(paths, str | os.PathLike) else paths
-    return concatenated([_opened(pathlib.Path(path), name, dtype) for path in found])
+    latest = _Latest({}, threading.Lock())
+    return concatenated([_opened(pathlib.Path(path), name, dtype, latest) for path in found])
 
 
 def _matching(pattern: str) -> Sequence[str]:
@@ -87,31 +94,32 @@ def _matching(pattern: str) -> Sequence[str]:
 
 def _numbers(path: str) -> list[tuple[int, int | str]]:
     """Returns what sorts paths by the numbers in them."""
-    return [
-        (1, int(part)) if part.isdigit() else (2, part) for part in re.split(r"(\d+)", path) if part
-    ]
+    parts = filter(None, re.split(r"(\d+)", path))
+    return [(1, int(part)) if part.isdecimal() else (2, part) for part in parts]
 
 
-def _opened(path: pathlib.Path, name: str | None, dtype: Any) -> StoredRows:
-    if not path.is_file():
+def _opened(path: pathlib.Path, name: str | None, dtype: Any, latest: _Latest) -> StoredRows:
+    if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: it is no file; a pattern names those in a folder")
     openers = {
         ".npy": partial(_npy, dtype=dtype),
         ".npz": partial(_npz, name=name, dtype=dtype),
-        ".parquet": partial(_parquet, name=name),
-        ".arrow": partial(_arrow, name=name),
-        ".feather": partial(_arrow, name=name),
+        ".parquet": partial(_parquet, name=name, latest=latest),
+        ".arrow": partial(_arrow, name=name, latest=latest),
+        ".feather": partial(_arrow, name=name, latest=latest),
     }
-    if path.suffix not in openers:
+    kind = path.suffix.lower()
+    if kind not in openers:
         raise ValueError(f"{path}: unknown kind of file; expected {', '.join(openers)}")
     try:
-        return openers[path.suffix](path)
-    except OSError:
-        raise
+        return openers[kind](path)
     except Exception as e:  # whatever readers make of damaged bytes
-        if str(e).startswith(str(path)):
+        if str(path) in str(e):
             raise
-        raise ValueError(f"{path}: {str(e) or type(e).__name__}") from e
+        kind_of_error = OSError if isinstance(e, OSError) else ValueError
+        raise kind_of_error(f"{path}: {str(e) or type(e).__name__}") from e
 
 
 def _npy(path: pathlib.Path, dtype: Any) -> StoredRows:
@@ -210,80 +218,142 @@ def _fill(path: pathlib.Path, file: io.RawIOBase, offset: int, a: NDArray) -> No
         left = left[read:]
 
 
-def _parquet(path: pathlib.Path, name: str | None) -> StoredRows:
+def _parquet(path: pathlib.Path, name: str | None, latest: _Latest) -> StoredRows:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        column = _chosen(name, _columns_of_lists(file.schema_arrow))
-        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        column = _column(name, file.schema_arrow)
+        lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        first = next(file.iter_batches(batch_size=1, columns=[column]), None)
 
     def read_group(i):
         with parquet.ParquetFile(path) as file:
             return file.read_row_group(i, columns=[column]).column(column).combine_chunks()
 
-    return _in_groups(path, groups, read_group)
+    return _in_groups(path, lengths, first and first.column(column), read_group, latest)
 
 
-def _arrow(path: pathlib.Path, name: str | None) -> StoredRows:
+def _arrow(path: pathlib.Path, name: str | None, latest: _Latest) -> StoredRows:
+    """Opens record batches, in a file of Arrow or, as Hugging Face writes it, in a stream."""
     import pyarrow
 
-    source = pyarrow.memory_map(os.fspath(path))
-    try:
-        file = pyarrow.ipc.open_file(source)
-        groups = [file.get_batch(i) for i in range(file.num_record_batches)]
-    except pyarrow.ArrowInvalid:
-        # As Hugging Face's datasets write it.
-        source.seek(0)
-        file = pyarrow.ipc.open_stream(source)
-        groups = list(file)
-    column = _chosen(name, _columns_of_lists(file.schema))
+    with path.open("rb") as file:
+        is_file = file.read(6) == b"ARROW1"
+    # Lengths are looked at in a map of the file, of which little is touched. Reading goes without:
+    # where a mapped file gets shorter, the process ends.
+    with pyarrow.memory_map(os.fspath(path)) as source:
+        if is_file:
+            found = pyarrow.ipc.open_file(source)
+            schema = found.schema
+            batches = [found.get_batch(i) for i in range(found.num_record_batches)]
+            lengths, first = [batch.num_rows for batch in batches], batches[:1]
+        else:
+            schema, places, lengths, first = _messages(source)
+        column = _column(name, schema)
+        number = schema.get_field_index(column)
+        head = first[0].column(number)[:1] if first else None
+        head = None if head is None else pyarrow.array(head.to_pylist(), head.type)
+        del first
 
     def read_group(i):
-        return groups[i].column(column)
+        options = pyarrow.ipc.IpcReadOptions(included_fields=[number])
+        with pyarrow.OSFile(os.fspath(path)) as source:
+            if is_file:
+                return pyarrow.ipc.open_file(source, options=options).get_batch(i).column(0)
+            source.seek(places[i])
+            message = pyarrow.ipc.read_message(source)
+            return pyarrow.ipc.read_record_batch(message, schema).column(number)
 
-    return _in_groups(path, [group.num_rows for group in groups], read_group)
+    return _in_groups(path, lengths, head, read_group, latest)
 
 
-def _columns_of_lists(schema: Any) -> list[str]:
+def _messages(source: Any) -> tuple[Any, list[int], list[int], list[Any]]:
+    """Returns the schema of a stream, where its batches are, their lengths, and the first one."""
+    import pyarrow
+
+    schema = pyarrow.ipc.read_schema(source)
+    places: list[int] = []
+    lengths: list[int] = []
+    first: list[Any] = []
+    while True:
+        place = source.tell()
+        if place + 8 > source.size():
+            raise ValueError("it ends without the mark of its end; it was cut")
+        try:
+            message = pyarrow.ipc.read_message(source)
+        except EOFError:
+            return schema, places, lengths, first
+        if message.type != "record batch":
+            raise ValueError(f"it has a message of type {message.type!r}; expected record batches")
+        batch = pyarrow.ipc.read_record_batch(message, schema)
+        places.append(place)
+        lengths.append(batch.num_rows)
+        first = first or [batch]
+
+
+def _column(name: str | None, schema: Any) -> str:
     from pyarrow import types
 
     kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+    lists = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+    if not lists:
+        raise ValueError(
+            f"no column is of lists of numbers; it has {', '.join(map(str, schema)) or 'none'}"
+        )
+    return _chosen(name, lists)
 
 
 def _in_groups(
-    path: pathlib.Path, lengths: Sequence[int], read_group: Callable[[int], Any]
+    path: pathlib.Path,
+    lengths: Sequence[int],
+    head: Any,
+    read_group: Callable[[int], Any],
+    latest: _Latest,
 ) -> StoredRows:
-    """Returns rows that are read in groups, of which the last one is kept."""
-    if sum(lengths) == 0:
+    """Returns rows that are read in groups.
+
+    Args:
+      path: of the file.
+      lengths: rows of the groups.
+      head: the first row.
+      read_group: reads one.
+      latest: has the group that was read last, of all files.
+    """
+    if head is None or len(head) == 0:
         raise ValueError("there are no rows")
-    lock = threading.Lock()
-    last: dict[int, NDArray] = {}
-
-    def group(i, first, shape=None, dtype=None):
-        if i not in last:
-            last.clear()
-            last[i] = _matrix(path, read_group(i), first, shape, dtype)
-        return last[i]
-
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    example = group(int(np.flatnonzero(lengths)[0]), 0)
+    example = _matrix(path, head, 0)
     d, dtype = example.shape[1], example.dtype
+
+    def group(i):
+        if (path, i) not in latest.groups:
+            latest.groups.clear()
+            try:
+                lists = read_group(i)
+            except Exception as e:  # whatever readers make of damaged bytes
+                raise OSError(f"{path}: {str(e) or type(e).__name__}") from e
+            latest.groups[path, i] = _matrix(path, lists, int(starts[i]), d, dtype)
+        return latest.groups[path, i]
 
     def read(rows):
         x = np.empty((len(rows), d), dtype)
         of_group = np.searchsorted(starts, rows, side="right") - 1
-        with lock:
+        with latest.lock:
             for own in _runs(of_group, gap=0):
                 i = int(of_group[own.start])
-                x[own] = group(i, int(starts[i]), d, dtype)[rows[own] - starts[i]]
+                x[own] = group(i)[rows[own] - starts[i]]
         return x
 
-    return StoredRows((int(starts[-1]), d), dtype, read, f"{path}, row {{}}".format)
+    shape = int(starts[-1]), d
+    return StoredRows(shape, dtype, read, f"{path}, row {{}}".format, max(lengths))
 
 
 def _matrix(
-    path: pathlib.Path, lists: Any, first: int, d: int | None, dtype: np.dtype | None
+    path: pathlib.Path,
+    lists: Any,
+    first: int,
+    d: int | None = None,
+    dtype: np.dtype | None = None,
 ) -> Shaped[NDArray, "rows d"]:
     """Returns lists of Arrow as rows, without a copy."""
     lengths = np.asarray(lists.value_lengths().fill_null(-1))

@@ -19,7 +19,7 @@ class StoredRows:
     """``[n, d]`` features in files, or wherever else, of which rows can be read.
 
     Example:
-      >>> x = rows_of(np.eye(3))
+      >>> x = rows_of_array(np.eye(3))
       >>> x.shape, x[np.array([2, 0, 2])].tolist()
       ((3, 3), [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     """
@@ -30,6 +30,8 @@ class StoredRows:
     """Returns rows by their numbers, which ascend and do not repeat. Any thread may call it."""
     place: Callable[[int], str] = "row {}".format
     """Returns where a row lies, for messages."""
+    together: int = 1
+    """Rows that are read at once, whether all of them are asked for or not."""
 
     def __len__(self) -> int:
         """Returns n."""
@@ -46,14 +48,53 @@ class StoredRows:
         n, d = self.shape
         return n * d * self.dtype.itemsize
 
-    def __getitem__(self, rows: slice | Integer[NDArray, " rows"]) -> Shaped[NDArray, "rows d"]:
-        """Reads rows, in any order."""
-        if isinstance(rows, slice):
-            return self.read(np.arange(*rows.indices(len(self))))
-        if (np.diff(rows) > 0).all():
-            return self.read(rows)
-        ascending, place = np.unique(rows, return_inverse=True)
-        return self.read(ascending)[place]
+    def __getitem__(self, rows: slice | AnyArray) -> Shaped[NDArray, "rows d"]:
+        """Reads rows in any order, as NumPy takes them: a slice, numbers, or a mask ``[n]``.
+
+        Raises:
+          IndexError: if there is no such row.
+          ValueError: if what is read is not what shape and type say; names where.
+        """
+        numbers = _numbers(rows, len(self))
+        ascending, place = np.unique(numbers, return_inverse=True)
+        if len(ascending) == 0:
+            return np.empty((0, self.shape[1]), self.dtype)
+        found = np.asarray(self.read(ascending))
+        expected = len(ascending), self.shape[1]
+        if found.shape != expected or found.dtype != self.dtype:
+            raise ValueError(
+                f"{self.place(int(ascending[0]))} and on: {found.shape} of {found.dtype} was read; "
+                f"expected {expected} of {self.dtype}"
+            )
+        is_ascending = len(numbers) == len(ascending) and (np.diff(numbers) > 0).all()
+        return found if is_ascending else found[place]
+
+    def __array__(self, *_: object, **__: object) -> NDArray:
+        """Refuses to be read as a whole by accident.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("stored rows are read where they are asked for: x[:] has them in memory")
+
+
+def _numbers(rows: slice | AnyArray, n: int) -> Integer[NDArray, " rows"]:
+    """Returns numbers of rows, from 0 on."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(n))
+    numbers = np.asarray(rows)
+    if numbers.dtype == bool and numbers.shape == (n,):
+        return np.flatnonzero(numbers)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise IndexError(
+            f"rows: {numbers.dtype} of shape {numbers.shape}; expected a slice, numbers of rows, "
+            f"or a mask of {n}"
+        )
+    numbers = numbers.astype(np.int64)
+    wrong = (numbers < -n) | (numbers >= n)
+    if wrong.any():
+        raise IndexError(f"rows: there is no row {numbers[wrong][0]} of {n}")
+    return np.where(numbers < 0, numbers + n, numbers)
 
 
 @runtime_checkable
@@ -67,18 +108,21 @@ class Records(Protocol):
         """Returns one of them."""
 
 
-def rows_of(a: AnyArray) -> StoredRows:
+def rows_of_array(a: AnyArray) -> StoredRows:
     """Returns rows of an array that gives them by number: `np.memmap`, h5py, zarr and the like.
 
     Raises:
       ValueError: if it is not ``[n, d]`` of real numbers.
 
     Example:
-      >>> len(rows_of(np.zeros((5, 2))))
+      >>> len(rows_of_array(np.zeros((5, 2))))
       5
     """
-    if len(a.shape) != 2 or not is_real(a):
-        raise ValueError(f"stored rows: shape {a.shape} of {a.dtype}; expected [n, d] real numbers")
+    if len(a.shape) != 2 or 0 in a.shape or not is_real(a):
+        raise ValueError(
+            f"stored rows: shape {a.shape} of {a.dtype}; expected [n, d] real numbers, of one row "
+            "and one feature at least"
+        )
     dtype = np.dtype(a.dtype).newbyteorder("=")
 
     def read(rows):
@@ -108,13 +152,17 @@ def rows_of_records(records: Records, feature: str) -> StoredRows:
     if feature not in first:
         raise ValueError(f"stored rows: records have {', '.join(first)}, but no {feature!r}")
     example = np.asarray(first[feature])
-    if not is_real(example):
-        raise ValueError(f"stored rows: {feature!r} is of {example.dtype}; expected real numbers")
+    if example.size == 0 or not is_real(example):
+        raise ValueError(
+            f"stored rows: {feature!r} is {example.shape} of {example.dtype}; expected real numbers"
+        )
 
     def read(rows):
         found = _records(records, rows.tolist())
         x = np.empty((len(rows), example.size), example.dtype)
         for i, (number, record) in enumerate(zip(rows, found, strict=True)):
+            if feature not in record:
+                raise ValueError(f"record {number}: it has {', '.join(record)}, no {feature!r}")
             row = np.asarray(record[feature])
             if row.shape != example.shape or row.dtype != example.dtype:
                 raise ValueError(
@@ -141,7 +189,7 @@ def concatenated(parts: Sequence[StoredRows]) -> StoredRows:
       ValueError: if there are none, or they differ in features or type; names where.
 
     Example:
-      >>> concatenated([rows_of(np.eye(2)), rows_of(np.zeros((1, 2)))])[1:].tolist()
+      >>> concatenated([rows_of_array(np.eye(2)), rows_of_array(np.zeros((1, 2)))])[1:].tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
     if not parts:
@@ -166,7 +214,8 @@ def concatenated(parts: Sequence[StoredRows]) -> StoredRows:
         number = int(np.searchsorted(ends, row, side="right"))
         return parts[number].place(row - int(starts[number]))
 
-    return StoredRows((int(ends[-1]), d), dtype, read, place)
+    together = max(part.together for part in parts)
+    return StoredRows((int(ends[-1]), d), dtype, read, place, together)
 
 
 def _by_part(
@@ -185,7 +234,7 @@ def with_columns(x: StoredRows, columns: Integer[NDArray, " columns"]) -> Stored
     """Returns these features of the rows.
 
     Example:
-      >>> with_columns(rows_of(np.eye(3)), np.array([2]))[1:].tolist()
+      >>> with_columns(rows_of_array(np.eye(3)), np.array([2]))[1:].tolist()
       [[0.0], [1.0]]
     """
     return dataclasses.replace(
@@ -197,7 +246,7 @@ def with_filling_rows(x: StoredRows, more: int) -> StoredRows:
     """Returns the rows with copies of the last one behind them.
 
     Example:
-      >>> with_filling_rows(rows_of(np.eye(2)), 2)[1:].tolist()
+      >>> with_filling_rows(rows_of_array(np.eye(2)), 2)[1:].tolist()
       [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
     """
     n, d = x.shape

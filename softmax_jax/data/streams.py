@@ -6,6 +6,7 @@ works on them, a thread reads those that it is going to ask for next.
 
 import dataclasses
 import itertools
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +34,8 @@ class Stream:
     """``[n, d]`` rows that a program has the host read.
 
     Example:
-      >>> from softmax_jax.data.stored import rows_of
-      >>> with opened(rows_of(np.eye(4))) as stream:
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> with opened(rows_of_array(np.eye(4))) as stream:
       ...     print(len(stream), stream.part(1, 2).shape)
       4 (2, 4)
     """
@@ -66,35 +67,40 @@ class _Reader:
 
     def __init__(self, x: StoredRows, kept: Mapping[bytes, NDArray]) -> None:
         self.x, self.kept = x, kept
-        self.error: Exception | None = None
-        self._lock, self._pool = threading.Lock(), ThreadPoolExecutor(1, "rows")
-        # Of each device one that it is going to ask for, and one that it no longer is.
-        self._most_ahead = 2 * jax.local_device_count()
-        self._ahead: dict[bytes, Future] = {}
+        self.error: BaseException | None = None
+        self._lock, self._pool = threading.Lock(), ThreadPoolExecutor(2, "rows")
+        # The latest reads, of each device one that it has and one that it is going to ask for.
+        devices = math.prod(jax.sharding.get_abstract_mesh().axis_sizes)
+        self._most = 2 * max(devices // jax.process_count(), 1)
+        self._begun: dict[bytes, Future] = {}
 
     def read(self, rows: NDArray, following: NDArray) -> NDArray:
         last = len(self.x) - 1
         rows, following = np.minimum(rows, last), np.minimum(following, last)
-        key, key_after = rows.tobytes(), following.tobytes()
-        with self._lock:  # each device has a thread
-            begun = self._ahead.pop(key, None)
-            # Begun before these are waited for.
-            is_known = key_after in self.kept or key_after in self._ahead
-            if key_after not in (b"", key) and not is_known:
-                if len(self._ahead) >= self._most_ahead:
-                    self._ahead.pop(next(iter(self._ahead))).cancel()
-                self._ahead[key_after] = self._pool.submit(self.x.__getitem__, following)
         try:
-            if key in self.kept:
-                return self.kept[key]
-            return self.x[rows] if begun is None else begun.result()
-        except Exception as e:
+            found = self._begin(rows)
+            if len(following):
+                self._begin(following)
+            return self.kept[rows.tobytes()] if found is None else found.result()
+        except BaseException as e:
             # Its type would be lost on the way through the program.
             self.error = self.error or e
             raise
 
+    def _begin(self, rows: NDArray) -> Future | None:
+        """Has rows read, unless they are kept, or another device has asked for them just now."""
+        key = rows.tobytes()
+        if key in self.kept:
+            return None
+        with self._lock:  # each device has a thread
+            begun = self._begun.pop(key, None) or self._pool.submit(self.x.__getitem__, rows)
+            self._begun[key] = begun
+            while len(self._begun) > self._most:
+                self._begun.pop(next(iter(self._begun)))
+        return begun
+
     def close(self) -> None:
-        self._ahead.clear()
+        self._begun.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -113,8 +119,8 @@ def opened(x: StoredRows, kept: Mapping[bytes, NDArray] = MappingProxyType({})) 
       kept: rows that are in memory, by what asks for them: numbers in int32, as bytes.
 
     Example:
-      >>> from softmax_jax.data.stored import rows_of
-      >>> with opened(rows_of(np.eye(2, dtype=np.float32))) as stream:
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> with opened(rows_of_array(np.eye(2, dtype=np.float32))) as stream:
       ...     print(jax.jit(rows_at)(stream, np.array([1])))
       [[0. 1.]]
     """
@@ -176,8 +182,8 @@ def rows_at(
       following: the numbers that are going to be asked for next; the same if none are.
 
     Example:
-      >>> from softmax_jax.data.stored import rows_of
-      >>> with opened(rows_of(np.eye(3, dtype=np.float32))) as stream:
+      >>> from softmax_jax.data.stored import rows_of_array
+      >>> with opened(rows_of_array(np.eye(3, dtype=np.float32))) as stream:
       ...     print(jax.jit(rows_at)(stream, np.array([2, 0]), np.array([1])).tolist())
       [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """

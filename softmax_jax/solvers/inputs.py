@@ -116,7 +116,7 @@ def arrange(
     else:
         assert streams is not None
         layout, x = _streamed(rows, layout, max_bytes, streams)
-    stored = _stored(rows, x, layout, fit_intercept, grouped)
+    stored = _problem_of(rows, x, layout, fit_intercept, grouped)
     problem, units = of_their_own(
         stored if on_host else placed(stored),
         rows.scale,
@@ -248,16 +248,19 @@ def _layout(weights: np.ndarray, block_size: int, least: int) -> _Layout:
 def _read(x: StoredRows, layout: _Layout) -> AnyArray:
     """Reads all rows into blocks; each process those of its devices."""
     order = layout.order.reshape(layout.blocks, layout.rows)
-    shape = (*order.shape, x.shape[1])
 
-    def part(at):
-        own = order[at[:2]]
+    def rows_at(own):
         rows = filled(_aligned((own.size, x.shape[1]), x.dtype), x, own.ravel())
         return rows.reshape(*own.shape, x.shape[1])
 
     if jax.process_count() == 1:
-        return part(())
+        return rows_at(order)
+    shape = (*order.shape, x.shape[1])
     place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, parallel.DATA))
+
+    def part(at):
+        return rows_at(order[at[:2]])
+
     return jax.make_array_from_callback(shape, place, part, dtype=x.dtype)
 
 
@@ -267,13 +270,14 @@ def _streamed(
     """Opens rows of which so many bytes are kept; and their layout."""
     kept = number_kept(rows.x, layout.rows, max_bytes)
     n, has_weight = len(rows.x), np.any(rows.weights > 0, axis=0)
-    order = in_stored_order(layout.order[:n], layout.rows, kept, has_weight)
+    together = rows.x.together
+    order = in_stored_order(layout.order[:n], layout.rows, kept, has_weight, together)
     layout = layout._replace(order=np.concatenate([order, layout.order[n:]]))
     order = layout.order.reshape(layout.blocks, layout.rows)
     return layout, streamed(rows.x, order, kept, streams)
 
 
-def _stored(
+def _problem_of(
     rows: Rows,
     x: AnyArray,
     layout: _Layout,

@@ -164,10 +164,12 @@ def canonical(x: AnyArray) -> AnyArray:
 
 def checked_x(x: AnyArray, max_bytes: int = MAX_BYTES) -> tuple[AnyArray, float]:
     """Returns features as CSR, JAX or NumPy array, or stored ones, and the largest in size."""
-    # Larger ones are read into blocks, so that they are in memory once.
-    x = reading.unless_within(x, min(max_bytes, 8 * cost.ON_HOST))
+    # Memory maps that are small stay arrays, and larger ones are in memory once, in blocks.
+    most = min(max_bytes, np.float64().itemsize * cost.ON_HOST)
+    if isinstance(x, np.memmap) and x.nbytes > most:
+        x = stored.rows_of_array(x)
     if isinstance(x, StoredRows):
-        return x, _largest_stored(x)
+        return reading.unless_within(x, most), _largest_stored(x)
     x = checks.as_rows(x, "x")
     if 0 in x.shape:
         raise ValueError(
@@ -196,7 +198,7 @@ def _largest_stored(x: StoredRows) -> float:
     largest, bad = 0.0, len(x)
     share = {"part": jax.process_index(), "parts": jax.process_count()}
     for first, block in reading.slices_of(x, **share):
-        largest = max(largest, _largest(block, np))
+        largest = float(np.maximum(largest, _largest(block, np)))  # NaN if there is one
         if not np.isfinite(largest):
             bad = first + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
             break

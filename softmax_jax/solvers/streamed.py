@@ -1,8 +1,8 @@
 """Rows of a problem that stay where they are stored, of which the host reads a block at a time.
 
 The first blocks are rows drawn at random, as those in memory are: samples are made of them, and as
-many as there is room for are kept. The others are read in each pass. So that this goes through
-files from front to back, a block has rows that lie one after the other.
+many as there is room for are kept. The others are read in each pass, a block of rows that lie one
+after the other at a time.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from softmax_jax._annotations import Array, Bool, Integer, NDArray, Shaped
 from softmax_jax.data.reading import filled
 from softmax_jax.data.stored import StoredRows
 from softmax_jax.data.streams import Stream, opened, rows_at
+from softmax_jax.mesh import DATA
 
 # Beside those that are kept: one that is worked on, one that is read, and one on its way.
 _MOVING = 3
@@ -47,13 +48,28 @@ def block_at(
 
 
 def number_kept(x: StoredRows, rows: int, max_bytes: int) -> int:
-    """Returns how many blocks are kept, of features that may take so many bytes."""
-    block = rows * x.shape[1] * x.dtype.itemsize
+    """Returns how many blocks are kept, of features that may take so many bytes in a process."""
+    block = rows * x.shape[1] * x.dtype.itemsize * len(_own_parts()) // parallel.extent(DATA)
     return max(max_bytes // block - _MOVING, 0)
 
 
+def _own_parts() -> list[int]:
+    """Returns which parts of each block devices of this process ask for."""
+    extent = parallel.extent(DATA)
+    if jax.process_count() == 1 or extent == 1:
+        return list(range(extent))
+    mesh = jax.sharding.get_mesh()
+    of_parts = np.moveaxis(mesh.devices, mesh.axis_names.index(DATA), 0).reshape(extent, -1)
+    own = jax.process_index()
+    return [i for i, part in enumerate(of_parts) if any(d.process_index == own for d in part)]
+
+
 def in_stored_order(
-    order: Integer[NDArray, " n"], rows: int, kept: int, has_weight: Bool[NDArray, " n"]
+    order: Integer[NDArray, " n"],
+    rows: int,
+    kept: int,
+    has_weight: Bool[NDArray, " n"],
+    together: int = 1,
 ) -> Integer[NDArray, " n"]:
     """Returns the rows with those beyond the blocks that are kept as they lie in their files.
 
@@ -62,12 +78,16 @@ def in_stored_order(
       rows: of a block.
       kept: number of blocks that stay as they are.
       has_weight: of all rows.
+      together: rows that files are read in; as many stay together.
     """
     first, end = kept * rows, int(np.count_nonzero(has_weight))
     read = np.sort(order[first:end])
     whole = len(read) // rows * rows
+    blocks = np.arange(whole // rows)
     # Any number of blocks is a sample of what the files have, though not of single rows.
-    shuffled = np.random.default_rng(0).permutation(read[:whole].reshape(-1, rows)).ravel()
+    runs = np.array_split(blocks, max(whole // max(rows, together), 1))
+    number = np.random.default_rng(0).permutation(len(runs))
+    shuffled = read[:whole].reshape(-1, rows)[np.concatenate([runs[i] for i in number])].ravel()
     return np.concatenate([order[:first], shuffled, read[whole:], order[max(first, end) :]])
 
 
@@ -82,12 +102,15 @@ def streamed(
       kept: how many blocks are kept.
       streams: closes them.
     """
+    if len(x) >= 2**31:
+        raise ValueError(f"x: {len(x):,} stored rows; there may be 2**31 - 1")
     order = order.astype(np.int32)
-    numbers = order[:kept].ravel()
-    kept_rows = filled(np.empty((len(numbers), x.shape[1]), x.dtype), x, numbers)
     # Each device asks for its own rows of a block.
-    requests = numbers.reshape(-1, order.shape[1] // parallel.extent(parallel.DATA))
-    by_request = zip(requests, kept_rows.reshape(*requests.shape, x.shape[1]), strict=True)
+    size, d = order.shape[1] // parallel.extent(DATA), x.shape[1]
+    requests = order[:kept].reshape(kept, -1, size)[:, _own_parts()] if kept else order[:0, :size]
+    requests = requests.reshape(-1, size)
+    rows = filled(np.empty((requests.size, d), x.dtype), x, requests.ravel())
+    by_request = zip(requests, rows.reshape(-1, size, d), strict=True)
     stream = streams.enter_context(
         opened(x, {request.tobytes(): found for request, found in by_request})
     )

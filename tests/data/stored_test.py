@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from softmax_jax.data import concatenated, open_rows, rows_of, rows_of_records, shards
+from softmax_jax import parallel
+from softmax_jax.data import (
+    StoredRows,
+    concatenated,
+    open_rows,
+    rows_of_array,
+    rows_of_records,
+    shards,
+)
 from softmax_jax.data.reading import in_memory, unless_within
 from softmax_jax.data.streams import opened, rows_at
 
@@ -96,7 +104,7 @@ def test_rows_come_in_the_order_that_they_are_asked_for(rows, gap):
         [np.arange(*run.indices(60)) for run in shards._runs(order, gap)] or [[]]
     )
     np.testing.assert_array_equal(covered, np.arange(len(order)))
-    parts = concatenated([rows_of(part) for part in np.split(X, [1, 5, 30])])
+    parts = concatenated([rows_of_array(part) for part in np.split(X, [1, 5, 30])])
     np.testing.assert_array_equal(parts[np.array(rows, int)], X[np.array(rows, int)])
 
 
@@ -126,8 +134,9 @@ def test_records_are_rows():
 def test_memory_maps_stay_on_disk_where_they_are_large(tmp_path):
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert unless_within(mapped, X.nbytes) is mapped
-    x = unless_within(mapped, X.nbytes - 1)
+    x = rows_of_array(mapped)
+    assert isinstance(unless_within(x, X.nbytes), np.ndarray)
+    x = unless_within(x, X.nbytes - 1)
     np.testing.assert_array_equal(x[np.array([7, 2])], X[[7, 2]])
 
 
@@ -206,7 +215,7 @@ def test_names_whose_order_is_not_that_of_their_numbers_are_refused(tmp_path):
 def test_lists_that_are_no_rows_are_named(tmp_path, lists, says):
     parquet.write_table(pa.table({"features": lists}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=rf"x\.parquet.*{says}"):
-        open_rows(tmp_path / "x.parquet")
+        open_rows(tmp_path / "x.parquet")[:]
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):
@@ -229,7 +238,7 @@ def test_a_program_reads_rows_ahead_and_says_what_went_wrong():
             raise OSError("row 13 is gone")
         return X[rows]
 
-    x = rows_of(X)
+    x = rows_of_array(X)
     x = type(x)(X.shape, X.dtype, read)
 
     @jax.jit
@@ -248,3 +257,79 @@ def test_a_program_reads_rows_ahead_and_says_what_went_wrong():
         total(stream, np.array([[0, 1], [13, 4], [7, 7]])).block_until_ready()
     with pytest.raises((RuntimeError, ValueError), match="closed"):
         total(stream, rows).block_until_ready()
+
+
+def test_rows_are_asked_for_as_of_an_array():
+    x = rows_of_array(X)
+    mask = X[:, 0] > 0
+    for rows in (mask, [-1, 0], slice(None, None, -3), np.array([3, 1], np.uint8), slice(7, 7)):
+        np.testing.assert_array_equal(x[rows], X[rows])
+    for wrong in (40, -41):
+        with pytest.raises(IndexError, match=f"there is no row {wrong} of 40"):
+            x[[0, wrong]]
+    for other in (3, mask[:5], [0.5], [[1]]):
+        with pytest.raises(IndexError, match=r"expected a slice, numbers of rows, or a mask of 40"):
+            x[other]
+    with pytest.raises(ValueError, match=r"x\[:\] has them in memory"):
+        np.asarray(x)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda rows: X[rows][1:], lambda rows: X[rows, :2], lambda rows: X[rows].astype(int)]
+)
+def test_rows_that_are_not_what_was_announced_are_refused(read):
+    x = StoredRows(X.shape, X.dtype, read)
+    with pytest.raises(
+        ValueError, match=r"row 4 and on: .* was read; expected \(3, 3\) of float32"
+    ):
+        x[4:7]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "arrow"])
+def test_a_file_of_groups_that_is_cut_while_it_is_open_is_named(tmp_path, kind):
+    suffix, write = KINDS[kind]
+    path = tmp_path / f"x{suffix}"
+    write(path, X)
+    x = open_rows(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(OSError, match=rf"x\{suffix}"):
+        x[:]
+
+
+def test_of_groups_that_are_compressed_one_at_a_time_is_in_memory(tmp_path):
+    table = pa.table({"id": np.arange(40), "features": lists_of(X)})
+    feather.write_feather(table, tmp_path / "x.feather", chunksize=7, compression="lz4")
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=7, compression="snappy")
+    x = open_rows([tmp_path / "x.feather", tmp_path / "x.parquet"])
+    np.testing.assert_array_equal(x[:], np.concatenate([X, X]))
+    assert x.together == 7
+
+
+def test_a_stream_of_arrow_without_its_end_is_refused(tmp_path):
+    write_arrow_stream(tmp_path / "x.arrow", X)
+    whole = (tmp_path / "x.arrow").read_bytes()
+    (tmp_path / "x.arrow").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"x\.arrow: it ends without the mark of its end"):
+        open_rows(tmp_path / "x.arrow")
+
+
+def test_columns_that_are_no_lists_are_shown(tmp_path):
+    parquet.write_table(pa.table({"id": [1, 2], "name": ["a", "b"]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"no column is of lists of numbers; .*id: int64"):
+        open_rows(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="it is no file"):
+        open_rows(tmp_path)
+
+
+def test_devices_that_ask_for_the_same_rows_share_them():
+    asked = []
+
+    def read(rows):
+        asked.append(rows.tolist())
+        return X[rows]
+
+    x = StoredRows(X.shape, X.dtype, read)
+    with jax.set_mesh(parallel.make_mesh(2, 4)), opened(x) as stream:
+        found = jax.jit(rows_at)(stream, np.arange(8))
+        np.testing.assert_array_equal(found, X[:8])
+    assert sorted(asked) == [[0, 1, 2, 3], [4, 5, 6, 7]]

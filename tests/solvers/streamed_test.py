@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from softmax_jax import cross_validate, fit, fit_path, parallel
-from softmax_jax.data import StoredRows, open_rows, rows_of
+from softmax_jax.data import StoredRows, open_rows, rows_of_array
 from softmax_jax.solvers.streamed import in_stored_order
 
 RNG = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def assert_same_fit(found, expected, tol=1e-6):
 
 def both(function, *, max_bytes, **options):
     options = {"tol": 1e-6, "block_size": 128} | options
-    found = function(rows_of(X), Y, max_bytes=max_bytes, **options)
+    found = function(rows_of_array(X), Y, max_bytes=max_bytes, **options)
     return found, function(X, Y, **options)
 
 
@@ -58,7 +58,7 @@ def test_what_is_kept_is_not_read_again():
         return sum(asked)
 
     none, four, all_of_them = reads(0), reads(4), reads(100)
-    assert all_of_them == N  # and stays in memory
+    assert all_of_them == 2 * N  # to be looked at, and to stay in memory
     assert four < 0.75 * none
 
 
@@ -87,13 +87,13 @@ def test_all_that_fits_offer_works_on_files(options):
 def test_numbers_are_those_that_are_stored(dtype):
     x = (20 * X + 100).astype(dtype)
     options = {"l2": 1.0, "block_size": 128, "tol": 1e-6}
-    assert_same_fit(fit(rows_of(x), Y, max_bytes=5, **options), fit(x, Y, **options))
+    assert_same_fit(fit(rows_of_array(x), Y, max_bytes=5, **options), fit(x, Y, **options))
 
 
 def test_more_features_than_rows():
     x, y = RNG.normal(size=(60, 200)), np.arange(60) % 3
     options = {"l2": 1e-2, "block_size": 16, "tol": 1e-6}
-    assert_same_fit(fit(rows_of(x), y, max_bytes=5, **options), fit(x, y, **options))
+    assert_same_fit(fit(rows_of_array(x), y, max_bytes=5, **options), fit(x, y, **options))
 
 
 def test_paths_and_weightings_and_folds(tmp_path):
@@ -144,13 +144,19 @@ def test_rows_that_are_read_ascend_in_blocks_and_those_kept_are_drawn():
     assert (np.diff(by_first) > 0).all()
 
 
-def test_numbers_that_are_not_finite_are_found_in_their_file(tmp_path):
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("max_bytes", [5, 2**30])
+def test_numbers_that_are_not_finite_are_found_in_their_file(tmp_path, number, max_bytes):
     for i, part in enumerate(np.split(X, 3)):
         part = part.copy()
-        part[7, 2] = np.inf if i == 1 else part[7, 2]
+        part[7, 2] = number if i == 1 else part[7, 2]
         np.save(tmp_path / f"part-{i}.npy", part)
-    with pytest.raises(ValueError, match=r"part-1\.npy, row 7: feature 2 is inf as float32"):
-        fit(open_rows(tmp_path / "part-*.npy"), Y, l2=1e-2, max_bytes=5)
+    says = rf"part-1\.npy, row 7: feature 2 is {number} as float32"
+    with pytest.raises(ValueError, match=says):
+        fit(open_rows(tmp_path / "part-*.npy"), Y, l2=1e-2, max_bytes=max_bytes)
+
+
+def test_a_budget_is_a_number():
     with pytest.raises(ValueError, match="max_bytes: 0"):
         fit(X, Y, l2=1e-2, max_bytes=0)
 
@@ -185,3 +191,25 @@ def test_what_fits_into_memory_is_read_twice_and_is_there_once():
     assert sum(asked) == 2 * len(x)
     assert "stored" not in str(found.plan)
     assert_same_fit(found, fit(x, y, l2=1e-2), tol=1e-4)
+
+
+def test_rows_of_a_group_of_a_file_stay_together():
+    order = np.random.default_rng(1).permutation(64)
+    found = in_stored_order(order, rows=4, kept=0, has_weight=np.ones(64, bool), together=16)
+    np.testing.assert_array_equal(np.sort(found), np.arange(64))
+    runs = found.reshape(4, 16)
+    assert (np.diff(runs, axis=1) == 1).all()
+
+
+def test_what_goes_wrong_is_raised_as_it_is_also_an_interrupt():
+    for error in (OSError("gone"), KeyboardInterrupt()):
+        asked = []
+
+        def read(rows, asked=asked, error=error):
+            asked.append(len(rows))
+            if len(asked) > 20:
+                raise error
+            return X[rows]
+
+        with pytest.raises(type(error)):
+            fit(StoredRows(X.shape, X.dtype, read), Y, l2=1e-4, block_size=128, max_bytes=5)
