@@ -234,15 +234,15 @@ def _derivatives(
 def _cholesky(a: Float[Array, "k q q"]) -> Float[Array, "k q q"]:
     """Returns the lower factors; what is not finite where a matrix is not positive definite."""
 
-    def by_eigenvectors(a):
-        # XLA for several TPUs has no Cholesky decomposition in float64.
-        values, vectors = jnp.linalg.eigh(a)
-        root = jnp.sqrt(values)[:, :, None] * jnp.swapaxes(vectors, -1, -2)
-        return jnp.swapaxes(jnp.linalg.qr(root)[1], -1, -2)
+    def in_float32(a):
+        # XLA for several TPUs has none in float64. One of few digits makes for more steps.
+        q = a.shape[-1]
+        some = 4 * q * jnp.finfo(jnp.float32).eps * jnp.eye(q, dtype=a.dtype)
+        return jnp.linalg.cholesky((a + some[None]).astype(jnp.float32)).astype(a.dtype)
 
     if a.dtype != jnp.float64:
         return jnp.linalg.cholesky(a)
-    return jax.lax.platform_dependent(a, tpu=by_eigenvectors, default=jnp.linalg.cholesky)
+    return jax.lax.platform_dependent(a, tpu=in_float32, default=jnp.linalg.cholesky)
 
 
 def _shares_of_classes(problem: Problem, q: int) -> Float[Array, "m q"]:
