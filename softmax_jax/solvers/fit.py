@@ -123,8 +123,8 @@ def fit(
       block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
         8,192 to 65,536 sparse ones.
         Results depend on it by rounding only.
-      max_bytes: of memory that stored features may take. Of larger ones so many are kept, and the
-        others are read in each pass.
+      max_bytes: of memory that stored features may take in a process. Of larger ones so many are
+        kept, less three blocks, and the others are read in each pass.
       callback: called with a `Progress` each time that the host looks at the problem, under the
         caller's JAX settings.
 
