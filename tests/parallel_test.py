@@ -12,6 +12,7 @@ import scipy.sparse
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from softmax_jax import Data, Params, evaluation, head, metrics, model, parallel, solvers, training
+from softmax_jax.solvers.placement import added_up_in_limbs
 
 SHAPES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 RNG = np.random.default_rng(0)
@@ -353,3 +354,20 @@ def test_a_pass_adds_up_one_gradient(problem):
     moved = collectives(compiled.as_text())
     assert sum(moved) < q * columns + 16
     assert sum(size >= q * columns for size in moved) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_limbs_of_float32_add_up_as_float64_does(devices):
+    with jax.set_mesh(parallel.make_mesh(devices)), jax.enable_x64(True):
+        a = RNG.normal(size=(devices, 50)) * 10.0 ** RNG.integers(-8, 8, size=50)
+        for given in (a, -a, 0 * a, np.where(a > 1, 1e30, a)):
+            found = jax.jit(
+                jax.shard_map(
+                    lambda a: added_up_in_limbs(a[0]),
+                    in_specs=PartitionSpec("data"),
+                    out_specs=PartitionSpec(),
+                    check_vma=False,
+                )
+            )(given)
+            rounding = 2.0**-52 * devices * np.abs(given).max()
+            np.testing.assert_allclose(found, given.sum(axis=0), rtol=0, atol=rounding)
