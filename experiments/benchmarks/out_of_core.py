@@ -15,13 +15,14 @@ that is slower takes as long as it takes to read the files twice a pass.
 import argparse
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
+
+from solver_comparison.measures import Memory
 
 _MIB = 2**20
 _SHARDS = 8
@@ -49,12 +50,13 @@ def solve(folder: pathlib.Path, max_bytes: int | None) -> dict[str, float | str]
     ids, x = np.load(folder / "ids.npy"), open_rows(folder / "features-*.npy")
     rows = x[:] if max_bytes is None else x
     seconds = []
+    peaks = []
     for _ in range(2):
         begun = time.perf_counter()
-        solution = fit(rows, ids, l2=1 / len(ids), tol=1e-3, max_bytes=max_bytes or 1)
+        with Memory() as memory:
+            solution = fit(rows, ids, l2=1 / len(ids), tol=1e-3, max_bytes=max_bytes or 1)
         seconds.append(time.perf_counter() - begun)
-        if len(seconds) == 1:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peaks.append(memory.peak)
     return {
         "first": seconds[0],
         "seconds": seconds[1],
@@ -62,7 +64,7 @@ def solve(folder: pathlib.Path, max_bytes: int | None) -> dict[str, float | str]
         "objective": float(solution.objective),
         "gap": float(solution.gap / solution.objective),
         "status": str(solution.status),
-        "peak": float(peak),
+        "peak": peaks[0],
     }
 
 
@@ -81,7 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
             print(
                 f"{kind:10} {one['status']}, gap {one['gap']:.1e}, objective "
                 f"{one['objective']:.6f}: {one['passes']:.1f} passes, {one['seconds']:.1f} s "
-                f"(first call {one['first']:.1f} s), peak {one['peak'] / 2**30:.2f} GiB",
+                f"(first call {one['first']:.1f} s), peak {one['peak']:,.0f} MiB",
                 flush=True,
             )
     files, memory = found["in files"], found["in memory"]
