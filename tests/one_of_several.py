@@ -1,4 +1,4 @@
-"""What each process of processes_test.py does: all that a mesh is for, written to a file.
+"""Does all that a mesh is for, and writes it to a file: a process of processes_test.py.
 
     python one_of_several.py ADDRESS NUMBER PROCESS FOLDER
 

@@ -29,7 +29,7 @@ from softmax_jax.data.stored import StoredRows, concatenated
 _PAGE = 4096
 """Bytes that take no longer to read than to leave out."""
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of an entry of a zip file: its signature, and the lengths of the name and of what follows it."""
+"""Header of an entry of a zip file: its signature, the lengths of its name and what follows it."""
 
 
 class _Latest(NamedTuple):

@@ -237,12 +237,10 @@ def fit_path(
       lower: see `fit`.
       upper: see `fit`.
       relax: see `fit`.
-      num_classes: q, by default one more than the largest class id; more classes than rows have to
-        be said here.
+      num_classes: see `fit`.
       sample_weight: ``[n]``, or ``[m, n]`` for m weightings, which become the first axis of the
         results: folds with zeros for what is left out, or draws of a bootstrap.
-      class_weight: factors on the weights of rows, ``[q]``, or ``"balanced"`` for ones that give
-        each class the same weight in total; with probabilities as targets, their mean.
+      class_weight: see `fit`.
       offset: ``[n, q]``, added to the logits.
       scale: the features are ``x * scale + shift``; numbers, or ``[d]``. None means 1 and 0.
       shift: see ``scale``.
@@ -259,9 +257,7 @@ def fit_path(
       slots: strengths, of one weighting, that share a pass. In many slots a pass is cheaper for
         each, but there are more of them, as problems start further from their neighbour's
         solution; mostly that takes longer.
-      block_size: rows at a time; by default such that a block of float32 features takes 6 MiB, and
-        8,192 to 65,536 sparse ones.
-        Results depend on it by rounding only.
+      block_size: see `fit`.
       max_bytes: see `fit`.
       callback: called with a `Progress` each time that the host looks at the slots, under the
         caller's JAX settings.

@@ -16,7 +16,7 @@ L2 = tuple(float(l2) for l2 in np.logspace(-1, -6, 16))
 TOL = 1e-3
 """The relative certified gap of ours."""
 SLACKS = (1e-3, 1e-6)
-"""By how much the objectives of a peer may be above ours, relatively."""
+"""Shares by which the objectives of a peer may be above ours."""
 TOLERANCES = tuple(10.0 ** (-j / 2) for j in range(3, 18))
 """Tolerances of a peer at each strength, until it meets the smallest slack."""
 
